@@ -1,0 +1,1 @@
+"""Training and running multi-exit networks with learned sample weights."""
