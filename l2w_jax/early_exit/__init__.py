@@ -1,0 +1,5 @@
+"""Early exiting: what each exit costs, when a sample may leave, and inference that really stops."""
+
+from l2w_jax.early_exit.budget import budgeted_curve, exit_shares, find_thresholds
+
+__all__ = ["budgeted_curve", "exit_shares", "find_thresholds"]

@@ -1,0 +1,271 @@
+"""Budgeted-batch classification: thresholds, exits and the curve of accuracy over mul-adds.
+
+A network with K exits shares a compute budget among the samples of a batch: easy samples leave at
+an early exit, the rest go on (Huang et al., ICLR 2018, section 5; Han et al., ECCV 2022, section
+4.1). A parameter q sets which share of the samples should leave where, held-out data turn the
+shares into one confidence threshold per exit, and on test data a sample leaves at the first exit
+whose threshold its confidence reaches.
+
+Everything here is a pure function of NumPy arrays. Confidences are compared in float32, the
+precision that thresholds are stored in, so that the same sample leaves at the same exit wherever
+the decision is taken.
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+# The q of the 39 points of a budgeted curve: 0.05 (nearly all leave at exit 1) to 1.95.
+CURVE_QS: tuple[float, ...] = tuple(i / 20 for i in range(1, 40))
+
+# The thresholds of an exit that no sample and that every sample leaves at: outside what a
+# confidence can be, and finite, so that they survive JSON and CSV.
+NOBODY_LEAVES = np.float32(1e8)
+EVERYBODY_LEAVES = np.float32(-1e8)
+
+
+def exit_shares(q: float, num_exits: int) -> NDArray[np.float32]:
+    """Shares p_k = q^k / sum_j q^j of the samples that should leave at each exit.
+
+    Every step of p = exp(k log q), normalised, is rounded to float32: the shares are multiplied by
+    sample counts and rounded down, so that another precision would move a sample to another exit.
+    The logarithm and the exponential are taken in float64 first, because their float32 versions
+    differ in the last bit between processors.
+
+    Args:
+        q: positive; below 1 most samples leave early, above 1 most leave late.
+        num_exits: K, at least 1.
+
+    Returns:
+        float32[K], summing to 1.
+
+    Raises:
+        ValueError: if q or num_exits is out of range, or q^K is not a float32.
+    """
+    if num_exits < 1:
+        raise ValueError(f"num_exits is {num_exits}; it must be at least 1")
+    if not 0 < q < float("inf"):
+        raise ValueError(f"q is {q}; it must be positive and finite")
+    ordinals = np.arange(1, num_exits + 1, dtype=np.float32)
+    exponents = np.float32(np.log(np.float64(np.float32(q)))) * ordinals
+    with np.errstate(over="ignore", invalid="ignore"):
+        powers = np.exp(exponents.astype(np.float64)).astype(np.float32)
+        shares = powers / powers.sum()
+    if not np.isfinite(shares).all():
+        raise ValueError(f"q is {q}, and {q}^{num_exits} or its inverse overflows float32")
+    return shares
+
+
+def confidences_of(probs: ArrayLike) -> NDArray[np.float32]:
+    """Largest class probability of each sample at each exit.
+
+    Args:
+        probs: softmax probabilities [K, N, C].
+
+    Returns:
+        float32[K, N].
+
+    Raises:
+        ValueError: if probs has another number of dimensions or a confidence is NaN or infinite.
+    """
+    return _checked_confidences(_checked_probs(probs).max(axis=-1))
+
+
+def correctness_of(probs: ArrayLike, labels: ArrayLike) -> NDArray[np.bool_]:
+    """Whether each exit's most probable class (the first of equals) is the label.
+
+    Args:
+        probs: class probabilities or logits [K, N, C].
+        labels: class indices [N].
+
+    Returns:
+        bool[K, N].
+
+    Raises:
+        ValueError: if the shapes do not match.
+    """
+    probs, labels = _checked_probs(probs), np.asarray(labels)
+    if labels.shape != probs.shape[1:2]:
+        raise ValueError(f"labels have shape {labels.shape} for probs of shape {probs.shape}")
+    return probs.argmax(axis=-1) == labels
+
+
+def find_thresholds(confidences: ArrayLike, shares: ArrayLike) -> NDArray[np.float32]:
+    """Thresholds at which the given shares of held-out samples leave at each exit.
+
+    Exit k takes the floor(N p_k) most confident samples of those that no earlier threshold took,
+    and its threshold T_k is the confidence of the last of them. All samples with a confidence of
+    T_k or more at exit k then count as taken, equals included. An exit that should take none, or
+    more than are left, gets NOBODY_LEAVES; the last exit takes everybody who is left.
+
+    Only the value of T_k matters, not which of several equal samples holds it: a selection of the
+    n-th largest of those left replaces a walk down the sorted samples.
+
+    Args:
+        confidences: held-out confidences [K, N].
+        shares: p_k [K], from `exit_shares`.
+
+    Returns:
+        float32[K].
+
+    Raises:
+        ValueError: if the shapes do not match, a confidence is NaN or infinite, or a share is
+            not in [0, 1].
+    """
+    confidences = _checked_confidences(confidences)
+    shares = np.asarray(shares, dtype=np.float32)
+    num_exits, num_samples = confidences.shape
+    if shares.shape != (num_exits,):
+        raise ValueError(f"shares have shape {shares.shape} for {num_exits} exits")
+    if not ((shares >= 0) & (shares <= 1)).all():
+        raise ValueError(f"shares are {shares.tolist()}; each must be in [0, 1]")
+
+    counts = np.floor(np.float32(num_samples) * shares).astype(np.int64)
+    thresholds = np.full(num_exits, NOBODY_LEAVES)
+    taken = np.zeros(num_samples, dtype=bool)
+    for k in range(num_exits - 1):
+        left = confidences[k, ~taken]
+        if 0 < counts[k] <= left.size:
+            thresholds[k] = _nth_largest(left, counts[k])
+        taken |= confidences[k] >= thresholds[k]
+    thresholds[-1] = EVERYBODY_LEAVES
+    return thresholds
+
+
+def first_exits(confidences: ArrayLike, thresholds: ArrayLike) -> NDArray[np.int64]:
+    """The exit that each sample leaves at: the first whose threshold its confidence reaches.
+
+    Args:
+        confidences: [K, N].
+        thresholds: T_k [K]; the last one is taken as EVERYBODY_LEAVES.
+
+    Returns:
+        int[N], exits counted from 0.
+
+    Raises:
+        ValueError: if the shapes do not match, or a confidence is NaN or infinite, or a threshold
+            is NaN.
+    """
+    confidences = _checked_confidences(confidences)
+    thresholds = np.asarray(thresholds, dtype=np.float32)
+    if thresholds.shape != confidences.shape[:1]:
+        raise ValueError(f"thresholds have shape {thresholds.shape} for {len(confidences)} exits")
+    if np.isnan(thresholds).any():
+        raise ValueError(f"thresholds are {thresholds.tolist()}; NaN is not a threshold")
+    leaves = confidences >= thresholds[:, None]
+    leaves[-1] = True
+    return leaves.argmax(axis=0)
+
+
+def operating_point(
+    exits: NDArray[np.integer], correct: NDArray[np.bool_], mul_adds: ArrayLike
+) -> dict[str, float]:
+    """Accuracy, cost and shares when sample i leaves at exit exits[i].
+
+    Args:
+        exits: exit of each sample [N], counted from 0.
+        correct: whether each exit classifies each sample correctly [K, N].
+        mul_adds: cost of stopping at each exit [K], in multiply-adds per image.
+
+    Returns:
+        mul_adds (mean per image), top1 (percent, 0 to 100), share_1 to share_K (0 to 1).
+    """
+    num_exits, num_samples = correct.shape
+    shares = np.bincount(exits, minlength=num_exits) / num_samples
+    return {
+        "mul_adds": float(shares @ np.asarray(mul_adds, dtype=np.float64)),
+        "top1": 100 * float(correct[exits, np.arange(num_samples)].mean()),
+        **{f"share_{k}": float(share) for k, share in enumerate(shares, start=1)},
+    }
+
+
+def budgeted_curve_from_confidences(
+    val_confidences: ArrayLike,
+    test_confidences: ArrayLike,
+    test_correct: ArrayLike,
+    mul_adds: ArrayLike,
+) -> list[dict[str, float]]:
+    """`budgeted_curve` from confidences and correctness: C times less memory for C classes.
+
+    Args:
+        val_confidences: of the data that set the thresholds [K, N].
+        test_confidences: of the data that are classified [K, M].
+        test_correct: whether each exit classifies each of them correctly, bool [K, M].
+        mul_adds: cost of stopping at each exit [K], in multiply-adds per image.
+
+    Returns:
+        One dict for each q of CURVE_QS, with the keys q, mul_adds, top1 (percent) and share_1 to
+        share_K (0 to 1).
+
+    Raises:
+        ValueError: if the shapes do not match or a confidence is NaN or infinite.
+    """
+    val_confidences = _checked_confidences(val_confidences)
+    test_confidences = _checked_confidences(test_confidences)
+    test_correct = np.asarray(test_correct, dtype=bool)
+    mul_adds = np.asarray(mul_adds, dtype=np.float64)
+    num_exits = len(test_confidences)
+    if len(val_confidences) != num_exits:
+        raise ValueError(f"{len(val_confidences)} exits set thresholds for {num_exits} exits")
+    if test_correct.shape != test_confidences.shape:
+        raise ValueError(
+            f"correctness has shape {test_correct.shape}, confidences {test_confidences.shape}"
+        )
+    if mul_adds.shape != (num_exits,):
+        raise ValueError(f"mul_adds have shape {mul_adds.shape} for {num_exits} exits")
+
+    curve = []
+    for q in CURVE_QS:
+        thresholds = find_thresholds(val_confidences, exit_shares(q, num_exits))
+        exits = first_exits(test_confidences, thresholds)
+        curve.append({"q": q, **operating_point(exits, test_correct, mul_adds)})
+    return curve
+
+
+def budgeted_curve(
+    val_probs: ArrayLike, test_probs: ArrayLike, test_labels: ArrayLike, mul_adds: ArrayLike
+) -> list[dict[str, float]]:
+    """The 39-point curve of accuracy over mul-adds (Huang et al., ICLR 2018, section 5).
+
+    Args:
+        val_probs: softmax probabilities [K, N, C] of the data that set the thresholds.
+        test_probs: softmax probabilities [K, M, C] of the data that are classified.
+        test_labels: their class indices [M].
+        mul_adds: cost of stopping at each exit [K], in multiply-adds per image.
+
+    Returns:
+        One dict for each q of CURVE_QS, with the keys q, mul_adds (mean per image), top1
+        (percent, 0 to 100) and share_1 to share_K (share of the samples that leave there, 0 to 1).
+
+    Raises:
+        ValueError: if the shapes do not match or a probability is NaN or infinite.
+    """
+    return budgeted_curve_from_confidences(
+        confidences_of(val_probs),
+        confidences_of(test_probs),
+        correctness_of(test_probs, test_labels),
+        mul_adds,
+    )
+
+
+def _nth_largest(values: NDArray[np.float32], n: int) -> np.float32:
+    position = values.size - n
+    return np.partition(values, position)[position]
+
+
+def _checked_probs(probs: ArrayLike) -> np.ndarray:
+    probs = np.asarray(probs)
+    if probs.ndim != 3 or 0 in probs.shape:
+        raise ValueError(f"probs have shape {probs.shape}; [exits, samples, classes] is expected")
+    return probs
+
+
+def _checked_confidences(confidences: ArrayLike) -> NDArray[np.float32]:
+    confidences = np.asarray(confidences, dtype=np.float32)
+    if confidences.ndim != 2 or 0 in confidences.shape:
+        raise ValueError(
+            f"confidences have shape {confidences.shape}; [exits, samples] is expected"
+        )
+    # NaN fails the comparison too. A value beyond the two special thresholds would not obey them.
+    if not (np.abs(confidences) < NOBODY_LEAVES).all():
+        raise ValueError("a confidence is NaN or infinite")
+    return confidences
