@@ -1,0 +1,35 @@
+"""From a config to a network."""
+
+import jax.numpy as jnp
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from l2w_jax.models.msdnet import MSDNet
+from l2w_jax.models.multi_exit import MultiExitNetwork
+
+
+def create_model(config: ConfigDict | nn.Module) -> MultiExitNetwork:
+    """The network that `config.model` describes; a module is returned as it is.
+
+    Raises:
+        ValueError: `config.name` is not known.
+    """
+    if isinstance(config, nn.Module):
+        return config
+    if config.name == "msdnet":
+        return MSDNet(
+            num_blocks=config.num_exits,
+            base=config.base,
+            step=config.step,
+            step_mode=config.step_mode,
+            channels=config.channels,
+            growth_rate=config.growth_rate,
+            growth_factors=tuple(config.growth_factors),
+            bottleneck_factors=tuple(config.bottleneck_factors),
+            reduction=config.reduction,
+            prune=config.prune,
+            stem=config.stem,
+            num_classes=config.num_classes,
+            dtype=jnp.dtype(config.dtype),
+        )
+    raise ValueError(f"config.model.name: {config.name!r} is not known: must be 'msdnet'")

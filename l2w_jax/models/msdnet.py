@@ -1,0 +1,260 @@
+"""Multi-Scale DenseNet (Huang et al., "Multi-Scale Dense Networks for Resource Efficient Image
+Classification", ICLR 2018).
+
+A layer works on several scales at once, scale 0 the finest; blocks of layers end in a classifier on
+the coarsest scale. As the network deepens it drops its finest scales ("network reduction").
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from l2w_jax.models.layers import (
+    Branch,
+    Classifier,
+    ConvBNReLU,
+    LayerOptions,
+    Stem,
+    reduced,
+)
+from l2w_jax.models.multi_exit import MultiExitNetwork
+
+Features = tuple[jax.Array, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerPlan:
+    """One layer: how many of the coarsest scales come in and go out, and what follows.
+
+    Attributes:
+        transition_width: channels per growth factor of the 1x1 transition after the layer; None
+            where there is none.
+    """
+
+    scales_in: int
+    scales_out: int
+    transition_width: int | None
+
+
+def layers_per_block(num_exits: int, base: int, step: int, step_mode: str) -> list[int]:
+    """Number of layers in each block: `base`, then `step` ("even") or `step`·i + 1 ("lin_grow")."""
+    if step_mode == "even":
+        return [base] + [step] * (num_exits - 1)
+    return [base] + [step * i + 1 for i in range(1, num_exits)]
+
+
+def plan_blocks(
+    layer_counts: list[int],
+    num_scales: int,
+    channels: int,
+    growth_rate: int,
+    reduction: float,
+    prune: str,
+) -> tuple[tuple[LayerPlan, ...], ...]:
+    """The layers of every block (Huang et al., section 4, "network reduction").
+
+    prune "max" drops a scale every ceil(L/S) layers, with a transition after each drop; "min" keeps
+    all scales as long as the remaining layers can still reach the coarsest one, with transitions
+    after a third and two thirds of the L layers.
+    """
+    total = sum(layer_counts)
+    interval = math.ceil(total / num_scales)
+    width = channels
+    blocks, n = [], 0
+    for count in layer_counts:
+        block = []
+        for _ in range(count):
+            n += 1
+            if prune == "max":
+                scales_in = num_scales - max(0, n - 2) // interval
+                scales_out = num_scales - (n - 1) // interval
+                has_transition = scales_in > scales_out
+            else:
+                scales_in = min(num_scales, total - n + 2)
+                scales_out = min(num_scales, total - n + 1)
+                has_transition = n in (total // 3, 2 * total // 3)
+            width += growth_rate
+            if has_transition:
+                width = reduced(width, reduction)
+            block.append(LayerPlan(scales_in, scales_out, width if has_transition else None))
+        blocks.append(tuple(block))
+    return tuple(blocks)
+
+
+class MSDLayer(nn.Module):
+    """One layer: every kept scale is extended by what it and the next finer scale compute.
+
+    The finest kept scale is extended by a normal branch alone, unless a finer one has just been
+    dropped and can still be read.
+    """
+
+    plan: LayerPlan
+    growth_rate: int
+    growth_factors: tuple[int, ...]
+    bottleneck_factors: tuple[int, ...]
+    options: LayerOptions
+
+    @nn.compact
+    def __call__(self, features: Features, train: bool) -> Features:
+        """The `scales_in` coarsest scales -> the `scales_out` coarsest, each wider."""
+        num_scales = len(self.growth_factors)
+        dropped = self.plan.scales_in - self.plan.scales_out
+        outputs = []
+        for i in range(self.plan.scales_out):
+            scale = num_scales - self.plan.scales_out + i
+            x = features[i + dropped]
+            width = self.growth_rate * self.growth_factors[scale]
+            bottleneck = self.bottleneck_factors[scale]
+            if i + dropped == 0:
+                new = [self._branch(i, "normal", width, bottleneck, 1)(x, train)]
+            else:
+                finer = features[i + dropped - 1]
+                finer_bottleneck = self.bottleneck_factors[scale - 1]
+                new = [
+                    self._branch(i, "down", width // 2, finer_bottleneck, 2)(finer, train),
+                    self._branch(i, "normal", width // 2, bottleneck, 1)(x, train),
+                ]
+            outputs.append(jnp.concatenate([x, *new], axis=-1))
+        return tuple(outputs)
+
+    def _branch(self, i: int, kind: str, width: int, bottleneck: int, stride: int) -> Branch:
+        return Branch(width, bottleneck, self.options, stride, name=f"scale_{i}_{kind}")
+
+
+class Transition(nn.Module):
+    """A 1x1 convolution, batch norm and ReLU at every scale, to the given widths."""
+
+    widths: tuple[int, ...]
+    options: LayerOptions
+
+    @nn.compact
+    def __call__(self, features: Features, train: bool) -> Features:
+        """[N, H_s, W_s, C_s] -> [N, H_s, W_s, widths[s]] for every scale s."""
+        return tuple(
+            ConvBNReLU(width, 1, self.options, name=f"scale_{i}")(x, train)
+            for i, (width, x) in enumerate(zip(self.widths, features, strict=True))
+        )
+
+
+class FirstLayer(nn.Module):
+    """All scales of the image, each a 3x3 convolution of stride 2 of the one before."""
+
+    widths: tuple[int, ...]
+    stem: str
+    options: LayerOptions
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> Features:
+        """[N, H, W, 3] -> one array a scale, the finest first."""
+        features = [Stem(self.widths[0], self.stem, self.options, name="stem")(images, train)]
+        for i, width in enumerate(self.widths[1:], start=1):
+            convolution = ConvBNReLU(width, 3, self.options, 2, name=f"scale_{i}")
+            features.append(convolution(features[-1], train))
+        return tuple(features)
+
+
+class Block(nn.Module):
+    """The layers between two exits, each with its transition where it has one."""
+
+    plans: tuple[LayerPlan, ...]
+    growth_rate: int
+    growth_factors: tuple[int, ...]
+    bottleneck_factors: tuple[int, ...]
+    options: LayerOptions
+
+    @nn.compact
+    def __call__(self, features: Features, train: bool) -> Features:
+        """The scales that come in -> the scales that are kept, the coarsest last."""
+        for i, plan in enumerate(self.plans):
+            features = MSDLayer(
+                plan,
+                self.growth_rate,
+                self.growth_factors,
+                self.bottleneck_factors,
+                self.options,
+                name=f"layer_{i}",
+            )(features, train)
+            if plan.transition_width is not None:
+                kept = self.growth_factors[-plan.scales_out :]
+                widths = tuple(plan.transition_width * factor for factor in kept)
+                features = Transition(widths, self.options, name=f"transition_{i}")(features, train)
+        return features
+
+
+class MSDNet(MultiExitNetwork):
+    """Multi-Scale DenseNet.
+
+    Attributes:
+        num_blocks: K, the number of blocks, each with an exit.
+        base: layers in the first block.
+        step, step_mode: layers in the others (`layers_per_block`).
+        channels: width of the first layer, times the scale's growth factor.
+        growth_rate: channels that a layer adds, times the scale's growth factor.
+        growth_factors: one a scale, the finest first; their number is the number of scales.
+        bottleneck_factors: the 1x1 bottleneck's width over the branch's, one a scale.
+        reduction: transitions keep this share of the channels.
+        prune: "max" or "min" (`plan_blocks`).
+        stem: "cifar" or "imagenet".
+        num_classes: C.
+        dtype: type of the computation.
+    """
+
+    num_blocks: int
+    base: int
+    step: int
+    step_mode: str
+    channels: int
+    growth_rate: int
+    growth_factors: tuple[int, ...]
+    bottleneck_factors: tuple[int, ...]
+    reduction: float
+    prune: str
+    stem: str
+    num_classes: int
+    dtype: jnp.dtype = jnp.float32
+
+    @property
+    def num_exits(self) -> int:
+        """K: one exit a block."""
+        return self.num_blocks
+
+    @property
+    def block_plans(self) -> tuple[tuple[LayerPlan, ...], ...]:
+        """The layers of every block."""
+        counts = layers_per_block(self.num_blocks, self.base, self.step, self.step_mode)
+        return plan_blocks(
+            counts,
+            len(self.growth_factors),
+            self.channels,
+            self.growth_rate,
+            self.reduction,
+            self.prune,
+        )
+
+    def setup(self) -> None:
+        """Declares the first layer, the blocks and their classifiers."""
+        options = LayerOptions(self.dtype, self.axis_name)
+        widths = tuple(self.channels * factor for factor in self.growth_factors)
+        self.first_layer = FirstLayer(widths, self.stem, options)
+        self.blocks = [
+            Block(
+                plans, self.growth_rate, self.growth_factors, self.bottleneck_factors, options
+            )
+            for plans in self.block_plans
+        ]
+        self.classifiers = [
+            Classifier(self.stem, self.num_classes, options) for _ in range(self.num_blocks)
+        ]
+
+    def init_carry(self, images: jax.Array, train: bool) -> Features:
+        """All scales of the first layer."""
+        return self.first_layer(images, train)
+
+    def stage(self, k: int, carry: Features, train: bool) -> tuple[jax.Array, Features]:
+        """Block k and the classifier on its coarsest scale."""
+        features = self.blocks[k](carry, train)
+        logits = self.classifiers[k](features[-1], train)
+        return logits, features if k + 1 < self.num_exits else ()
