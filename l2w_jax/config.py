@@ -1,0 +1,212 @@
+"""The configuration of a run: every field with its default, its checks, and its form on disk.
+
+`default_config` holds the method's CIFAR recipe (Han et al., ECCV 2022, section 4.1) on the 5-exit
+MSDNet, so that a file in `configs/` states only what differs.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from l2w_jax import config_checks
+from l2w_jax.errors import UserError
+
+
+def default_config() -> ConfigDict:
+    """Returns a configuration with every field that exists, unlocked.
+
+    `model.num_classes` is a reference to `dataset.num_classes`: setting the latter sets both.
+    """
+    config = ConfigDict()
+    config.seed = 0
+    config.dataset = ConfigDict(
+        {
+            "name": "cifar10",  # digits | cifar10 | cifar100 | imagenet2012 | image_folder
+            "data_dir": "",  # where the data lie; "" is the default folder of TensorFlow Datasets
+            "image_size": 32,  # pixels, of the square that the network sees
+            "num_classes": 10,
+            "holdout": 5000,  # training images kept for thresholds and for choosing checkpoints
+            "batch_size": 1024,  # images of one iteration over all devices (both halves)
+            "eval_batch_size": 256,  # images of one evaluation batch over all devices
+            "imbalance_factor": 0,  # largest over smallest class of a long-tailed set; 0: untouched
+            "thresholds_from": "holdout",  # holdout | train (the authors' CIFAR script)
+            "augmentation": "crop",  # crop | resized_crop | shift | none
+            "max_bad_share": 0.001,  # a run stops when more than this share cannot be read
+        }
+    )
+    config.model = ConfigDict(
+        {
+            "name": "msdnet",  # msdnet | ranet
+            "num_exits": 5,
+            "base": 1,  # layers of the first block (MSDNet)
+            "step": 1,
+            "step_mode": "lin_grow",  # msdnet: even | lin_grow; ranet: even | lg
+            "channels": 16,
+            "growth_rate": 6,
+            "growth_factors": (1, 2, 4),  # per scale (MSDNet) or per sub-network (RANet)
+            "bottleneck_factors": (1, 2, 4),
+            "reduction": 0.5,
+            "prune": "max",  # max | min (MSDNet)
+            "stem": "cifar",  # cifar | imagenet
+            "num_classes": config.dataset.get_ref("num_classes"),
+            "dtype": "float32",  # float32 | bfloat16 | float64
+            "first_blocks": 2,  # the last four: RANet only
+            "block_step": 2,
+            "scale_list": (1, 2, 3),
+            "compress_factor": 0.25,
+        }
+    )
+    config.weighting = ConfigDict(
+        {
+            "kind": "meta",  # meta | none | allocation | fixed | frozen
+            "input": "loss",  # loss | confidence | both
+            "constraint": "col",  # the mean that is subtracted: row | col | mat
+            "magnitude": 0.8,  # the paper's delta; weights lie in 1 +- 2 delta
+            "hidden": 500,
+            "num_layers": 1,
+            "q": 0.75,  # exit k is given a share proportional to q**k of the meta data
+            "interval": 1,  # iterations from one meta update to the next
+            "objective": "allocated",  # allocated | vanilla
+            "scope": "global",  # global | device (the authors': each device by itself)
+            "learning_rate": 1e-4,
+            "weight_decay": 1e-4,
+            "checkpoint": "",  # workdir of the run whose weight-prediction network kind=frozen uses
+        }
+    )
+    config.optimizer = ConfigDict(
+        {
+            "learning_rate": 0.8,
+            "schedule": "cosine",  # cosine | multistep
+            "milestones": (0.5, 0.75),  # multistep: x0.1 after these fractions of the run
+            "momentum": 0.9,
+            "weight_decay": 1e-4,
+            "epochs": 300,
+            "label_smoothing": 0.0,
+        }
+    )
+    config.imta = ConfigDict(
+        {
+            "gradient_equilibrium": False,
+            "collaboration": False,
+            "distillation": 0.0,  # gamma; 0 is off
+            "temperature": 1.0,
+        }
+    )
+    config.checkpoint = ConfigDict({"keep": 3, "every_epochs": 1, "every_steps": 0})
+    config.log = ConfigDict(
+        {"every_steps": 20, "histogram_every_steps": 500, "profile": False, "check_replicas": 0}
+    )
+    return config
+
+
+def use_plain_recipe(
+    config: ConfigDict,
+    batch_size: int = 64,
+    epochs: int = 300,
+    milestones: tuple[float, ...] = (0.5, 0.75),
+) -> None:
+    """Changes `config` to ordinary training, as MSDNet and RANet were first trained.
+
+    The defaults are Huang et al., ICLR 2018, section 5 on CIFAR: no weighting, SGD from 0.1, x0.1
+    at one half and three quarters of the run.
+    """
+    config.weighting.kind = "none"
+    config.dataset.batch_size = batch_size
+    config.optimizer.learning_rate = 0.1
+    config.optimizer.schedule = "multistep"
+    config.optimizer.milestones = milestones
+    config.optimizer.epochs = epochs
+
+
+def split_variant(variant: str, allowed: Sequence[str]) -> tuple[str, ...]:
+    """Splits the text after the colon of `--config=FILE.py:VARIANT` at its commas.
+
+    Raises:
+        UserError: a part of it is not in `allowed`.
+    """
+    parts = tuple(part for part in variant.split(",") if part)
+    for part in parts:
+        if part not in allowed:
+            raise UserError(
+                f"config variant: {part!r} is not allowed: must be one of {', '.join(allowed)}, "
+                "or nothing after the colon"
+            )
+    return parts
+
+
+def validate(config: ConfigDict, device_count: int = 1, process_count: int = 1) -> None:
+    """Checks the whole of `config` before anything else runs.
+
+    Args:
+        config: what to check; it is not changed.
+        device_count: devices of all processes together, which share a batch.
+        process_count: processes, each of which reads its part of a batch.
+
+    Raises:
+        UserError: one line for each unknown, missing, mistyped or impossible field.
+    """
+    faults = config_checks.find_faults(config, default_config(), device_count, process_count)
+    if faults:
+        raise UserError("\n".join(faults))
+
+
+def to_json(config: ConfigDict) -> str:
+    """Writes `config` as indented JSON with its fields in alphabetical order."""
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+
+
+def from_json(text: str) -> ConfigDict:
+    """Reads what `to_json` wrote. Fields that the text lacks have their default values.
+
+    Fields unknown to `default_config` are kept, so that `validate` and `differences` can name them.
+
+    Raises:
+        UserError: the text is no JSON object, or a field has another type than by default.
+    """
+    try:
+        stored = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"config.json: line {error.lineno} is not JSON: {error.msg}") from error
+    if not isinstance(stored, dict):
+        raise UserError("config.json: must hold one JSON object")
+    # Equal to dataset.num_classes in every checked configuration; setting it would not break the
+    # reference but would overwrite the data set's own field with it.
+    if isinstance(stored.get("model"), dict):
+        stored["model"].pop("num_classes", None)
+    config = default_config()
+    try:
+        config.update(_with_tuples(stored))
+    except TypeError as error:
+        raise UserError(f"config.json: {error}") from error
+    return config
+
+
+def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
+    """Returns a line `field: old -> new` for every field in which the two differ."""
+    old_fields, new_fields = dict(_fields(old)), dict(_fields(new))
+    lines = []
+    for field in sorted(old_fields.keys() | new_fields.keys()):
+        before = repr(old_fields[field]) if field in old_fields else "(absent)"
+        after = repr(new_fields[field]) if field in new_fields else "(absent)"
+        if before != after:
+            lines.append(f"{field}: {before} -> {after}")
+    return lines
+
+
+def _fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from _fields(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _with_tuples(value: Any) -> Any:
+    """Turns JSON's arrays into tuples, which are what the command line can override."""
+    if isinstance(value, dict):
+        return {name: _with_tuples(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return tuple(_with_tuples(item) for item in value)
+    return value
