@@ -1,4 +1,4 @@
-"""The one exception that a user of the command line is meant to read."""
+"""The exceptions that a user of the command line is meant to read."""
 
 
 class UserError(Exception):
@@ -7,3 +7,15 @@ class UserError(Exception):
     Each line names the field or file, what was wrong and what is allowed. The command line prints
     the lines on standard error and exits with status 2; nothing has been written by then.
     """
+
+    exit_status = 2
+
+
+class RunFailed(UserError):
+    """A run that was under way and cannot go on.
+
+    The line names what happened and the checkpoint from which the same command goes on. The command
+    line exits with status 1; everything that was saved before stays.
+    """
+
+    exit_status = 1
