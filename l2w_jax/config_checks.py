@@ -28,6 +28,15 @@ KNOWN_DATASETS = {
     "imagenet2012": KnownDataset(num_train=1_281_167, num_classes=1000, image_size=0),
 }
 
+_IN_MEMORY = ("crop", "shift", "none")
+_AUGMENTATIONS = {
+    "digits": _IN_MEMORY,
+    "cifar10": _IN_MEMORY,
+    "cifar100": _IN_MEMORY,
+    "imagenet2012": ("resized_crop",),
+    "image_folder": (*_IN_MEMORY, "resized_crop"),
+}
+
 
 class _Rule(NamedTuple):
     allowed: str
@@ -65,7 +74,7 @@ _MILESTONES = _Rule(
 
 _RULES = {
     "seed": _SEED,
-    "dataset.name": _one_of(*KNOWN_DATASETS, "image_folder"),
+    "dataset.name": _one_of(*_AUGMENTATIONS),
     "dataset.image_size": _at_least(1),
     "dataset.num_classes": _at_least(2),
     "dataset.holdout": _at_least(0),
@@ -73,7 +82,7 @@ _RULES = {
     "dataset.eval_batch_size": _at_least(1),
     "dataset.imbalance_factor": _Rule("0 (off) or >= 1", lambda value: value == 0 or value >= 1),
     "dataset.thresholds_from": _one_of("holdout", "train"),
-    "dataset.augmentation": _one_of("crop", "resized_crop", "shift", "none"),
+    "dataset.augmentation": _one_of(*_IN_MEMORY, "resized_crop"),
     "dataset.max_bad_share": _BELOW_ONE,
     "model.name": _one_of("msdnet", "ranet"),
     "model.num_exits": _at_least(1),
@@ -204,6 +213,13 @@ def _dataset_faults(dataset: ConfigDict) -> Iterator[str]:
     if dataset.name == "image_folder" and not dataset.data_dir:
         yield _not_allowed(
             "dataset.data_dir", "", "the folder that holds train/CLASS/*.jpg for 'image_folder'"
+        )
+    augmentations = _AUGMENTATIONS[dataset.name]
+    if dataset.augmentation not in augmentations:
+        yield _not_allowed(
+            "dataset.augmentation",
+            dataset.augmentation,
+            f"one of {', '.join(map(repr, augmentations))} for {dataset.name!r}",
         )
     known = KNOWN_DATASETS.get(dataset.name)
     if known is None:

@@ -1,0 +1,24 @@
+"""Data sets: `open_source(config)` is all that the rest of the program needs.
+
+Only this package knows about TensorFlow, and imports it only where it reads files through it.
+"""
+
+from ml_collections import ConfigDict
+
+from l2w_jax.data.source import Batch, Source
+
+__all__ = ["Batch", "Source", "open_source"]
+
+
+def open_source(config: ConfigDict) -> Source:
+    """Opens the data set that `config.dataset` names and splits it.
+
+    Raises:
+        UserError: it is not there or not as the configuration says; before any training.
+    """
+    # Imported here because each brings other libraries, TensorFlow among them (9 s).
+    if config.dataset.name == "digits":
+        from l2w_jax.data.digits import open_digits
+
+        return open_digits(config)
+    raise ValueError(f"unknown data set {config.dataset.name!r}")

@@ -1,0 +1,63 @@
+"""Choices among images that depend on nothing but the data set: held-out images and long tails.
+
+They are the same for every `config.seed`, so that runs with different seeds train on the same
+images, choose thresholds on the same images and can be compared.
+"""
+
+import numpy as np
+
+# Kept apart so that one choice does not follow from the other.
+_HOLDOUT_SEED = 2022
+_LONG_TAIL_SEED = 2019
+
+
+def stratified_choice(labels: np.ndarray, count: int) -> np.ndarray:
+    """Returns `count` positions in `labels`, ascending, each class in proportion to its size.
+
+    Every class gives the whole part of its proportional share; the positions still missing are
+    taken from the classes with the largest remainders, the lower class first among equals.
+    """
+    sizes = np.bincount(labels)
+    quotas = sizes * count / len(labels)
+    taken = np.floor(quotas).astype(int)
+    by_remainder = np.argsort(taken - quotas, kind="stable")
+    taken[by_remainder[: count - taken.sum()]] += 1
+    generator = np.random.default_rng(_HOLDOUT_SEED)
+    chosen = [
+        generator.permutation(np.flatnonzero(labels == label))[: taken[label]]
+        for label in range(len(sizes))
+    ]
+    return np.sort(np.concatenate(chosen))
+
+
+def random_choice(num_images: int, count: int) -> np.ndarray:
+    """Returns `count` of `num_images` positions, ascending, where no labels are at hand."""
+    generator = np.random.default_rng(_HOLDOUT_SEED)
+    return np.sort(generator.choice(num_images, count, replace=False))
+
+
+def without(num_images: int, chosen: np.ndarray) -> np.ndarray:
+    """Returns the positions of `num_images` images that are not `chosen`, ascending."""
+    return np.setdiff1d(np.arange(num_images), chosen, assume_unique=True)
+
+
+def long_tailed_counts(largest: int, num_classes: int, imbalance_factor: float) -> np.ndarray:
+    """Returns how many images, int[num_classes], each class keeps (Cui et al., CVPR 2019).
+
+    Class c keeps floor(largest * mu**(c / (num_classes - 1))) with mu = 1 / imbalance_factor, so
+    the sizes fall exponentially from `largest` to `largest` / imbalance_factor.
+    """
+    exponents = np.arange(num_classes) / (num_classes - 1)
+    return np.floor(largest * (1 / imbalance_factor) ** exponents).astype(int)
+
+
+def long_tailed_choice(labels: np.ndarray, imbalance_factor: float) -> np.ndarray:
+    """Returns the positions in `labels`, ascending, that a long-tailed training set keeps."""
+    sizes = np.bincount(labels)
+    kept = long_tailed_counts(int(sizes.max()), len(sizes), imbalance_factor)
+    generator = np.random.default_rng(_LONG_TAIL_SEED)
+    chosen = [
+        generator.permutation(np.flatnonzero(labels == label))[: kept[label]]
+        for label in range(len(sizes))
+    ]
+    return np.sort(np.concatenate(chosen))

@@ -1,0 +1,147 @@
+"""The digits: 360 test images, held-out images never trained on, batches repeatable and split."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from l2w_jax.config import default_config
+from l2w_jax.data import open_source
+from l2w_jax.data.augment import SHIFTS, apply, draw
+from l2w_jax.errors import UserError
+
+
+def digits_config(**fields):
+    config = default_config()
+    config.dataset.update(
+        name="digits", image_size=16, holdout=180, batch_size=64, augmentation="shift"
+    )
+    config.dataset.update(fields)
+    return config
+
+
+@pytest.fixture(scope="module")
+def source():
+    return open_source(digits_config())
+
+
+def everything(source, split, batch_size=250):
+    batches = list(source.evaluation_batches(split, batch_size))
+    return {
+        key: np.concatenate([batch[key][batch["mask"]] for batch in batches])
+        for key in ("image", "label", "index")
+    }
+
+
+def test_the_splits_are_apart_and_complete(source):
+    splits = {split: everything(source, split) for split in ("train", "holdout", "test")}
+    assert [len(splits[name]["label"]) for name in splits] == [1257, 180, 360]
+    assert (source.num_train, source.num_holdout, source.num_test) == (1257, 180, 360)
+    images = np.concatenate([split["image"] for split in splits.values()])
+    assert images.shape == (1797, 16, 16, 3)
+    # The bundled digits are all different, so an image in two splits would show here.
+    assert len(np.unique(images.reshape(1797, -1), axis=0)) == 1797
+
+
+def test_every_class_is_in_every_split_in_proportion(source):
+    for split in ("train", "holdout", "test"):
+        counts = np.bincount(everything(source, split)["label"], minlength=10)
+        assert counts.min() >= 0.9 * counts.mean()
+    np.testing.assert_array_equal(
+        source.train_class_counts, np.bincount(everything(source, "train")["label"])
+    )
+
+
+def test_the_splits_do_not_depend_on_the_seed(source):
+    config = digits_config()
+    config.seed = 7
+    other = open_source(config)
+    for split in ("train", "holdout", "test"):
+        np.testing.assert_array_equal(
+            everything(source, split)["image"], everything(other, split)["image"]
+        )
+
+
+@pytest.mark.parametrize("process_count", [1, 2, 4])
+def test_the_batch_of_a_step_is_the_same_for_any_number_of_processes(source, process_count):
+    whole = list(itertools.islice(source.train_batches(17), 4))
+    parts = [
+        list(itertools.islice(source.train_batches(17, process, process_count), 4))
+        for process in range(process_count)
+    ]
+    for step, batch in enumerate(whole):
+        for key in ("image", "label"):
+            joined = np.concatenate([of_process[step][key] for of_process in parts])
+            np.testing.assert_array_equal(joined, batch[key])
+
+
+def test_a_resumed_run_sees_what_the_uninterrupted_one_sees(source):
+    uninterrupted = list(itertools.islice(source.train_batches(0), 45))
+    for first_step in (1, 18, 19, 20, 41):
+        resumed = next(source.train_batches(first_step))
+        for key in ("image", "label"):
+            np.testing.assert_array_equal(resumed[key], uninterrupted[first_step][key])
+
+
+def test_another_seed_gives_other_batches(source):
+    config = digits_config()
+    config.seed = 1
+    other = next(open_source(config).train_batches(0))
+    assert (other["image"] != next(source.train_batches(0))["image"]).any()
+
+
+def test_batches_are_bytes_until_they_are_on_the_device(source):
+    batch = next(source.train_batches(0))
+    assert batch["image"].dtype == np.uint8
+    assert batch["image"].shape == (64, 16, 16, 3)
+    assert batch["label"].dtype == np.int32
+
+
+def test_training_images_are_shifted_and_evaluation_images_are_not(source):
+    plain = {image.tobytes() for image in everything(source, "train")["image"]}
+    batch = next(source.train_batches(0))["image"]
+    assert sum(image.tobytes() in plain for image in batch) < len(batch) / 2
+    again = {image.tobytes() for image in everything(source, "train", 99)["image"]}
+    assert plain == again
+
+
+def test_an_augmented_image_is_a_crop_of_the_padded_one():
+    images = np.arange(1, 6 * 5 * 5 * 3 + 1).reshape(6, 5, 5, 3).astype(np.uint8)
+    shift = SHIFTS["crop"]
+    draws = draw(shift, 6, np.random.default_rng(3))
+    assert draws.mirrored.any() and not draws.mirrored.all()
+    for image, augmented, (top, left), mirrored in zip(
+        images, apply(shift, images, draws), *draws, strict=True
+    ):
+        canvas = np.zeros((13, 13, 3), np.uint8)
+        canvas[4:9, 4:9] = image
+        crop = canvas[top : top + 5, left : left + 5]
+        np.testing.assert_array_equal(augmented, crop[:, ::-1] if mirrored else crop)
+
+
+def test_crops_reach_every_corner_and_half_are_mirrored():
+    draws = draw(SHIFTS["crop"], 5000, np.random.default_rng(0))
+    assert {tuple(offset) for offset in draws.offsets} == set(itertools.product(range(9), range(9)))
+    assert abs(draws.mirrored.mean() - 0.5) < 0.03
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"holdout": 1437}, "config.dataset.holdout: 1437 is not allowed: must be less than"),
+        ({"batch_size": 1258}, "config.dataset.batch_size: 1258 is not allowed: must be at most"),
+        ({"num_classes": 9}, "label 9 is not allowed: must be from 0 to 8"),
+    ],
+)
+def test_what_the_data_do_not_allow_is_one_line(fields, message):
+    with pytest.raises(UserError, match=message) as raised:
+        open_source(digits_config(**fields))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_long_tail_applies_to_training_images_only(source):
+    tailed = open_source(digits_config(imbalance_factor=10, holdout=0))
+    counts = tailed.train_class_counts
+    largest = counts[0]
+    assert counts[9] == largest // 10
+    assert tailed.num_test == 360

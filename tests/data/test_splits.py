@@ -1,0 +1,54 @@
+"""Held-out images and long tails: deterministic, in proportion, and nothing counted twice."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from l2w_jax.data import splits
+
+some_labels = st.lists(st.integers(0, 5), min_size=1, max_size=80).map(np.array)
+
+
+@given(labels=some_labels, data=st.data())
+def test_a_stratified_choice_is_in_proportion(labels, data):
+    count = data.draw(st.integers(0, len(labels)))
+    chosen = splits.stratified_choice(labels, count)
+    assert len(np.unique(chosen)) == len(chosen) == count
+    shares = np.bincount(labels) * count / len(labels)
+    taken = np.bincount(labels[chosen], minlength=len(shares))
+    assert (np.abs(taken - shares) < 1).all()
+
+
+def test_a_choice_is_the_same_every_time():
+    labels = np.arange(500) % 7
+    first, second = (splits.stratified_choice(labels, 50) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_array_equal(splits.random_choice(500, 50), splits.random_choice(500, 50))
+
+
+@given(num_images=st.integers(1, 100), data=st.data())
+def test_the_rest_is_the_complement(num_images, data):
+    chosen = splits.random_choice(num_images, data.draw(st.integers(0, num_images)))
+    rest = splits.without(num_images, chosen)
+    assert sorted([*chosen, *rest]) == list(range(num_images))
+
+
+@pytest.mark.parametrize(
+    ("factor", "total"), [(200, 9502), (100, 10847), (50, 12608), (20, 15907), (10, 19573)]
+)
+def test_long_tailed_cifar100_has_the_published_sizes(factor, total):
+    """Cui et al., CVPR 2019: 500 images of the first class, 500 / factor of the last."""
+    counts = splits.long_tailed_counts(500, 100, factor)
+    assert counts[0] == 500
+    assert counts[-1] in (500 // factor, 500 // factor - 1)
+    assert (np.diff(counts) <= 0).all()
+    assert abs(int(counts.sum()) - total) <= 1
+
+
+def test_a_long_tail_keeps_what_its_counts_say():
+    labels = np.repeat(np.arange(10), 50)
+    np.random.default_rng(0).shuffle(labels)
+    kept = splits.long_tailed_choice(labels, 10)
+    np.testing.assert_array_equal(np.bincount(labels[kept]), splits.long_tailed_counts(50, 10, 10))
+    np.testing.assert_array_equal(kept, splits.long_tailed_choice(labels, 10))
