@@ -199,7 +199,6 @@ class MSDNet(MultiExitNetwork):
         prune: "max" or "min" (`plan_blocks`).
         stem: "cifar" or "imagenet".
         num_classes: C.
-        dtype: type of the computation.
     """
 
     num_blocks: int
@@ -214,7 +213,6 @@ class MSDNet(MultiExitNetwork):
     prune: str
     stem: str
     num_classes: int
-    dtype: jnp.dtype = jnp.float32
 
     @property
     def num_exits(self) -> int:
@@ -240,9 +238,7 @@ class MSDNet(MultiExitNetwork):
         widths = tuple(self.channels * factor for factor in self.growth_factors)
         self.first_layer = FirstLayer(widths, self.stem, options)
         self.blocks = [
-            Block(
-                plans, self.growth_rate, self.growth_factors, self.bottleneck_factors, options
-            )
+            Block(plans, self.growth_rate, self.growth_factors, self.bottleneck_factors, options)
             for plans in self.block_plans
         ]
         self.classifiers = [

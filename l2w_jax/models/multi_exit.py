@@ -21,9 +21,11 @@ class MultiExitNetwork(nn.Module):
     Attributes:
         axis_name: name of the device axis that the network runs under, or None. The training step
             sets it.
+        dtype: type of the computation: float32, bfloat16, or float64 under `jax_enable_x64`.
     """
 
     axis_name: str | None = dataclasses.field(default=None, kw_only=True)
+    dtype: jnp.dtype = dataclasses.field(default=jnp.float32, kw_only=True)
 
     @property
     def num_exits(self) -> int:

@@ -1,0 +1,69 @@
+"""The two optimisers, SGD for the network and Adam for the weight predictor, and their schedule.
+
+An optimiser here is an optax transformation that gives the direction of a step; `descend` takes
+the step. So the learning rate is one value an iteration, whatever the number of updates in it,
+and the pseudo-update is the same function as the real one.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+Params = TypeVar("Params")
+
+
+def sgd(momentum: float, weight_decay: float) -> optax.GradientTransformation:
+    """buf <- μ·buf + g + wd·θ, on every parameter; the direction is buf (no Nesterov)."""
+    return optax.chain(optax.add_decayed_weights(weight_decay), optax.trace(decay=momentum))
+
+
+def adam(weight_decay: float) -> optax.GradientTransformation:
+    """Adam (betas 0.9 and 0.999, epsilon 1e-8) on g + wd·Θ.
+
+    The decay enters the moments (L2 regularisation), which is not AdamW's.
+    """
+    return optax.chain(optax.add_decayed_weights(weight_decay), optax.scale_by_adam())
+
+
+def descend(
+    optimizer: optax.GradientTransformation,
+    gradient: Params,
+    opt_state: optax.OptState,
+    params: Params,
+    learning_rate: jax.Array,
+) -> tuple[Params, optax.OptState]:
+    """One step: params - learning_rate · direction, and the optimiser's new state."""
+    direction, opt_state = optimizer.update(gradient, opt_state, params)
+    params = jax.tree.map(
+        lambda p, d: p - jnp.asarray(learning_rate, p.dtype) * d, params, direction
+    )
+    return params, opt_state
+
+
+def learning_rate_factor(config: ConfigDict, total_steps: int) -> Callable[[Any], jax.Array]:
+    """What both learning rates are multiplied by at iteration t of T = `total_steps`.
+
+    "cosine": (1 + cos(πt/T)) / 2. "multistep": 0.1 for every milestone, a fraction of T, that t
+    has reached.
+
+    Args:
+        config: `config.optimizer`.
+        total_steps: T, iterations of the whole run.
+
+    Raises:
+        ValueError: `config.schedule` is not known.
+    """
+    if config.schedule == "cosine":
+        return lambda step: (1 + jnp.cos(math.pi * (step / float(total_steps)))) / 2
+    if config.schedule == "multistep":
+        boundaries = [round(milestone * total_steps) for milestone in config.milestones]
+        return lambda step: 0.1 ** sum(jnp.asarray(step >= float(b), int) for b in boundaries)
+    raise ValueError(
+        f"config.optimizer.schedule: {config.schedule!r} is not allowed: "
+        "must be 'cosine' or 'multistep'"
+    )

@@ -1,0 +1,72 @@
+"""What training carries from one iteration to the next."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from l2w_jax.models import create_model, initial_variables
+from l2w_jax.models.layers import parameter_dtype
+from l2w_jax.training.optimizers import adam, sgd
+from l2w_jax.training.weighting import PREDICTED_KINDS, create_predictor
+
+
+@flax.struct.dataclass
+class TrainState:
+    """A pytree without a device axis: the same on every device.
+
+    Attributes:
+        step: iterations done, int32.
+        params, batch_stats: θ and the running statistics of batch norm.
+        opt_state: SGD's momentum buffer.
+        wpn_params, wpn_opt_state: Θ and Adam's moments; empty where no predictor is used.
+    """
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: optax.OptState
+    wpn_params: Any
+    wpn_opt_state: optax.OptState
+
+
+def create_train_state(config: ConfigDict, rng: jax.Array) -> TrainState:
+    """The state before the first iteration, its values drawn from `rng`.
+
+    Args:
+        config: a run's configuration; `config.model` may be a module.
+        rng: a `jax.random` key.
+    """
+    model = create_model(config.model)
+    model_rng, wpn_rng = jax.random.split(rng)
+    size = config.dataset.image_size
+    dtype = parameter_dtype(model.dtype)
+    images = jax.ShapeDtypeStruct((1, size, size, 3), dtype)
+    variables = initial_variables(model, model_rng, images, train=False)
+    params = variables["params"]
+
+    wpn_params, wpn_opt_state = {}, ()
+    if config.weighting.kind in PREDICTED_KINDS:
+        predictor = create_predictor(config.weighting, model)
+        inputs = jax.ShapeDtypeStruct(
+            (1, num_predictor_inputs(config.weighting.input, model.num_exits)), jnp.float32
+        )
+        wpn_params = initial_variables(predictor, wpn_rng, inputs)["params"]
+        wpn_opt_state = adam(config.weighting.weight_decay).init(wpn_params)
+    optimizer = sgd(config.optimizer.momentum, config.optimizer.weight_decay)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=optax.tree.cast(variables.get("batch_stats", {}), dtype),
+        opt_state=optimizer.init(params),
+        wpn_params=wpn_params,
+        wpn_opt_state=wpn_opt_state,
+    )
+
+
+def num_predictor_inputs(inputs: str, num_exits: int) -> int:
+    """Width of what the predictor reads: K, or 2K for "both"."""
+    return 2 * num_exits if inputs == "both" else num_exits

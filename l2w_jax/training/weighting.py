@@ -1,0 +1,131 @@
+"""From what a batch looks like at the exits to how much each sample counts at each exit.
+
+Han et al., ECCV 2022, section 3.2: a weight is w = 1 + δ·u, where u is what the weight-prediction
+network says, less a mean that keeps the weights balanced.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from l2w_jax.models import MultiExitNetwork, WeightPredictor
+from l2w_jax.training.collectives import mean_over
+
+# From Θ (unused where nothing is learned), losses and confidences [N, K] to weights [N, K].
+Weighting = Callable[[Any, jax.Array, jax.Array], jax.Array]
+
+# The kinds of weighting whose weights a weight-prediction network gives.
+PREDICTED_KINDS = ("meta", "frozen")
+
+
+def create_weighting(
+    config: ConfigDict, model: MultiExitNetwork, axis_name: str | None
+) -> Weighting:
+    """The weighting that `config.weighting` describes, for the exits of `model`.
+
+    Args:
+        config: `config.weighting`.
+        model: the network to be weighted.
+        axis_name: device axis over which the batch is one batch; None for one device's samples.
+
+    Raises:
+        ValueError: `config.kind` is not known.
+    """
+    if config.kind in PREDICTED_KINDS:
+        predictor = create_predictor(config, model)
+        return PredictedWeights(
+            predictor, config.input, config.constraint, config.magnitude, axis_name
+        )
+    if config.kind == "none":
+        return equal_weights
+    raise ValueError(
+        f"config.weighting.kind: {config.kind!r} is not allowed: "
+        f"must be one of {', '.join(map(repr, (*PREDICTED_KINDS, 'none')))}"
+    )
+
+
+def create_predictor(config: ConfigDict, model: MultiExitNetwork) -> WeightPredictor:
+    """The weight-prediction network that `config.weighting` describes, for the exits of `model`."""
+    return WeightPredictor(
+        num_exits=model.num_exits,
+        hidden=config.hidden,
+        num_layers=config.num_layers,
+        dtype=model.dtype,
+    )
+
+
+def equal_weights(wpn_params: Any, losses: jax.Array, confidences: jax.Array) -> jax.Array:
+    """1 for every sample at every exit, [N, K]: plain training."""
+    del wpn_params, confidences
+    return jnp.ones_like(losses)
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictedWeights:
+    """The function w(Θ): the weights of a batch under parameters Θ of the predictor.
+
+    Attributes:
+        predictor: the weight-prediction network g.
+        inputs: what g reads: "loss", "confidence" or "both".
+        constraint: the mean that is subtracted: "row", "col" or "mat" (`centre`).
+        magnitude: δ, how far a weight may be from 1.
+        axis_name: device axis over which the batch is one batch; None for one device's samples.
+    """
+
+    predictor: WeightPredictor
+    inputs: str
+    constraint: str
+    magnitude: float
+    axis_name: str | None = None
+
+    def __call__(self, wpn_params: dict, losses: jax.Array, confidences: jax.Array) -> jax.Array:
+        """Weights w[i, k], [N, K], of samples with these losses and confidences, [N, K].
+
+        No gradient flows into the losses and confidences.
+        """
+        inputs = jax.lax.stop_gradient(predictor_inputs(self.inputs, losses, confidences))
+        u = self.predictor.apply({"params": wpn_params}, inputs)
+        return 1 + self.magnitude * centre(u, self.constraint, self.axis_name)
+
+
+def predictor_inputs(inputs: str, losses: jax.Array, confidences: jax.Array) -> jax.Array:
+    """What g reads: [N, K] losses, [N, K] confidences, or [N, 2K] both, losses first.
+
+    Raises:
+        ValueError: `inputs` is not known.
+    """
+    if inputs == "loss":
+        return losses
+    if inputs == "confidence":
+        return confidences
+    if inputs == "both":
+        return jnp.concatenate([losses, confidences], axis=-1)
+    raise ValueError(
+        f"config.weighting.input: {inputs!r} is not allowed: must be 'loss', 'confidence' or 'both'"
+    )
+
+
+def centre(u: jax.Array, constraint: str, axis_name: str | None = None) -> jax.Array:
+    """u [N, K] less its mean over the batch ("row"), over the exits ("col") or over both ("mat").
+
+    Raises:
+        ValueError: `constraint` is not known.
+    """
+    if constraint == "row":
+        return u - mean_over(axis_name, u.mean(axis=0, keepdims=True))
+    if constraint == "col":
+        return u - u.mean(axis=1, keepdims=True)
+    if constraint == "mat":
+        return u - mean_over(axis_name, u.mean())
+    raise ValueError(
+        f"config.weighting.constraint: {constraint!r} is not allowed: must be 'row', 'col' or 'mat'"
+    )
+
+
+def weighted_loss(weights: jax.Array, losses: jax.Array) -> jax.Array:
+    """Training loss Σ_k mean_i w[i, k]·l[i, k] of this device's samples, both [N, K]."""
+    return (weights * losses).mean(axis=0).sum()
