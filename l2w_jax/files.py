@@ -1,0 +1,70 @@
+"""Writing result files so that a reader never sees half of one."""
+
+import csv
+import io
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replaces a file by new content, or leaves it as it was if anything fails.
+
+    The content goes to a temporary file in the same folder, which is then renamed: a run that is
+    killed half-way leaves the old file. Missing folders are made.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = content.encode() if isinstance(content, str) else content
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        # mkstemp makes files that only their owner may read.
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes a table atomically; its header is the keys of the first row.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue())
+
+
+def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Writes a compressed .npz file atomically.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)
+    write_atomically(path, content.getvalue())
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes indented JSON atomically.
+
+    Raises:
+        OSError: the file cannot be written.
+        ValueError: a number in it is NaN or infinite, which JSON does not have.
+    """
+    write_atomically(path, json.dumps(content, indent=2, allow_nan=False) + "\n")

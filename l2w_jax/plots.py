@@ -1,0 +1,194 @@
+"""Figures of a run: accuracy over compute, where samples exit, what the weights depend on.
+
+Figures are built with matplotlib's objects, not with pyplot: nothing global is touched, no display
+is needed and no figure outlives its function.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+# Two of Okabe and Ito's colours, told apart by every kind of colour vision, and in grey.
+ANYTIME_COLOUR = "#D55E00"
+BUDGETED_COLOUR = "#0072B2"
+
+STYLE = {
+    "font.size": 12,
+    "axes.titlesize": 13,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "legend.frameon": False,
+    "figure.dpi": 150,
+}
+
+
+def accuracy_figure(
+    anytime: Sequence[Mapping[str, float]], budgeted: Sequence[Mapping[str, float]]
+) -> Figure:
+    """Top-1 accuracy over mul-adds: of every fixed exit, and with samples leaving early.
+
+    Args:
+        anytime: rows with exit, mul_adds and top1 (percent).
+        budgeted: rows with mul_adds and top1 (percent).
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.5, 5), layout="constrained")
+        axes = figure.add_subplot()
+        divisor, unit = _mul_adds_unit(anytime[-1]["mul_adds"])
+        x = [row["mul_adds"] / divisor for row in anytime]
+        y = [row["top1"] for row in anytime]
+        axes.plot(
+            x, y, "s--", color=ANYTIME_COLOUR, markersize=8, label="all images stop at one exit"
+        )
+        for row, xi, yi in zip(anytime, x, y, strict=True):
+            axes.annotate(
+                f"exit {row['exit']}",
+                (xi, yi),
+                xytext=(7, -7),
+                textcoords="offset points",
+                va="top",
+                color=ANYTIME_COLOUR,
+                fontsize=10,
+            )
+        curve = sorted(budgeted, key=lambda row: row["mul_adds"])
+        axes.plot(
+            [row["mul_adds"] / divisor for row in curve],
+            [row["top1"] for row in curve],
+            "o-",
+            color=BUDGETED_COLOUR,
+            markersize=4,
+            label="each image stops when confident (budgeted batch)",
+        )
+        axes.set_title("Accuracy over compute")
+        axes.set_xlabel(f"mean mul-adds per image [{unit}]")
+        axes.set_ylabel("top-1 accuracy on test images [%]")
+        # Room for the names of the exits, which stand below and right of their markers.
+        axes.margins(x=0.1, y=0.1)
+        _legend_below(figure, axes)
+    return figure
+
+
+def exit_shares_figure(budgeted: Sequence[Mapping[str, float]]) -> Figure:
+    """Share of the test samples that leave at each exit, over the budget.
+
+    Args:
+        budgeted: rows with mul_adds and share_1 to share_K (0 to 1).
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+        axes = figure.add_subplot()
+        curve = sorted(budgeted, key=lambda row: row["mul_adds"])
+        divisor, unit = _mul_adds_unit(curve[-1]["mul_adds"])
+        num_exits = sum(name.startswith("share_") for name in curve[0])
+        shares = [[100 * row[f"share_{k}"] for row in curve] for k in range(1, num_exits + 1)]
+        axes.stackplot(
+            [row["mul_adds"] / divisor for row in curve],
+            shares,
+            labels=[f"exit {k}" for k in range(1, num_exits + 1)],
+            colors=_ordered_colours(num_exits),
+            edgecolor="white",
+            linewidth=0.5,
+        )
+        axes.set_title("Where images leave the network")
+        axes.set_xlabel(f"mean mul-adds per image [{unit}]")
+        axes.set_ylabel("share of test images [%]")
+        axes.set_ylim(0, 100)
+        axes.margins(x=0)
+        axes.grid(visible=False)
+        # Exit 1 is the lowest band: reversed, the legend reads in the order of the bands.
+        handles, labels = axes.get_legend_handles_labels()
+        figure.legend(handles[::-1], labels[::-1], loc="outside right upper")
+    return figure
+
+
+def weights_figure(losses: NDArray[np.floating], weights: NDArray[np.floating]) -> Figure:
+    """The learned weight of each sample against its loss, one panel for each exit.
+
+    Args:
+        losses: cross-entropy in nats [N, K].
+        weights: weight in the training loss [N, K]; 1 is that of plain training.
+    """
+    num_exits = losses.shape[1]
+    with matplotlib.rc_context(STYLE):
+        columns = 2 if num_exits in (2, 4) else min(num_exits, 3)
+        rows = -(-num_exits // columns)
+        figure = Figure(figsize=(1 + 3 * columns, 1.2 + 2.6 * rows), layout="constrained")
+        grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+        # A handful of extreme losses would squeeze all others into a corner.
+        longest = float(np.quantile(losses, 0.995)) or 1.0
+        for k, axes in enumerate(grid[:num_exits]):
+            _weights_panel(axes, losses[:, k], weights[:, k], longest)
+            axes.set_title(f"exit {k + 1}")
+        for axes in grid[num_exits:]:
+            axes.set_visible(False)
+        # The lowest of each column: with a last row that is not full, not all are in the last row.
+        for axes in grid[num_exits - columns : num_exits]:
+            axes.tick_params(labelbottom=True)
+            axes.set_xlabel("loss at the exit [nats]")
+        for axes in grid[0:num_exits:columns]:
+            axes.set_ylabel("weight")
+        figure.suptitle("What the method learned: weight over loss", fontweight="bold")
+        handles, labels = grid[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=3, markerscale=2.5)
+    return figure
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file."""
+    buffer = io.BytesIO()
+    # Without the version of matplotlib in it, the same figure is the same file.
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _weights_panel(
+    axes: Axes, losses: NDArray[np.floating], weights: NDArray[np.floating], longest: float
+) -> None:
+    """Samples as dots, the mean weight of twelve equally wide ranges of loss as a line."""
+    shown = losses <= longest
+    losses, weights = losses[shown], weights[shown]
+    axes.axhline(1, color="#555555", linestyle=":", label="plain training")
+    axes.scatter(
+        losses,
+        weights,
+        s=7,
+        alpha=0.3,
+        linewidths=0,
+        color=BUDGETED_COLOUR,
+        rasterized=True,
+        label="one sample",
+    )
+    edges = np.linspace(0, longest, 13)
+    of_range = np.clip(np.digitize(losses, edges) - 1, 0, 11)
+    filled = [i for i in range(12) if (of_range == i).any()]
+    axes.plot(
+        [losses[of_range == i].mean() for i in filled],
+        [weights[of_range == i].mean() for i in filled],
+        color=ANYTIME_COLOUR,
+        linewidth=2,
+        label="mean of samples of like loss",
+    )
+
+
+def _mul_adds_unit(largest: float) -> tuple[float, str]:
+    return (1e9, "billions") if largest >= 1e10 else (1e6, "millions")
+
+
+def _ordered_colours(count: int) -> list[tuple[float, ...]]:
+    """From dark to light, in an order that every kind of colour vision sees."""
+    return [tuple(colour) for colour in matplotlib.colormaps["cividis"](np.linspace(0, 1, count))]
+
+
+def _legend_below(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower left")

@@ -1,0 +1,41 @@
+"""A multi-exit network that compiles in a blink, for tests of what is done with a network."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import linen as nn
+
+from l2w_jax.models import MultiExitNetwork
+
+
+class TinyNetwork(MultiExitNetwork):
+    """Three exits, four classes; its carry is a pytree of two arrays."""
+
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        self.blocks = [nn.Dense(6, name=f"block_{k}") for k in range(3)]
+        self.norms = [nn.BatchNorm(name=f"norm_{k}", axis_name=self.axis_name) for k in range(3)]
+        self.heads = [nn.Dense(4, name=f"head_{k}") for k in range(3)]
+
+    @property
+    def num_exits(self):
+        return 3
+
+    def init_carry(self, images, train):
+        return {"pooled": images.mean(axis=(1, 2)), "spread": images.std(axis=(1, 2))}
+
+    def stage(self, k, carry, train):
+        features = jnp.concatenate([carry["pooled"], carry["spread"]], axis=-1)
+        hidden = nn.relu(self.norms[k](self.blocks[k](features), use_running_average=not train))
+        return self.heads[k](hidden), {"pooled": hidden, "spread": carry["spread"]}
+
+
+@pytest.fixture(scope="session")
+def tiny_network():
+    """The network, and variables of it with which answers and confidences vary."""
+    model = TinyNetwork()
+    images = jax.random.normal(jax.random.key(1), (64, 8, 8, 3))
+    variables = model.init(jax.random.key(0), images, train=False)
+    _, moved = model.apply(variables, images, train=True, mutable=["batch_stats"])
+    return model, {"params": variables["params"], **moved}
