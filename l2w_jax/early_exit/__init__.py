@@ -1,5 +1,6 @@
 """Early exiting: what each exit costs, when a sample may leave, and inference that really stops."""
 
 from l2w_jax.early_exit.budget import budgeted_curve, exit_shares, find_thresholds
+from l2w_jax.early_exit.predictor import EarlyExitPredictor
 
-__all__ = ["budgeted_curve", "exit_shares", "find_thresholds"]
+__all__ = ["EarlyExitPredictor", "budgeted_curve", "exit_shares", "find_thresholds"]

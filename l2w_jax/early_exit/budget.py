@@ -146,14 +146,30 @@ def first_exits(confidences: ArrayLike, thresholds: ArrayLike) -> NDArray[np.int
             is NaN.
     """
     confidences = _checked_confidences(confidences)
-    thresholds = np.asarray(thresholds, dtype=np.float32)
-    if thresholds.shape != confidences.shape[:1]:
-        raise ValueError(f"thresholds have shape {thresholds.shape} for {len(confidences)} exits")
+    thresholds = checked_thresholds(thresholds, len(confidences))
+    return (confidences >= thresholds[:, None]).argmax(axis=0)
+
+
+def checked_thresholds(thresholds: ArrayLike, num_exits: int) -> NDArray[np.float32]:
+    """A copy of the thresholds in which everybody leaves at the last exit.
+
+    Args:
+        thresholds: T_k [K].
+        num_exits: K.
+
+    Returns:
+        float32[K].
+
+    Raises:
+        ValueError: there are not K thresholds, or one is NaN.
+    """
+    thresholds = np.array(thresholds, dtype=np.float32)
+    if thresholds.shape != (num_exits,):
+        raise ValueError(f"thresholds have shape {thresholds.shape} for {num_exits} exits")
     if np.isnan(thresholds).any():
         raise ValueError(f"thresholds are {thresholds.tolist()}; NaN is not a threshold")
-    leaves = confidences >= thresholds[:, None]
-    leaves[-1] = True
-    return leaves.argmax(axis=0)
+    thresholds[-1] = EVERYBODY_LEAVES
+    return thresholds
 
 
 def operating_point(

@@ -1,0 +1,188 @@
+"""Stopping early gives what looking at all exits afterwards gives, and computes less."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from l2w_jax.early_exit import EarlyExitPredictor
+from l2w_jax.early_exit.budget import (
+    EVERYBODY_LEAVES,
+    NOBODY_LEAVES,
+    confidences_of,
+    first_exits,
+)
+from l2w_jax.early_exit.predictor import BATCH_SIZES
+from l2w_jax.models import MSDNet, initial_variables
+
+IMAGES = np.random.default_rng(0).normal(0, 1, (512, 8, 8, 3)).astype(np.float32)
+IMAGES += np.random.default_rng(1).normal(0, 1, (512, 1, 1, 3)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def probs(tiny_network):
+    model, variables = tiny_network
+    return np.array(jax.nn.softmax(model.apply(variables, IMAGES, train=False)))
+
+
+def check_against_simulation(decisions, probs, thresholds):
+    """All equal, but for samples whose confidence is within rounding of a threshold."""
+    confidences = confidences_of(probs)
+    exits = first_exits(confidences, thresholds)
+    clear = (np.abs(confidences - np.float32(thresholds)[:, None]) > 1e-5).all(axis=0)
+    assert clear.mean() > 0.9 or len(clear) < 50
+    everyone = np.arange(len(exits))
+    np.testing.assert_array_equal(decisions.exits[clear], exits[clear])
+    np.testing.assert_array_equal(
+        decisions.labels[clear], probs.argmax(axis=-1)[exits, everyone][clear]
+    )
+    np.testing.assert_allclose(
+        decisions.confidences[clear], confidences[exits, everyone][clear], atol=1e-5
+    )
+    assert decisions.labels.shape == decisions.exits.shape == decisions.confidences.shape
+
+
+@given(data=st.data(), count=st.integers(1, 512), levels=st.lists(st.floats(0, 1.05), min_size=3))
+@settings(max_examples=60, deadline=None)
+def test_decisions_equal_those_from_the_full_network(tiny_network, probs, data, count, levels):
+    # Drawn with repetition: duplicates are the rule.
+    chosen = np.random.default_rng(data.draw(st.integers(0, 99))).integers(0, 512, count)
+    # A threshold between two confidences of its exit, below all or above all of them.
+    thresholds = np.quantile(probs.max(axis=-1), np.clip(levels[:3], 0, 1), axis=1).diagonal() + (
+        np.float32(levels[:3]) > 1
+    )
+    decisions = EarlyExitPredictor(*tiny_network, thresholds)(IMAGES[chosen])
+    check_against_simulation(decisions, probs[:, chosen], [*thresholds[:2], EVERYBODY_LEAVES])
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 31, 32, 33, 255, 256, 257, 512])
+@pytest.mark.parametrize("everybody_leaves_at", [0, 1, 2])
+def test_all_may_leave_at_one_exit(tiny_network, probs, count, everybody_leaves_at):
+    thresholds = np.full(3, NOBODY_LEAVES)
+    thresholds[everybody_leaves_at] = 0
+    decisions = EarlyExitPredictor(*tiny_network, thresholds)(IMAGES[:count])
+    assert decisions.exits.tolist() == [everybody_leaves_at] * count
+    check_against_simulation(decisions, probs[:, :count], thresholds)
+
+
+def test_equal_images_get_equal_answers(tiny_network, probs):
+    thresholds = np.median(probs.max(axis=-1), axis=1) + 1e-4
+    decisions = EarlyExitPredictor(*tiny_network, thresholds)(np.tile(IMAGES[:7], (20, 1, 1, 1)))
+    for array in decisions:
+        np.testing.assert_array_equal(array, np.tile(array[:7], 20))
+
+
+def test_no_images_no_decisions(tiny_network):
+    decisions = EarlyExitPredictor(*tiny_network, [0.5, 0.5, 0.5])(IMAGES[:0])
+    assert [array.shape for array in decisions] == [(0,), (0,), (0,)]
+
+
+def test_whoever_has_left_costs_nothing(tiny_network, monkeypatch):
+    model, _ = tiny_network
+    traced = []
+    stage = type(model).stage
+
+    def recorded(self, k, carry, train):
+        traced.append((k, len(carry["pooled"])))
+        return stage(self, k, carry, train)
+
+    monkeypatch.setattr(type(model), "stage", recorded)
+    # Another static value than in other tests, so that stages are traced anew.
+    fresh = model.clone(dtype=jnp.float16)
+    confidences = confidences_of(
+        jax.nn.softmax(model.apply(tiny_network[1], IMAGES[:256], train=False))
+    )
+    threshold = np.sort(confidences[0])[40] + 1e-6
+    traced.clear()
+    EarlyExitPredictor(fresh, tiny_network[1], [threshold, 0, 0])(IMAGES[:256])
+    assert traced == [(0, 256), (1, 64)]
+
+
+def test_nothing_is_compiled_after_warming_up(tiny_network, probs, caplog):
+    sizes = (1, 4, 32)
+    thresholds = np.median(probs.max(axis=-1), axis=1)
+    predictor = EarlyExitPredictor(*tiny_network, thresholds, batch_sizes=sizes)
+    predictor.warm_up(IMAGES.shape[1:])
+    with jax.log_compiles():
+        for count in (1, 2, 3, 30, 31, 32, 33, 100):
+            predictor(IMAGES[:count])
+        assert not caplog.records
+        # What is asserted on would show a compilation.
+        EarlyExitPredictor(*tiny_network, thresholds, batch_sizes=[7])(IMAGES[:7])
+        assert caplog.records
+
+
+def test_stored_images_are_preprocessed_on_the_device(tiny_network):
+    stored = np.random.default_rng(2).integers(0, 256, (40, 8, 8, 3)).astype(np.uint8)
+
+    def preprocess(images):
+        return images.astype(jnp.float32) / 255
+
+    thresholds = [0.5, 0.5, 0]
+    direct = EarlyExitPredictor(*tiny_network, thresholds)(stored.astype(np.float32) / 255)
+    through = EarlyExitPredictor(*tiny_network, thresholds, preprocess)(stored)
+    np.testing.assert_array_equal(through.exits, direct.exits)
+    np.testing.assert_allclose(through.confidences, direct.confidences, rtol=1e-5)
+    with pytest.raises(ValueError, match="without a preprocess function"):
+        EarlyExitPredictor(*tiny_network, thresholds)(stored)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_images_that_are_not_finite_are_refused(tiny_network, value):
+    images = IMAGES[:5].copy()
+    images[3, 1, 2, 0] = value
+    with pytest.raises(ValueError, match="image 3 of 5 holds NaN"):
+        EarlyExitPredictor(*tiny_network, [0.5, 0.5, 0])(images)
+
+
+def test_a_network_whose_answer_is_not_finite_is_refused(tiny_network):
+    model, variables = tiny_network
+    broken = jax.tree.map(np.array, variables)
+    broken["params"]["head_1"]["bias"][0] = np.nan
+    with pytest.raises(ValueError, match="exit 2 is not finite"):
+        EarlyExitPredictor(model, broken, [NOBODY_LEAVES, 0, 0])(IMAGES[:3])
+
+
+def test_impossible_thresholds_sizes_and_shapes_are_refused(tiny_network):
+    with pytest.raises(ValueError, match="for 3 exits"):
+        EarlyExitPredictor(*tiny_network, [0.5, 0])
+    with pytest.raises(ValueError, match="NaN is not a threshold"):
+        EarlyExitPredictor(*tiny_network, [0.5, np.nan, 0])
+    with pytest.raises(ValueError, match="positive sizes"):
+        EarlyExitPredictor(*tiny_network, [0.5, 0.5, 0], batch_sizes=())
+    with pytest.raises(ValueError, match="images have shape"):
+        EarlyExitPredictor(*tiny_network, [0.5, 0.5, 0])(IMAGES[0])
+
+
+def test_msdnet_exits_early_too():
+    model = MSDNet(
+        num_blocks=3,
+        base=2,
+        step=1,
+        step_mode="even",
+        channels=8,
+        growth_rate=4,
+        growth_factors=(1, 2),
+        bottleneck_factors=(1, 2),
+        reduction=0.5,
+        prune="max",
+        stem="cifar",
+        num_classes=10,
+    )
+    images = np.random.default_rng(3).normal(0, 1, (20, 16, 16, 3)).astype(np.float32)
+    variables = initial_variables(model, jax.random.key(0), images[:1], train=False)
+    probs = np.array(jax.nn.softmax(model.apply(variables, images, train=False)))
+    thresholds = np.quantile(probs.max(axis=-1), 0.6, axis=1)
+    decisions = EarlyExitPredictor(model, variables, thresholds, batch_sizes=(8, 20))(images)
+    assert set(decisions.exits) == {0, 1, 2}
+    check_against_simulation(decisions, probs, [*thresholds[:2], EVERYBODY_LEAVES])
+
+
+def test_the_caller_keeps_its_thresholds(tiny_network):
+    thresholds = np.float32([0.5, 0.5, 0.5])
+    predictor = EarlyExitPredictor(*tiny_network, thresholds)
+    assert thresholds[-1] == np.float32(0.5)
+    assert predictor.thresholds[-1] == EVERYBODY_LEAVES
+    assert max(BATCH_SIZES) == 256
