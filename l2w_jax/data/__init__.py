@@ -21,4 +21,8 @@ def open_source(config: ConfigDict) -> Source:
         from l2w_jax.data.digits import open_digits
 
         return open_digits(config)
+    if config.dataset.name in ("cifar10", "cifar100"):
+        from l2w_jax.data.cifar import open_cifar
+
+        return open_cifar(config)
     raise ValueError(f"unknown data set {config.dataset.name!r}")

@@ -1,0 +1,136 @@
+"""Data sets of TensorFlow Datasets: prepared once, checked, and never half used."""
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+from l2w_jax.errors import UserError
+
+_CONNECT_SECONDS = 5
+
+
+def import_tensorflow() -> ModuleType:
+    """Imports TensorFlow for reading only: it must not touch the accelerators, which JAX uses."""
+    # Its notes on start-up would otherwise stand between the lines that a user is to read.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import tensorflow as tf
+
+    for kind in ("GPU", "TPU"):
+        tf.config.set_visible_devices([], kind)
+    return tf
+
+
+def prepared_builder(name: str, data_dir: str, splits: tuple[str, ...]):
+    """Returns the TFDS builder of data set `name` with all of `splits` on disk.
+
+    The first process to come prepares it, under a lock; the others wait and use the result. What
+    TFDS writes depends on the archive alone, so hosts that prepare their own copy agree.
+
+    Args:
+        name: as TFDS spells it.
+        data_dir: the folder of all TFDS data sets; "" is TFDS's own default.
+        splits: what must be there.
+
+    Raises:
+        UserError: the archive is missing and cannot be downloaded, or what lies there is broken.
+    """
+    import_tensorflow()
+    import tensorflow_datasets as tfds
+
+    if data_dir and Path(data_dir).expanduser().is_file():
+        raise UserError(f"config.dataset.data_dir: {data_dir} is a file: must be a folder")
+    builder = tfds.builder(name, data_dir=data_dir or None)
+    if not builder.data_path.exists():
+        _check_archives(builder)
+        with _lock(builder):
+            if not builder.data_path.exists():
+                _prepare(builder)
+        # A builder that was made before another process prepared the data knows nothing of them.
+        builder = tfds.builder(name, data_dir=data_dir or None)
+    _check_complete(builder, splits)
+    return builder
+
+
+def _manual_dir(builder) -> Path:
+    return Path(builder.data_dir_root).expanduser() / "downloads" / "manual"
+
+
+def _check_archives(builder) -> None:
+    """Raises UserError, which names the file and its place, where preparing cannot succeed."""
+    manual_dir = _manual_dir(builder)
+    if builder.name == "imagenet2012":
+        if not any(manual_dir.glob("ILSVRC2012_img_*.tar")):
+            raise UserError(
+                f"imagenet2012: data set not prepared in {builder.data_dir_root}: put "
+                "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar (after registering at "
+                f"https://image-net.org/download-images) into {manual_dir} and run the same "
+                "command again, or name the folder that holds it with --config.dataset.data_dir"
+            )
+        return
+    for url, archive in builder.url_infos.items():
+        if (manual_dir / archive.filename).exists() or _is_reachable(url):
+            continue
+        raise UserError(
+            f"{builder.name}: data set not prepared in {builder.data_dir_root} and {url} cannot be "
+            f"reached: download it elsewhere, put it at {manual_dir / archive.filename} and run "
+            "the same command again, or name the folder that holds the prepared data set with "
+            "--config.dataset.data_dir"
+        )
+
+
+def _is_reachable(url: str) -> bool:
+    """Asks once and briefly: TFDS by itself tries for minutes before it gives up."""
+    import requests
+
+    try:
+        answer = requests.head(url, timeout=_CONNECT_SECONDS, allow_redirects=True)
+    except requests.exceptions.RequestException:
+        return False
+    return answer.ok
+
+
+@contextlib.contextmanager
+def _lock(builder) -> Iterator[None]:
+    root = Path(builder.data_dir_root).expanduser()
+    root.mkdir(parents=True, exist_ok=True)
+    with open(root / f".{builder.name}.lock", "w") as lock_file:
+        fcntl.flock(lock_file, fcntl.LOCK_EX)
+        yield
+
+
+def _prepare(builder) -> None:
+    import tensorflow_datasets as tfds
+
+    tfds.disable_progress_bar()
+    try:
+        builder.download_and_prepare(
+            download_config=tfds.download.DownloadConfig(
+                manual_dir=str(_manual_dir(builder)), try_download_gcs=False
+            )
+        )
+    # Whatever an archive of the wrong content or a full disk raises, nothing was put in place:
+    # TFDS renames its folder only when it is complete.
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise UserError(
+            f"{builder.name}: data set cannot be prepared in {builder.data_dir_root}: {reason}"
+        ) from error
+
+
+def _check_complete(builder, splits: tuple[str, ...]) -> None:
+    """Raises UserError if a split is missing or one of its files is, or is empty."""
+    advice = "delete this folder and run the same command again to prepare it anew"
+    if not builder.info.splits:
+        raise UserError(f"{builder.data_path}: half-prepared data set: {advice}")
+    for split in splits:
+        if split not in builder.info.splits:
+            raise UserError(
+                f"{builder.data_path}: split {split!r} is missing (it holds "
+                f"{', '.join(map(repr, builder.info.splits))}): {advice}"
+            )
+        for path in map(Path, builder.info.splits[split].filepaths):
+            if not path.is_file() or path.stat().st_size == 0:
+                raise UserError(f"{path}: missing or empty: half-prepared data set: {advice}")
