@@ -36,6 +36,11 @@ def tiny_network():
     """The network, and variables of it with which answers and confidences vary."""
     model = TinyNetwork()
     images = jax.random.normal(jax.random.key(1), (64, 8, 8, 3))
-    variables = model.init(jax.random.key(0), images, train=False)
-    _, moved = model.apply(variables, images, train=True, mutable=["batch_stats"])
-    return model, {"params": variables["params"], **moved}
+
+    @jax.jit
+    def variables_that_have_seen(images):
+        variables = model.init(jax.random.key(0), images, train=False)
+        _, moved = model.apply(variables, images, train=True, mutable=["batch_stats"])
+        return {"params": variables["params"], **moved}
+
+    return model, variables_that_have_seen(images)

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -87,10 +88,14 @@ def test_every_image_counts_once_whatever_the_batch_size(config, source, tiny_ne
     assert 10 < predictions.top1[-1] < 90
 
 
-DEVICES = """
+EVALUATION_ON_SEVERAL_DEVICES = """
 import sys
 import jax, numpy as np
-sys.path.insert(0, sys.argv[1])
+folder, devices, process, processes, port = sys.argv[1], *map(int, sys.argv[2:])
+if processes > 1:
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(f"127.0.0.1:{port}", processes, process)
+sys.path.insert(0, folder)
 from conftest import TinyNetwork
 from test_evaluate import TEST, TRAIN, evaluate, default_config, MemorySource
 config = default_config()
@@ -99,25 +104,42 @@ config.dataset.update({"augmentation": "none", "eval_batch_size": 10})
 model = TinyNetwork()
 variables = model.init(jax.random.key(0), np.zeros((1, 8, 8, 3)), train=False)
 source = MemorySource(config, TRAIN, TEST, ("a", "b", "c", "d"))
-assert len(jax.local_devices()) == int(sys.argv[2])
+assert (jax.local_device_count(), jax.process_count()) == (devices, processes)
 predictions = evaluate.predict_all(config, model, variables, source, "test")
-print(len(predictions.labels), predictions.confidences.sum(), predictions.losses.sum())
+np.testing.assert_array_equal(predictions.labels, TEST.labels)
+places = np.arange(len(TEST.labels))
+print((predictions.confidences @ places).sum(), (predictions.losses @ places).sum())
 """
 
 
-def test_any_number_of_devices_gives_the_same():
-    def outcome(devices):
-        environment = os.environ | {
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        }
-        command = [sys.executable, "-c", DEVICES, str(Path(__file__).parent), str(devices)]
-        finished = subprocess.run(
-            command, env=environment, capture_output=True, text=True, check=True
+def evaluated_on(devices, processes):
+    """What each process finds, as numbers that depend on the order of the images."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    }
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", EVALUATION_ON_SEVERAL_DEVICES, str(Path(__file__).parent)]
+            + [str(number) for number in (devices, process, processes, port)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
         )
-        return [float(word) for word in finished.stdout.split()]
+        for process in range(processes)
+    ]
+    outputs = [process.communicate(timeout=120)[0] for process in running]
+    assert [process.returncode for process in running] == [0] * processes
+    return [[float(word) for word in output.splitlines()[-1].split()] for output in outputs]
 
-    assert outcome(4) == pytest.approx(outcome(1), rel=1e-5)
+
+def test_any_number_of_devices_and_processes_finds_the_same():
+    (expected,) = evaluated_on(devices=1, processes=1)
+    for found in evaluated_on(devices=3, processes=2):
+        assert found == pytest.approx(expected, rel=1e-5)
 
 
 def test_top5_counts_the_label_among_the_five_most_probable():
