@@ -10,14 +10,12 @@ verifies it and falls back to another checkpoint when a file was damaged. In a r
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
-import pathlib
 import shutil
-import socket
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -33,31 +31,6 @@ PyTree = Any
 
 class _DamagedCheckpoint(Exception):
     """A checkpoint that cannot be read back as it was saved; the message says what is wrong."""
-
-
-@contextlib.contextmanager
-def exclusive_use(workdir: str) -> Iterator[None]:
-    """Holds a run folder, which must exist, for this process alone.
-
-    The lock ends with the process, however that ends, so a killed run leaves nothing to clean up.
-
-    Raises:
-      UserError: another process holds the folder.
-    """
-    path = pathlib.Path(workdir) / ".lock"
-    with open(path, "a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise UserError(
-                f"--workdir={workdir}: in use by another run ({file.read().strip()}); "
-                "wait for it to end or choose another --workdir"
-            ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
-        yield
 
 
 class _NewestAndBest:
@@ -85,7 +58,7 @@ class _NewestAndBest:
 class CheckpointWriter:
     """Saves training states into a run folder: the newest few and the best one are kept."""
 
-    def __init__(self, workdir: str, keep: int):
+    def __init__(self, workdir: Path, keep: int):
         """Opens the folder for saving; what a killed save left behind is removed.
 
         Args:
@@ -111,6 +84,13 @@ class CheckpointWriter:
         """The step of the newest complete checkpoint, None where there is none."""
         return max(_steps(self._workdir), default=None)
 
+    def resume_advice(self) -> str:
+        """A clause for the line that ends a failed run: from where it goes on."""
+        last = self.last_saved_step
+        if last is None:
+            return "there is no good checkpoint yet"
+        return f"the last good checkpoint is of step {last}: the same command goes on from there"
+
     def save(self, state: PyTree, score: float | None = None) -> None:
         """Starts to save a state under its own step; the state may be donated right after.
 
@@ -129,7 +109,7 @@ class CheckpointWriter:
             if not np.all(np.isfinite(array)):
                 raise RunFailed(
                     f"step {step}: {name} is not finite, so this state is not saved; "
-                    f"{self._advice()}"
+                    f"{self.resume_advice()}"
                 )
         self.wait()
         self._saving = step
@@ -165,17 +145,11 @@ class CheckpointWriter:
         except Exception as error:
             raise RunFailed(
                 f"the checkpoint of step {self._saving} could not be saved "
-                f"({_first_line(error)}); {self._advice()}"
+                f"({_first_line(error)}); {self.resume_advice()}"
             ) from error
 
-    def _advice(self) -> str:
-        last = self.last_saved_step
-        if last is None:
-            return "there is no good checkpoint yet"
-        return f"the last good checkpoint is of step {last}: the same command goes on from there"
 
-
-def restore_newest(workdir: str, template: PyTree) -> PyTree | None:
+def restore_newest(workdir: Path, template: PyTree) -> PyTree | None:
     """The state of the newest good checkpoint, to train on from it.
 
     Damaged newer ones are moved to `damaged_checkpoints/`, each with a warning that names the step
@@ -200,7 +174,7 @@ def restore_newest(workdir: str, template: PyTree) -> PyTree | None:
     return state
 
 
-def restore_best(workdir: str, template: PyTree) -> PyTree | None:
+def restore_best(workdir: Path, template: PyTree) -> PyTree | None:
     """The state of the good checkpoint with the highest held-out score, to evaluate it.
 
     The newest of several equally good ones; where none has a score, the newest. Arguments, result
@@ -216,24 +190,24 @@ def restore_best(workdir: str, template: PyTree) -> PyTree | None:
     return _restore_first_good(workdir, template, order)[0]
 
 
-def has_checkpoint(workdir: str) -> bool:
+def has_checkpoint(workdir: Path) -> bool:
     """Whether a run folder holds a checkpoint, good or damaged. Reads directory names only."""
     return bool(_steps(workdir))
 
 
-def _directory(workdir: str) -> pathlib.Path:
+def _directory(workdir: Path) -> Path:
     # Orbax notices a relative path only when a save in the background fails.
-    return pathlib.Path(workdir).absolute() / "checkpoints"
+    return workdir.absolute() / "checkpoints"
 
 
-def _steps(workdir: str) -> list[int]:
+def _steps(workdir: Path) -> list[int]:
     directory = _directory(workdir)
     if not directory.is_dir():
         return []
     return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
 
 
-def _readable_scores(workdir: str) -> dict[int, float | None]:
+def _readable_scores(workdir: Path) -> dict[int, float | None]:
     """The score of each checkpoint whose record is good."""
     scores = {}
     for step in _steps(workdir):
@@ -252,15 +226,15 @@ def _best_first(scores: dict[int, float | None]) -> list[int]:
     return sorted(scores, key=rank, reverse=True)
 
 
-def _put_aside(workdir: str, steps: list[int]) -> None:
-    directory = pathlib.Path(workdir).absolute() / "damaged_checkpoints"
+def _put_aside(workdir: Path, steps: list[int]) -> None:
+    directory = workdir.absolute() / "damaged_checkpoints"
     for step in steps:
         directory.mkdir(exist_ok=True)
         shutil.rmtree(directory / str(step), ignore_errors=True)
         os.replace(_directory(workdir) / str(step), directory / str(step))
 
 
-def _restore_first_good(workdir: str, template: PyTree, steps: list[int]) -> tuple[PyTree, int]:
+def _restore_first_good(workdir: Path, template: PyTree, steps: list[int]) -> tuple[PyTree, int]:
     """The state and the step of the first checkpoint, in the order of `steps`, that is good."""
     damage = []
     for step in steps:
@@ -275,7 +249,7 @@ def _restore_first_good(workdir: str, template: PyTree, steps: list[int]) -> tup
     )
 
 
-def _read_state(step_directory: pathlib.Path, template: PyTree) -> PyTree:
+def _read_state(step_directory: Path, template: PyTree) -> PyTree:
     """The verified state of one checkpoint.
 
     Raises:
@@ -299,7 +273,7 @@ def _read_state(step_directory: pathlib.Path, template: PyTree) -> PyTree:
     return state
 
 
-def _read_record(step_directory: pathlib.Path) -> dict[str, Any]:
+def _read_record(step_directory: Path) -> dict[str, Any]:
     """The record of one checkpoint.
 
     Raises:

@@ -19,3 +19,13 @@ class RunFailed(UserError):
     """
 
     exit_status = 1
+
+
+class RunInterrupted(UserError):
+    """A run that was asked to stop, and has saved its state.
+
+    The command line exits with status 75 (EX_TEMPFAIL of sysexits.h, "try again later"), which
+    tells a scheduler to start the same command again.
+    """
+
+    exit_status = 75

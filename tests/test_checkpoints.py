@@ -1,13 +1,10 @@
 """A checkpoint is either exactly what was saved, or it is not used and the run says so."""
 
 import os
-import pathlib
 import re
 import resource
 import shutil
-import signal
-import subprocess
-import sys
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -49,7 +46,7 @@ def make_state(step, seed=0, width=300):
 
 
 def save(workdir, scores, keep=3):
-    writer = checkpoints.CheckpointWriter(str(workdir), keep)
+    writer = checkpoints.CheckpointWriter(workdir, keep)
     for step, score in scores.items():
         writer.save(make_state(step), score)
     writer.wait()
@@ -88,34 +85,34 @@ def warnings(monkeypatch):
 
 
 def test_restores_what_was_saved(saved_run):
-    assert_same(checkpoints.restore_newest(str(saved_run), make_state(0)), make_state(30))
+    assert_same(checkpoints.restore_newest(saved_run, make_state(0)), make_state(30))
 
 
 def test_evaluation_takes_the_best(saved_run):
-    assert_same(checkpoints.restore_best(str(saved_run), make_state(0)), make_state(20))
+    assert_same(checkpoints.restore_best(saved_run, make_state(0)), make_state(20))
 
 
 def test_nothing_saved_is_no_state(tmp_path):
-    assert not checkpoints.has_checkpoint(str(tmp_path))
-    assert checkpoints.restore_newest(str(tmp_path), make_state(0)) is None
-    assert checkpoints.restore_best(str(tmp_path), make_state(0)) is None
+    assert not checkpoints.has_checkpoint(tmp_path)
+    assert checkpoints.restore_newest(tmp_path, make_state(0)) is None
+    assert checkpoints.restore_best(tmp_path, make_state(0)) is None
 
 
 def test_a_relative_folder_works(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    save("run", {10: None})
-    assert_same(checkpoints.restore_newest("run", make_state(0)), make_state(10))
+    save(Path("run"), {10: None})
+    assert_same(checkpoints.restore_newest(Path("run"), make_state(0)), make_state(10))
 
 
 def test_saving_survives_donation_of_the_state(tmp_path):
-    writer = checkpoints.CheckpointWriter(str(tmp_path), 3)
+    writer = checkpoints.CheckpointWriter(tmp_path, 3)
     state = make_state(1)
     expected = jax.tree.map(np.array, state)
     writer.save(state)
     jax.tree.map(lambda array: array.delete(), state)
     writer.wait()
     writer.close()
-    assert_same(checkpoints.restore_newest(str(tmp_path), make_state(0)), expected)
+    assert_same(checkpoints.restore_newest(tmp_path, make_state(0)), expected)
 
 
 def test_keeps_the_newest_and_the_best_over_a_restart(tmp_path):
@@ -162,20 +159,20 @@ DAMAGE = {
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_checkpoint_is_passed_over_and_replaced(run_copy, warnings, damage):
     DAMAGE[damage](run_copy / "checkpoints" / "30")
-    assert_same(checkpoints.restore_newest(str(run_copy), make_state(0)), make_state(20))
+    assert_same(checkpoints.restore_newest(run_copy, make_state(0)), make_state(20))
     assert len(warnings) == 1
     assert "step 30" in warnings[0]
     if damage == "one byte flipped":
         assert re.search("(params/conv|opt_state/.*)/kernel", warnings[0]), "names the array"
     assert steps_in(run_copy / "damaged_checkpoints") == [30]
     save(run_copy, {30: 0.7})
-    assert_same(checkpoints.restore_newest(str(run_copy), make_state(0)), make_state(30))
+    assert_same(checkpoints.restore_newest(run_copy, make_state(0)), make_state(30))
 
 
 @pytest.mark.parametrize("damage", ["one byte flipped", "record deleted"])
 def test_evaluation_passes_over_a_damaged_best_and_leaves_it(run_copy, warnings, damage):
     DAMAGE[damage](run_copy / "checkpoints" / "20")
-    assert_same(checkpoints.restore_best(str(run_copy), make_state(0)), make_state(30))
+    assert_same(checkpoints.restore_best(run_copy, make_state(0)), make_state(30))
     assert len(warnings) == 1
     assert "step 20" in warnings[0]
     assert steps_in(run_copy / "checkpoints") == [10, 20, 30]
@@ -189,7 +186,7 @@ def test_no_flipped_byte_anywhere_goes_unnoticed(saved_run, tmp_path):
     for index, file in enumerate(files):
         workdir = shutil.copytree(saved_run, tmp_path / str(index))
         flip_one_byte(workdir / "checkpoints" / "30" / file)
-        restored = checkpoints.restore_newest(str(workdir), make_state(0))
+        restored = checkpoints.restore_newest(workdir, make_state(0))
         assert_same(restored, make_state(int(restored.step)))
 
 
@@ -198,21 +195,21 @@ def test_all_checkpoints_damaged_is_an_error(run_copy):
         DAMAGE["one byte flipped"](run_copy / "checkpoints" / str(step))
     for restore in (checkpoints.restore_newest, checkpoints.restore_best):
         with pytest.raises(UserError, match=r"every checkpoint is damaged.*step 10.*--workdir"):
-            restore(str(run_copy), make_state(0))
+            restore(run_copy, make_state(0))
     assert steps_in(run_copy / "checkpoints") == [10, 20, 30], "nothing is thrown away"
 
 
 def test_a_checkpoint_of_another_network_is_refused(saved_run):
     with pytest.raises(UserError, match=r"kernel is float32\[50, 300\] there and float32\[50, 8\]"):
-        checkpoints.restore_newest(str(saved_run), make_state(0, width=8))
+        checkpoints.restore_newest(saved_run, make_state(0, width=8))
     with pytest.raises(UserError, match="wpn_params/bias is missing there"):
         checkpoints.restore_newest(
-            str(saved_run), make_state(0).replace(wpn_params={"bias": jnp.zeros(3)})
+            saved_run, make_state(0).replace(wpn_params={"bias": jnp.zeros(3)})
         )
 
 
 def test_a_state_that_is_not_finite_is_not_saved(run_copy):
-    writer = checkpoints.CheckpointWriter(str(run_copy), 3)
+    writer = checkpoints.CheckpointWriter(run_copy, 3)
     state = make_state(40)
     state.params["conv"]["kernel"] = state.params["conv"]["kernel"].at[3, 4].set(jnp.nan)
     with pytest.raises(RunFailed, match=r"step 40: params/conv/kernel is not finite.*of step 30"):
@@ -223,7 +220,7 @@ def test_a_state_that_is_not_finite_is_not_saved(run_copy):
 
 def test_a_save_that_fails_says_so_and_leaves_the_last_good_one(run_copy):
     """A file size limit stands for the full disk: writing fails half way."""
-    writer = checkpoints.CheckpointWriter(str(run_copy), 3)
+    writer = checkpoints.CheckpointWriter(run_copy, 3)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
     try:
@@ -233,33 +230,6 @@ def test_a_save_that_fails_says_so_and_leaves_the_last_good_one(run_copy):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     writer.close()
-    assert_same(checkpoints.restore_newest(str(run_copy), make_state(0)), make_state(30))
+    assert_same(checkpoints.restore_newest(run_copy, make_state(0)), make_state(30))
     save(run_copy, {40: 0.1})
-    assert_same(checkpoints.restore_newest(str(run_copy), make_state(0)), make_state(40))
-
-
-HOLD_THE_FOLDER = """
-import sys, time
-from l2w_jax import checkpoints
-with checkpoints.exclusive_use(sys.argv[1]):
-    print("held", flush=True)
-    time.sleep(60)
-"""
-
-
-def test_a_second_run_is_refused_until_the_first_is_gone(tmp_path):
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLD_THE_FOLDER, str(tmp_path)],
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=pathlib.Path(__file__).parents[1],
-    ) as holder:
-        assert holder.stdout.readline() == "held\n"
-        with (
-            pytest.raises(UserError, match=f"in use by another run.*{holder.pid}"),
-            checkpoints.exclusive_use(str(tmp_path)),
-        ):
-            pass
-        holder.send_signal(signal.SIGKILL)
-    with checkpoints.exclusive_use(str(tmp_path)):
-        pass
+    assert_same(checkpoints.restore_newest(run_copy, make_state(0)), make_state(40))

@@ -1,0 +1,210 @@
+"""The training loop: from a configuration and a data source to a trained state on disk.
+
+A run is a sequence of iterations, of which the s-th depends on the state before it and on s alone.
+So a run that was interrupted anywhere goes on from its last checkpoint to the very same end.
+"""
+
+import contextlib
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from l2w_jax import checkpoints
+from l2w_jax.data import Batch, Source
+from l2w_jax.devices import device_batches, place_replicated
+from l2w_jax.errors import RunFailed, RunInterrupted, UserError
+from l2w_jax.evaluate import predict_all
+from l2w_jax.models import create_model
+from l2w_jax.preprocessing import channel_statistics, normalize
+from l2w_jax.run_log import HostMetrics, RunLog, say
+from l2w_jax.training import (
+    DEVICE_AXIS,
+    TrainState,
+    create_train_state,
+    make_train_step,
+    pmap_train_step,
+)
+from l2w_jax.training.step import Metrics, Step
+
+
+def train(config: ConfigDict, source: Source, workdir: Path) -> TrainState:
+    """Trains to the end of the run, from the newest good checkpoint where there is one.
+
+    Args:
+      config: a run's configuration, checked.
+      source: its data.
+      workdir: the run folder, which exists and which no other process uses. Gets `checkpoints/`,
+        `metrics.jsonl` and TensorBoard's events.
+
+    Returns:
+      The state after the last iteration.
+
+    Raises:
+      UserError: the checkpoints there are all damaged or of another network.
+      RunFailed: a loss or an array is not finite, or a checkpoint could not be saved.
+      RunInterrupted: a signal asked the run to stop; its state is saved.
+    """
+    steps_per_epoch = source.num_train // config.dataset.batch_size
+    total_steps = config.optimizer.epochs * steps_per_epoch
+    state = _create_or_restore(config, workdir)
+    first_step = int(state.step)
+    if first_step >= total_steps:
+        say(f"{workdir}: trained to its last step, {total_steps}, before")
+        return state
+    say(
+        f"{source.num_train:,} images to train on, {source.num_holdout:,} held out, "
+        f"{source.num_test:,} to test on; {jax.device_count()} x {jax.devices()[0].device_kind}; "
+        f"{'goes on after' if first_step else 'starts at'} step {first_step}/{total_steps}"
+    )
+    train_step = _step_on_devices(config, total_steps)
+    batches = device_batches(
+        source.train_batches(first_step, jax.process_index(), jax.process_count())
+    )
+    state = place_replicated(state)
+    with (
+        contextlib.closing(batches),
+        contextlib.closing(checkpoints.CheckpointWriter(workdir, config.checkpoint.keep)) as writer,
+        RunLog(workdir, config, steps_per_epoch, first_step) as log,
+        _stop_signals() as received,
+    ):
+        watched = _WatchedMetrics(log, writer)
+        say("the first step compiles; with a warm cache that is quick")
+        started = time.monotonic()
+        for step in range(first_step + 1, total_steps + 1):
+            state, metrics = train_step(state, next(batches))
+            watched.add(step, metrics)
+            if step == first_step + 1:
+                jax.block_until_ready(state)
+                say(f"first step after {time.monotonic() - started:.1f} s")
+                log.restart_clock()
+            stopping = bool(received)
+            epoch_ends = step % steps_per_epoch == 0
+            scored = step == total_steps or (
+                epoch_ends and _is_due(step // steps_per_epoch, config.checkpoint.every_epochs)
+            )
+            if scored or stopping or _is_due(step, config.checkpoint.every_steps):
+                watched.finish()
+                score = _score(config, source, state, log) if scored else None
+                writer.save(state, score)
+                log.restart_clock()
+            if stopping:
+                writer.wait()
+                raise RunInterrupted(
+                    f"stopped by {received[0].name} after step {step}, which is saved; "
+                    "the same command goes on from there"
+                )
+        writer.wait()
+    return jax.device_get(state)
+
+
+def restore_best(config: ConfigDict, workdir: Path) -> TrainState:
+    """The state to evaluate: of the checkpoint with the best held-out top-1 at the last exit.
+
+    Raises:
+      UserError: there is no checkpoint, all are damaged, or they are of another network.
+    """
+    state = checkpoints.restore_best(workdir, _create(config))
+    if state is None:
+        raise UserError(f"{workdir}: no checkpoint to evaluate; train first")
+    return state
+
+
+def _create(config: ConfigDict) -> TrainState:
+    return create_train_state(config, jax.random.key(config.seed))
+
+
+def _create_or_restore(config: ConfigDict, workdir: Path) -> TrainState:
+    """The newest good checkpoint of a run folder, or the state before the first iteration."""
+    created = _create(config)
+    restored = checkpoints.restore_newest(workdir, created)
+    return created if restored is None else restored
+
+
+class _WatchedMetrics:
+    """Fetches each iteration's metrics while the next one runs, checks them and logs them."""
+
+    def __init__(self, log: RunLog, writer: checkpoints.CheckpointWriter):
+        self._log = log
+        self._writer = writer
+        self._running: tuple[int, Metrics] | None = None
+
+    def add(self, step: int, metrics: Metrics) -> None:
+        """Takes the metrics of an iteration that was just started.
+
+        Raises:
+          RunFailed: the iteration before has a loss that is not finite.
+        """
+        self.finish()
+        self._running = (step, metrics)
+
+    def finish(self) -> None:
+        """Waits for the iteration that runs.
+
+        Raises:
+          RunFailed: it has a loss that is not finite.
+        """
+        if self._running is None:
+            return
+        step, metrics = self._running
+        self._running = None
+        host_metrics: HostMetrics = jax.device_get(metrics)
+        # A meta loss is NaN where there was no meta update; one that went wrong shows in the
+        # weighted loss, through the weights.
+        for name in ("loss", "weighted_loss"):
+            if not np.isfinite(host_metrics[name]).all():
+                raise RunFailed(
+                    f"step {step}: the {name.replace('_', ' ')} is not finite "
+                    f"({host_metrics[name]}) at learning rate {host_metrics['learning_rate']:.3g} "
+                    f"and meta learning rate {host_metrics['meta_learning_rate']:.3g}; "
+                    f"{self._writer.resume_advice()}"
+                )
+        self._log.add_step(step, host_metrics)
+
+
+def _step_on_devices(config: ConfigDict, total_steps: int) -> Step:
+    """An iteration over all devices, on batches of stored (uint8) images."""
+    step = make_train_step(config, total_steps, axis_name=DEVICE_AXIS)
+    mean, deviation = channel_statistics(config.dataset.name)
+
+    def step_on_stored(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        return step(state, {**batch, "image": normalize(batch["image"], mean, deviation)})
+
+    return pmap_train_step(step_on_stored)
+
+
+def _score(config: ConfigDict, source: Source, state: TrainState, log: RunLog) -> float | None:
+    """Held-out top-1 of the last exit, percent; None without held-out images."""
+    if source.num_holdout == 0:
+        return None
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    predictions = predict_all(config, create_model(config.model), variables, source, "holdout")
+    log.add_holdout(int(state.step), predictions.top1)
+    return float(predictions.top1[-1])
+
+
+def _is_due(count: int, interval: int) -> bool:
+    """Whether `count` completes an interval; an interval of 0 never does."""
+    return interval > 0 and count % interval == 0
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[list[signal.Signals]]:
+    """Collects the signals that ask a run to stop, for it to do so at the end of a step."""
+    received: list[signal.Signals] = []
+
+    def note(number: int, frame: Any) -> None:
+        del frame
+        received.append(signal.Signals(number))
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,181 @@
+"""What a training run tells while it runs: a line to read, TensorBoard, metrics.jsonl.
+
+Percentages are 0 to 100 in all of them.
+"""
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from clu import metric_writers, periodic_actions
+from ml_collections import ConfigDict
+
+from l2w_jax.files import write_atomically
+
+HostMetrics = Mapping[str, np.ndarray]
+
+
+class RunLog:
+    """Writes the metrics of a run; use as a context manager, so that nothing stays in a buffer.
+
+    Args:
+      workdir: the run folder. Lines of metrics.jsonl after `first_step` are dropped: they belong to
+        steps that are done again.
+      config: the run's configuration.
+      steps_per_epoch: iterations of one epoch.
+      first_step: iterations that were done before.
+    """
+
+    def __init__(self, workdir: Path, config: ConfigDict, steps_per_epoch: int, first_step: int):
+        self._settings = config.log
+        self._batch_size = config.dataset.batch_size
+        self._steps_per_epoch = steps_per_epoch
+        self._total_steps = config.optimizer.epochs * steps_per_epoch
+        self._json_lines = _reopen_json_lines(workdir / "metrics.jsonl", first_step)
+        self._writer = metric_writers.AsyncMultiWriter([metric_writers.SummaryWriter(str(workdir))])
+        self._hooks: list[periodic_actions.PeriodicAction] = [
+            periodic_actions.ReportProgress(
+                num_train_steps=self._total_steps, writer=self._writer, every_secs=60
+            )
+        ]
+        if config.log.profile:
+            # Not the first steps, which compile.
+            self._hooks.append(
+                periodic_actions.Profile(
+                    logdir=str(workdir), first_profile=first_step + 5, every_secs=None
+                )
+            )
+        self._window: list[HostMetrics] = []
+        self._window_start = time.monotonic()
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._json_lines.close()
+        self._writer.close()
+
+    def restart_clock(self) -> None:
+        """Leaves the time since the last line out of the next line's images per second."""
+        self._window_start = time.monotonic()
+
+    def add_step(self, step: int, metrics: HostMetrics) -> None:
+        """Takes the metrics of one iteration; every `log.every_steps` their means are written.
+
+        Args:
+          step: iterations done, with this one.
+          metrics: of `make_train_step`, on the host.
+        """
+        for hook in self._hooks:
+            hook(step)
+        self._window.append({name: metrics[name] for name in _AVERAGED})
+        if step % self._settings.every_steps == 0 or step == self._total_steps:
+            self._write_window(step)
+        if step % self._settings.histogram_every_steps == 0:
+            weights = np.asarray(metrics["weights"])
+            self._writer.write_histograms(
+                step, {f"weights/exit_{k + 1}": weights[:, k] for k in range(weights.shape[1])}
+            )
+
+    def add_holdout(self, step: int, top1: np.ndarray) -> None:
+        """Writes the accuracy on held-out images, percent [K]."""
+        self._write_json({"step": step, "holdout_top1": _rounded(top1)})
+        self._writer.write_scalars(step, _per_exit("holdout", "top1", top1))
+        say(f"held-out images after step {step}: top-1 {_join(top1)} %")
+
+    def _write_window(self, step: int) -> None:
+        seconds = time.monotonic() - self._window_start
+        means = {
+            name: _mean_of_finite([metrics[name] for metrics in self._window]) for name in _AVERAGED
+        }
+        rates = {name: self._window[-1][name] for name in ("learning_rate", "meta_learning_rate")}
+        speed = len(self._window) * self._batch_size / seconds
+        epoch = step / self._steps_per_epoch
+        top1 = 100 * means["top1"]
+        self._write_json(
+            {
+                "step": step,
+                "epoch": round(epoch, 4),
+                "loss": _rounded(means["loss"]),
+                "top1": _rounded(top1),
+                "weighted_loss": _rounded(means["weighted_loss"]),
+                "meta_loss": _rounded(means["meta_loss"]),
+                **{name: float(rate) for name, rate in rates.items()},
+                "images_per_second": _rounded(np.float64(speed)),
+            }
+        )
+        scalars = {
+            **_per_exit("train", "loss", means["loss"]),
+            **_per_exit("train", "top1", top1),
+            "train/weighted_loss": means["weighted_loss"],
+            "train/learning_rate": rates["learning_rate"],
+            "train/meta_learning_rate": rates["meta_learning_rate"],
+            "images_per_second": speed,
+        }
+        if np.isfinite(means["meta_loss"]):
+            scalars["train/meta_loss"] = means["meta_loss"]
+        self._writer.write_scalars(step, {name: float(value) for name, value in scalars.items()})
+        seconds_left = (self._total_steps - step) * seconds / len(self._window)
+        say(
+            f"step {step}/{self._total_steps}  epoch {epoch:.1f}  "
+            f"loss {means['loss'].mean():.4f}  top-1 {_join(top1)} %  "
+            f"{speed:,.0f} images/s  {_duration(seconds_left)} left"
+        )
+        self._window = []
+        self._window_start = time.monotonic()
+
+    def _write_json(self, line: Mapping[str, Any]) -> None:
+        self._json_lines.write(json.dumps(line, allow_nan=False) + "\n")
+        self._json_lines.flush()
+
+
+_AVERAGED = ("loss", "top1", "weighted_loss", "meta_loss", "learning_rate", "meta_learning_rate")
+
+
+def say(line: str) -> None:
+    """Prints a line for the person who watches the run."""
+    print(line, flush=True)
+
+
+def _reopen_json_lines(path: Path, first_step: int) -> Any:
+    if path.exists():
+        # A killed run may have left half a line at the end.
+        complete = path.read_text().split("\n")[:-1]
+        kept = [line for line in complete if json.loads(line)["step"] <= first_step]
+        write_atomically(path, "".join(f"{line}\n" for line in kept))
+    return open(path, "a", encoding="utf-8")
+
+
+def _mean_of_finite(values: list[np.ndarray]) -> np.ndarray:
+    """The mean, without the NaN of iterations that made no meta update; NaN if all are."""
+    stacked = np.asarray(values, np.float64)
+    if np.isnan(stacked).all():
+        return np.full(stacked.shape[1:], np.nan)
+    return np.nanmean(stacked, axis=0)
+
+
+def _per_exit(group: str, name: str, values: np.ndarray) -> dict[str, float]:
+    return {f"{group}/exit_{k + 1}/{name}": float(value) for k, value in enumerate(values)}
+
+
+def _rounded(values: np.ndarray) -> Any:
+    """Six significant digits, None for NaN, which JSON lacks; a list for an array."""
+    if np.ndim(values):
+        return [_rounded(value) for value in values]
+    return None if math.isnan(values) else float(f"{float(values):.6g}")
+
+
+def _join(percentages: np.ndarray) -> str:
+    return " ".join(f"{value:.1f}" for value in percentages)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"

@@ -1,0 +1,88 @@
+"""A run folder belongs to one configuration for good, and to one process at a time."""
+
+import contextlib
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+from ml_collections import ConfigDict
+
+from l2w_jax import config as run_config
+from l2w_jax.errors import UserError
+from l2w_jax.files import write_atomically
+
+# Fields that change no number of a run, so that it may go on with other values.
+_FREE_FIELDS = (
+    "checkpoint.",
+    "dataset.data_dir",
+    "dataset.eval_batch_size",
+    "dataset.max_bad_share",
+    "log.",
+)
+
+
+def check(config: ConfigDict, workdir: Path) -> None:
+    """Looks, without writing, whether a run of this configuration can use a folder.
+
+    Raises:
+      UserError: it is a file, or belongs to a run with another configuration.
+    """
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir={workdir}: is a file; give a folder, which need not exist")
+    stored = workdir / "config.json"
+    if not stored.exists():
+        if (workdir / "checkpoints").exists():
+            raise UserError(
+                f"--workdir={workdir}: holds checkpoints but not the config.json of their run; "
+                "choose another --workdir"
+            )
+        return
+    changes = [
+        line
+        for line in run_config.differences(run_config.from_json(stored.read_text()), config)
+        if not line.startswith(_FREE_FIELDS)
+    ]
+    if changes:
+        raise UserError(
+            f"--workdir={workdir}: belongs to a run with another config; "
+            "choose another --workdir, or undo: " + ", ".join(changes)
+        )
+
+
+@contextlib.contextmanager
+def exclusive_use(config: ConfigDict, workdir: Path) -> Iterator[None]:
+    """Holds a run folder for this process alone; makes it, with its config.json, where needed.
+
+    The lock ends with the process, however that ends, so a killed run leaves nothing to clean up.
+
+    Raises:
+      UserError: another process holds the folder, `check` fails, or it cannot be written to.
+    """
+    with _open_lock(workdir) as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise UserError(
+                f"--workdir={workdir}: in use by another run ({lock.read().strip()}); "
+                "wait for it to end or choose another --workdir"
+            ) from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        lock.flush()
+        check(config, workdir)
+        stored = workdir / "config.json"
+        if not stored.exists():
+            write_atomically(stored, run_config.to_json(config))
+        yield
+
+
+def _open_lock(workdir: Path) -> TextIO:
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        return open(workdir / ".lock", "a+", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--workdir={workdir}: cannot be written to: {error.strerror}") from error
