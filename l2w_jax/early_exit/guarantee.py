@@ -1,0 +1,165 @@
+"""Thresholds with a promise: at most so much accuracy is lost, with so much confidence.
+
+Stopping early may lose accuracy against the full network. How much it loses on images to come is
+not known, but it can be tested: each candidate is a hypothesis "the loss is above the risk that is
+accepted", and one that held-out data reject is safe to use. This is Learn then Test (Angelopoulos,
+Bates, Candes, Jordan and Lei, Annals of Applied Statistics 2025, arXiv 2110.01052). It holds for
+any network and any distribution of images, as long as the held-out images are a random sample of
+it that the network was not trained on.
+
+- The candidates are fixed before the test sees any data: one part of the held-out images sets
+  thresholds, the other tests them.
+- Candidates are tested from the most careful on, until one is not rejected (fixed-sequence
+  testing): any number of them then costs no confidence.
+- A test is a bet against the hypothesis (Waudby-Smith and Ramdas, JRSS B 2024, arXiv 2010.09686):
+  capital that grows where less is lost than the hypothesis says. Were it true, the capital would
+  reach 1/p with probability at most p.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from l2w_jax.early_exit.budget import first_exits
+from l2w_jax.early_exit.selection import SEARCH_QS, thresholds_of
+
+# The part of the held-out images that sets thresholds; the others test them.
+DESIGN_SHARE = 1 / 3
+
+
+class TooFewImages(ValueError):
+    """The held-out images are too few for the promise, even if stopping early lost nothing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Guarantee:
+    """Thresholds that lose at most `risk` of accuracy, with probability `confidence`.
+
+    Attributes:
+        thresholds: T_k, float32 [K].
+        q: which member of the family of `selection`; infinity where no early exit can be promised.
+        p_value: of the test that the thresholds passed; 0 for the full network, which needs none.
+        risk: accuracy that may be lost against the last exit, a fraction.
+        confidence: probability, over the draw of the held-out images, that the promise holds.
+        design_images: how many images set thresholds.
+        test_images: how many images tested them.
+    """
+
+    thresholds: NDArray[np.float32]
+    q: float
+    p_value: float
+    risk: float
+    confidence: float
+    design_images: int
+    test_images: int
+
+
+def images_needed(risk: float, confidence: float) -> int:
+    """The fewest held-out images with which any early exit can be promised."""
+    # A lossless test multiplies the capital by at most 1 / (1 - risk) per image.
+    testing = math.ceil(math.log(1 - confidence) / math.log(1 - risk))
+    return math.ceil(testing / (1 - DESIGN_SHARE))
+
+
+def guaranteed_thresholds(
+    confidences: NDArray[np.floating],
+    correct: NDArray[np.bool_],
+    costs: ArrayLike,
+    risk: float,
+    confidence: float,
+    seed: int = 0,
+) -> Guarantee:
+    """The cheapest thresholds of the family that pass the test.
+
+    Args:
+        confidences: held-out confidences [K, N].
+        correct: whether each exit classifies each sample correctly, bool [K, N].
+        costs: of stopping at each exit [K], in any unit.
+        risk: accuracy that may be lost against the last exit, as a fraction in (0, 1).
+        confidence: probability with which no more is lost, in (0, 1).
+        seed: of the division of the images; it must not depend on the outcome.
+
+    Raises:
+        TooFewImages: no outcome on so few images could support the promise.
+        ValueError: risk or confidence is not in (0, 1), or the shapes do not match.
+    """
+    for name, value in (("risk", risk), ("confidence", confidence)):
+        if not 0 < value < 1:
+            raise ValueError(f"{name} is {value}; it must be between 0 and 1")
+    num_images = correct.shape[1]
+    needed = images_needed(risk, confidence)
+    if num_images < needed:
+        raise TooFewImages(
+            f"{num_images} held-out images are too few to promise a loss of at most {risk:g} with "
+            f"confidence {confidence:g}: at least {needed} are needed"
+        )
+    shuffled = np.random.default_rng(seed).permutation(num_images)
+    num_design = math.floor(num_images * DESIGN_SHARE)
+    design, test = shuffled[:num_design], shuffled[num_design:]
+
+    # The full network loses nothing against itself: the one candidate that needs no test.
+    passed = [(math.inf, thresholds_of(math.inf, confidences), 0.0)]
+    for q in SEARCH_QS:
+        thresholds = thresholds_of(q, confidences[:, design])
+        of_design = _lost(confidences[:, design], correct[:, design], thresholds)
+        of_test = _lost(confidences[:, test], correct[:, test], thresholds)
+        p_value = betting_p_value(of_test, risk, best_bet(of_design, risk))
+        if p_value > 1 - confidence:
+            break
+        passed.append((q, thresholds, p_value))
+
+    def cost_on_design(item: tuple[float, NDArray[np.float32], float]) -> float:
+        exits = first_exits(confidences[:, design], item[1])
+        return float(np.asarray(costs)[exits].mean())
+
+    # All that passed are safe together, so that any rule may choose among them.
+    q, thresholds, p_value = min(passed, key=cost_on_design)
+    return Guarantee(thresholds, q, p_value, risk, confidence, len(design), len(test))
+
+
+def betting_p_value(lost: NDArray[np.integer], risk: float, bet: float) -> float:
+    """A p-value of "on average at least `risk` is lost", for a bet fixed before.
+
+    The capital is the product over the images of 1 + bet·(risk - lost): each factor is positive
+    and, under the hypothesis, at most 1 on average.
+
+    Args:
+        lost: for each image 1, 0 or -1: right answers lost by stopping early.
+        risk: a fraction.
+        bet: in [0, 1 / (1 - risk)).
+    """
+    log_capital = _log_capital(_counts(lost), risk, np.float64(bet))
+    return float(np.exp(-max(log_capital, 0.0)))
+
+
+def best_bet(lost: NDArray[np.integer], risk: float) -> float:
+    """The bet that grows the capital fastest on images like these (Kelly's).
+
+    A quarter of a loss more than was seen is assumed, so that a few images without any do not
+    tempt it to stake all.
+    """
+    bets = np.linspace(0, 1 / (1 - risk), 200, endpoint=False)
+    expected = {**_counts(lost), 1: _counts(lost)[1] + 0.25}
+    return float(bets[np.argmax(_log_capital(expected, risk, bets))])
+
+
+def _lost(
+    confidences: NDArray[np.floating], correct: NDArray[np.bool_], thresholds: NDArray[np.float32]
+) -> NDArray[np.int64]:
+    """1 where only the full network is right, -1 where only the early exit is, else 0: [N]."""
+    exits = first_exits(confidences, thresholds)
+    early = correct[exits, np.arange(correct.shape[1])]
+    return correct[-1].astype(np.int64) - early
+
+
+def _counts(lost: NDArray[np.integer]) -> dict[int, float]:
+    return {value: np.count_nonzero(lost == value) for value in (-1, 0, 1)}
+
+
+def _log_capital(
+    counts: dict[int, float], risk: float, bets: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Logarithm of the capital for each of several bets, from how many images lost what."""
+    return sum(count * np.log1p(bets * (risk - value)) for value, count in counts.items())

@@ -1,0 +1,62 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from l2w_jax.early_exit.budget import first_exits, operating_point
+from l2w_jax.early_exit.selection import (
+    best_within,
+    candidates,
+    cheapest_reaching,
+    thresholds_of,
+)
+
+COSTS = [1.0, 2.0, 4.0]
+
+
+@pytest.fixture(scope="module")
+def held_out():
+    """Confidences and correctness of an easy-to-hard data set on which later exits do better."""
+    rng = np.random.default_rng(0)
+    strength = rng.normal(0, 1, 3000) + np.array([[0.5], [1.0], [1.5]])
+    noise = rng.normal(0, 0.3, (3, 3000))
+    confidences = 1 / (1 + np.exp(-strength - noise))
+    return confidences.astype(np.float32), rng.random((3, 3000)) < confidences
+
+
+def test_the_ends_of_the_family_are_the_full_network_and_the_first_exit(held_out):
+    confidences, _ = held_out
+    assert set(first_exits(confidences, thresholds_of(math.inf, confidences))) == {2}
+    assert set(first_exits(confidences, thresholds_of(0, confidences))) == {0}
+
+
+def test_candidates_grow_cheaper_and_say_what_their_thresholds_do(held_out):
+    found = candidates(*held_out, COSTS)
+    costs = [candidate.cost for candidate in found]
+    assert costs[0] == 4 and costs[-1] == 1
+    assert all(later <= earlier + 0.02 for earlier, later in itertools.pairwise(costs))
+    confidences, correct = held_out
+    for candidate in found:
+        point = operating_point(first_exits(confidences, candidate.thresholds), correct, COSTS)
+        assert (candidate.cost, candidate.top1) == (point["mul_adds"], point["top1"])
+
+
+def test_a_budget_buys_the_most_accurate_that_it_can(held_out):
+    found = candidates(*held_out, COSTS)
+    for budget in (1, 1.5, 2.7, 4, 100):
+        chosen = best_within(found, budget)
+        affordable = [candidate for candidate in found if candidate.cost <= budget]
+        assert chosen.cost <= budget
+        assert chosen.top1 == max(candidate.top1 for candidate in affordable)
+    assert best_within(found, 0.99) is None
+
+
+def test_an_accuracy_is_reached_as_cheaply_as_possible(held_out):
+    found = candidates(*held_out, COSTS)
+    best = max(candidate.top1 for candidate in found)
+    for target in (0, 70, best):
+        chosen = cheapest_reaching(found, target)
+        assert chosen.top1 >= target
+        assert not [c for c in found if c.top1 >= target and c.cost < chosen.cost]
+    assert cheapest_reaching(found, best + 0.01) is None
