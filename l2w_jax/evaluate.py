@@ -157,6 +157,7 @@ def evaluate(
     results = {
         "step": int(state.step),
         "dataset": config.dataset.name,
+        "class_names": list(source.class_names),
         "test_images": len(test.labels),
         "thresholds_from": thresholds_split,
         "thresholds_images": len(held_out.labels),

@@ -41,12 +41,17 @@ def images_of(seed, count):
     return LabelledImages(images.astype(np.uint8), rng.integers(0, 4, count).astype(np.int32))
 
 
-TRAIN, TEST = images_of(0, 70), images_of(1, 37)
+TEST = images_of(1, 37)
+
+
+def open_tiny_source(config, num_holdout=30):
+    splits = {"train": images_of(0, 40), "holdout": images_of(2, num_holdout), "test": TEST}
+    return MemorySource(config, splits, class_names=("a", "b", "c", "d"))
 
 
 @pytest.fixture
 def source(config):
-    return MemorySource(config, TRAIN, TEST, ("a", "b", "c", "d"))
+    return open_tiny_source(config)
 
 
 @pytest.fixture
@@ -97,13 +102,13 @@ if processes > 1:
     jax.distributed.initialize(f"127.0.0.1:{port}", processes, process)
 sys.path.insert(0, folder)
 from conftest import TinyNetwork
-from test_evaluate import TEST, TRAIN, evaluate, default_config, MemorySource
+from test_evaluate import TEST, evaluate, default_config, open_tiny_source
 config = default_config()
 config.dataset.update({"name": "digits", "num_classes": 4, "holdout": 30, "batch_size": 8})
 config.dataset.update({"augmentation": "none", "eval_batch_size": 10})
 model = TinyNetwork()
 variables = model.init(jax.random.key(0), np.zeros((1, 8, 8, 3)), train=False)
-source = MemorySource(config, TRAIN, TEST, ("a", "b", "c", "d"))
+source = open_tiny_source(config)
 assert (jax.local_device_count(), jax.process_count()) == (devices, processes)
 predictions = evaluate.predict_all(config, model, variables, source, "test")
 np.testing.assert_array_equal(predictions.labels, TEST.labels)
@@ -185,6 +190,7 @@ def test_evaluate_writes_tables_that_agree_with_a_recomputation(
 
     stored = json.loads((tmp_path / "evaluation.json").read_text())
     assert stored == results
+    assert stored["class_names"] == ["a", "b", "c", "d"]
     assert stored["thresholds_from"] == "holdout"
     assert (stored["test_images"], stored["thresholds_images"], stored["step"]) == (37, 30, 7)
     for name in ("accuracy", "exits", "weights"):
@@ -225,7 +231,7 @@ def test_no_held_out_images_to_set_thresholds_from_is_refused(
     config, state, tiny_network, tmp_path
 ):
     config.dataset.holdout = 0
-    source = MemorySource(config, TRAIN, TEST, ("a", "b", "c", "d"))
+    source = open_tiny_source(config, num_holdout=0)
     with pytest.raises(UserError, match=r"dataset\.thresholds_from"):
         evaluate.evaluate(with_network(config, tiny_network[0]), state, source, tmp_path)
     assert not list(tmp_path.iterdir())

@@ -1,6 +1,13 @@
 """Early exiting: what each exit costs, when a sample may leave, and inference that really stops."""
 
 from l2w_jax.early_exit.budget import budgeted_curve, exit_shares, find_thresholds
+from l2w_jax.early_exit.mul_adds import mul_adds_per_exit
 from l2w_jax.early_exit.predictor import EarlyExitPredictor
 
-__all__ = ["EarlyExitPredictor", "budgeted_curve", "exit_shares", "find_thresholds"]
+__all__ = [
+    "EarlyExitPredictor",
+    "budgeted_curve",
+    "exit_shares",
+    "find_thresholds",
+    "mul_adds_per_exit",
+]

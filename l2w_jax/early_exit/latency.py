@@ -1,0 +1,59 @@
+"""How long a network takes on this machine, exit by exit."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from l2w_jax.early_exit.budget import EVERYBODY_LEAVES, NOBODY_LEAVES
+from l2w_jax.early_exit.predictor import EarlyExitPredictor
+from l2w_jax.models import MultiExitNetwork
+
+
+def milliseconds_per_exit(
+    model: MultiExitNetwork,
+    variables: Mapping[str, Any],
+    images: NDArray[np.floating],
+    repeats: int = 15,
+) -> NDArray[np.float64]:
+    """Time per image when a whole batch stops at exit k, [K] in ms, compilation left out.
+
+    Args:
+        model: the network.
+        variables: its {"params", "batch_stats"}.
+        images: one batch [N, H, W, 3] as the network takes them; N is one of the sizes that
+            stages are compiled for.
+        repeats: how often each is timed; the median counts.
+    """
+    num_exits = model.num_exits
+    return np.array(
+        [
+            milliseconds(
+                EarlyExitPredictor(
+                    model, variables, _all_leave_at(k, num_exits), None, [len(images)]
+                ),
+                images,
+                repeats,
+            )
+            for k in range(num_exits)
+        ]
+    )
+
+
+def milliseconds(
+    predict: Callable[[NDArray[Any]], Any], images: NDArray[Any], repeats: int = 15
+) -> float:
+    """Median time per image of a function of a batch, in ms; a first, untimed call compiles it."""
+    predict(images)
+    durations = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        predict(images)
+        durations.append(time.perf_counter() - start)
+    return 1000 * float(np.median(durations)) / len(images)
+
+
+def _all_leave_at(k: int, num_exits: int) -> Sequence[np.float32]:
+    return [NOBODY_LEAVES] * k + [EVERYBODY_LEAVES] * (num_exits - k)

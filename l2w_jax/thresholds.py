@@ -1,0 +1,259 @@
+"""Sets the confidence at which images may leave the network, for what a user has or wants.
+
+    python -m l2w_jax.thresholds --workdir=RUN --mul-adds=20M      # at most this much compute
+    python -m l2w_jax.thresholds --workdir=RUN --latency-ms=2.5    # at most this long here
+    python -m l2w_jax.thresholds --workdir=RUN --accuracy=92       # as cheap as 92% top-1 can be
+    python -m l2w_jax.thresholds --workdir=RUN --q=0.8             # shares p_k proportional to q^k
+    python -m l2w_jax.thresholds --workdir=RUN --risk=0.01 --confidence=0.95
+
+The last promises that at most one point of accuracy is lost against the full network, with 95%
+confidence, for images of the kind that were held out (`early_exit.guarantee` says how). Means are
+taken over the held-out images of the run's last evaluation. Writes RUN/thresholds.json (or
+--output), which the other commands take.
+"""
+
+import argparse
+import dataclasses
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from l2w_jax import command_line, results
+from l2w_jax.early_exit.budget import first_exits, operating_point
+from l2w_jax.early_exit.guarantee import TooFewImages, guaranteed_thresholds
+from l2w_jax.early_exit.selection import (
+    Candidate,
+    best_within,
+    candidates,
+    cheapest_reaching,
+    thresholds_of,
+)
+from l2w_jax.errors import UserError
+from l2w_jax.files import write_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Thresholds, float32 [K], the q that they belong to, and the wish that chose them."""
+
+    q: float
+    thresholds: NDArray[np.float32]
+    chosen_by: dict[str, Any]
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the command.
+
+    Args:
+        argv: arguments without the program's name.
+
+    Raises:
+        UserError: an argument is wrong, the run was not evaluated, or nothing fulfils the wish.
+    """
+    arguments = _parse(argv)
+    evaluation = results.read_results(arguments.workdir)
+    output = arguments.output or arguments.workdir / results.THRESHOLDS_FILE
+    chosen = choose(arguments, evaluation)
+    write_json(output, chosen)
+    print("\n".join(summary_lines(chosen)))
+    print(f"written to {output}")
+
+
+def choose(arguments: argparse.Namespace, evaluation: results.Results) -> dict[str, Any]:
+    """What thresholds.json holds: thresholds [K], where they come from and what they lead to.
+
+    Raises:
+        UserError: no thresholds fulfil the wish.
+    """
+    choice = _choice(arguments, evaluation)
+    summary = evaluation.summary
+    return {
+        "thresholds": [float(threshold) for threshold in choice.thresholds],
+        "chosen_by": choice.chosen_by,
+        # JSON has no infinity; nothing but the full network is without a q.
+        "q": choice.q if math.isfinite(choice.q) else None,
+        "step": summary["step"],
+        "thresholds_from": summary["thresholds_from"],
+        "thresholds_images": summary["thresholds_images"],
+        "expected": _outcome(evaluation, "thresholds", choice.thresholds),
+        "test": _outcome(evaluation, "test", choice.thresholds),
+        "full_network_mul_adds": evaluation.mul_adds[-1],
+    }
+
+
+def summary_lines(chosen: Mapping[str, Any]) -> list[str]:
+    """The thresholds and what they lead to, for a person to read."""
+    lines = [
+        "thresholds: " + ", ".join(_readable(threshold) for threshold in chosen["thresholds"]),
+    ]
+    for name, label in (
+        ("expected", f"{chosen['thresholds_images']} images of {chosen['thresholds_from']!r}"),
+        ("test", "test images"),
+    ):
+        outcome = chosen[name]
+        shares = [share for key, share in outcome.items() if key.startswith("share_")]
+        of_full = outcome["mul_adds"] / chosen["full_network_mul_adds"]
+        lines.append(
+            f"{label}: top-1 {outcome['top1']:.2f}% with {outcome['mul_adds'] / 1e6:.2f} M "
+            f"mul-adds ({100 * of_full:.0f}% of the full network's), leaving at exits 1 to "
+            f"{len(shares)}: " + " ".join(f"{100 * share:.0f}%" for share in shares)
+        )
+    promise = chosen["chosen_by"]
+    if "risk" in promise:
+        lines.append(
+            f"promise: with {100 * promise['confidence']:g}% confidence at most "
+            f"{100 * promise['risk']:g} points of accuracy are lost against the full network "
+            f"(tested on {promise['test_images']} held-out images that set no threshold)"
+            if chosen["q"] is not None
+            else "promise: these held-out images support no early exit at this risk and "
+            "confidence, so that every image goes on to the last exit"
+        )
+    return lines
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = command_line.ArgumentParser(
+        prog="python -m l2w_jax.thresholds",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--workdir", type=Path, required=True, help="folder of an evaluated run")
+    parser.add_argument("--output", type=Path, help="default: thresholds.json in the workdir")
+    wish = parser.add_mutually_exclusive_group(required=True)
+    quantity = command_line.quantity
+    wish.add_argument("--mul-adds", type=quantity, help="mean per image, such as 20M")
+    wish.add_argument("--latency-ms", type=quantity, help="mean per image, in ms")
+    wish.add_argument("--accuracy", type=quantity, help="top-1 in percent")
+    wish.add_argument("--q", type=quantity)
+    wish.add_argument("--risk", type=float, help="accuracy that may be lost, as a fraction")
+    parser.add_argument("--confidence", type=float, default=0.95, help="of the promise; 0.95")
+    parser.add_argument("--batch-size", type=int, default=1, help="that latency is measured with")
+    arguments = parser.parse_args(argv)
+    if arguments.batch_size < 1:
+        raise UserError(f"--batch-size={arguments.batch_size} is not allowed: must be at least 1")
+    return arguments
+
+
+def _choice(arguments: argparse.Namespace, evaluation: results.Results) -> Choice:
+    if arguments.q is not None:
+        return _by_shares(evaluation, arguments.q)
+    if arguments.accuracy is not None:
+        return _by_accuracy(evaluation, arguments.accuracy)
+    if arguments.risk is not None:
+        return _by_promise(evaluation, arguments.risk, arguments.confidence)
+    if arguments.mul_adds is not None:
+        best = _within(evaluation, evaluation.mul_adds, arguments.mul_adds, "--mul-adds")
+        return Choice(best.q, best.thresholds, {"mul_adds": arguments.mul_adds})
+    measured = _milliseconds(arguments.workdir, arguments.batch_size)
+    best = _within(evaluation, measured, arguments.latency_ms, "--latency-ms")
+    return Choice(
+        best.q,
+        best.thresholds,
+        {
+            "latency_ms": arguments.latency_ms,
+            "batch_size": arguments.batch_size,
+            "measured_ms_of_exits": measured,
+            "expected_ms": best.cost,
+        },
+    )
+
+
+def _by_shares(evaluation: results.Results, q: float) -> Choice:
+    try:
+        thresholds = thresholds_of(q, evaluation.arrays["thresholds_confidences"])
+    except ValueError as error:
+        raise UserError(f"--q={q:g} is not allowed: {error}") from error
+    return Choice(q, thresholds, {"q": q})
+
+
+def _by_accuracy(evaluation: results.Results, top1: float) -> Choice:
+    among = _candidates(evaluation, evaluation.mul_adds)
+    best = cheapest_reaching(among, top1)
+    if best is None:
+        reachable = max(candidate.top1 for candidate in among)
+        raise UserError(
+            f"--accuracy={top1:g} is out of reach: the most that this network comes to on "
+            f"{evaluation.summary['thresholds_from']!r} images is {reachable:.2f}%"
+        )
+    return Choice(best.q, best.thresholds, {"top1": top1})
+
+
+def _by_promise(evaluation: results.Results, risk: float, confidence: float) -> Choice:
+    for name, value in (("risk", risk), ("confidence", confidence)):
+        if not 0 < value < 1:
+            raise UserError(f"--{name}={value:g} is not allowed: must be between 0 and 1")
+    if evaluation.summary["thresholds_from"] != "holdout":
+        raise UserError(
+            "--risk: a promise needs images that the network was not trained on; train and "
+            "evaluate with --config.dataset.thresholds_from=holdout"
+        )
+    try:
+        guarantee = guaranteed_thresholds(
+            evaluation.arrays["thresholds_confidences"],
+            evaluation.arrays["thresholds_correct"],
+            evaluation.mul_adds,
+            risk,
+            confidence,
+        )
+    except TooFewImages as error:
+        raise UserError(f"--risk: {error}") from error
+    promise = dataclasses.asdict(guarantee)
+    return Choice(promise.pop("q"), promise.pop("thresholds"), promise)
+
+
+def _within(
+    evaluation: results.Results, costs: Sequence[float], budget: float, argument: str
+) -> Candidate:
+    among = _candidates(evaluation, costs)
+    best = best_within(among, budget)
+    if best is None:
+        raise UserError(
+            f"{argument}={budget:g} is out of reach: the first exit alone takes {costs[0]:.3g}"
+        )
+    return best
+
+
+def _candidates(evaluation: results.Results, costs: Sequence[float]) -> list[Candidate]:
+    arrays = evaluation.arrays
+    return candidates(arrays["thresholds_confidences"], arrays["thresholds_correct"], costs)
+
+
+def _milliseconds(workdir: Path, batch_size: int) -> list[float]:
+    """Measured time per image of stopping at each exit, [K]."""
+    # Imported here, since only this needs the network and what comes with its checkpoints.
+    from l2w_jax.early_exit.latency import milliseconds_per_exit
+    from l2w_jax.loop import restore_best
+    from l2w_jax.models import create_model
+
+    config = results.read_config(workdir)
+    state = restore_best(config, workdir)
+    size = config.dataset.image_size
+    images = np.random.default_rng(0).normal(size=(batch_size, size, size, 3))
+    return milliseconds_per_exit(
+        create_model(config.model),
+        {"params": state.params, "batch_stats": state.batch_stats},
+        images.astype(np.float32),
+    ).tolist()
+
+
+def _outcome(
+    evaluation: results.Results, images: str, thresholds: NDArray[np.float32]
+) -> dict[str, float]:
+    """mul_adds, top1 and share_1 to share_K on the "test" images or those of the "thresholds"."""
+    exits = first_exits(evaluation.arrays[f"{images}_confidences"], thresholds)
+    return operating_point(exits, evaluation.arrays[f"{images}_correct"], evaluation.mul_adds)
+
+
+def _readable(threshold: float) -> str:
+    if threshold > 1:
+        return "nobody"
+    return "everybody" if threshold < 0 else f"{threshold:.4f}"
+
+
+if __name__ == "__main__":
+    command_line.run(lambda: main(sys.argv[1:]))

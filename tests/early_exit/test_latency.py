@@ -1,0 +1,24 @@
+import time
+
+import numpy as np
+import pytest
+
+from l2w_jax.early_exit.latency import milliseconds, milliseconds_per_exit
+
+
+def test_time_is_told_per_image_without_the_first_call():
+    calls = []
+
+    def predict(images):
+        time.sleep(0.5 if not calls else 0.02)
+        calls.append(len(images))
+
+    assert milliseconds(predict, np.zeros((4, 1)), repeats=3) == pytest.approx(5, rel=0.5)
+    assert calls == [4] * 4
+
+
+def test_every_exit_is_timed(tiny_network):
+    images = np.zeros((4, 8, 8, 3), np.float32)
+    measured = milliseconds_per_exit(*tiny_network, images, repeats=2)
+    assert measured.shape == (3,)
+    assert (measured > 0).all()

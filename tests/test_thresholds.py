@@ -1,0 +1,178 @@
+"""The command that sets thresholds: every wish, and what it says where one cannot be fulfilled."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from l2w_jax import command_line, results, thresholds
+from l2w_jax.config import default_config, to_json
+from l2w_jax.early_exit.budget import NOBODY_LEAVES, exit_shares, find_thresholds, first_exits
+from l2w_jax.errors import UserError
+from l2w_jax.files import write_arrays, write_json
+
+MUL_ADDS = [1e6, 2e6, 4e6]
+
+
+def write_run(folder, images=3000, thresholds_from="holdout"):
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split in ("thresholds", "test"):
+        strength = rng.normal(1, 1.5, images) + np.array([[0.0], [0.7], [1.2]])
+        confidences = (1 / (1 + np.exp(-strength))).astype(np.float32)
+        luck = 0.8 * rng.random(images) + 0.2 * rng.random((3, images))
+        arrays |= {f"{split}_confidences": confidences, f"{split}_correct": luck < confidences}
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(to_json(default_config()))
+    write_arrays(folder / "evaluation.npz", arrays)
+    write_json(
+        folder / "evaluation.json",
+        {
+            "step": 5,
+            "thresholds_from": thresholds_from,
+            "thresholds_images": images,
+            "anytime": [{"mul_adds": cost} for cost in MUL_ADDS],
+        },
+    )
+    return arrays
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    return folder, write_run(folder)
+
+
+def chosen(folder, *wish):
+    output = folder.parent / "chosen.json"
+    thresholds.main([f"--workdir={folder}", f"--output={output}", *wish])
+    return json.loads(output.read_text())
+
+
+def test_a_budget_in_mul_adds_is_kept(run):
+    result = chosen(run[0], "--mul-adds=2M")
+    assert 1.5e6 < result["expected"]["mul_adds"] <= 2e6
+    assert result["test"]["mul_adds"] == pytest.approx(2e6, rel=0.05)
+    assert result["chosen_by"] == {"mul_adds": 2e6}
+
+
+def test_an_accuracy_is_reached_for_less_than_the_full_network_costs(run):
+    full = 100 * run[1]["thresholds_correct"][-1].mean()
+    result = chosen(run[0], f"--accuracy={full - 2}")
+    assert result["expected"]["top1"] >= full - 2
+    assert result["expected"]["mul_adds"] < 3e6
+
+
+def test_q_gives_the_thresholds_of_its_shares(run):
+    confidences = run[1]["thresholds_confidences"]
+    result = chosen(run[0], "--q=0.8")
+    expected = find_thresholds(confidences, exit_shares(0.8, 3))
+    np.testing.assert_array_equal(np.float32(result["thresholds"]), expected)
+    assert result["q"] == 0.8
+
+
+def test_a_latency_is_kept_by_measured_times(run, monkeypatch):
+    monkeypatch.setattr(thresholds, "_milliseconds", lambda workdir, batch_size: [3.0, 4.0, 9.0])
+    result = chosen(run[0], "--latency-ms=5", "--batch-size=32")
+    exits = first_exits(run[1]["thresholds_confidences"], result["thresholds"])
+    mean = np.array([3.0, 4.0, 9.0])[exits].mean()
+    assert result["chosen_by"]["expected_ms"] == pytest.approx(mean)
+    assert 4 < mean <= 5
+    assert result["chosen_by"]["batch_size"] == 32
+
+
+def test_a_promise_says_what_it_rests_on(run, capsys):
+    result = chosen(run[0], "--risk=0.03", "--confidence=0.9")
+    assert result["chosen_by"]["risk"] == 0.03
+    assert result["chosen_by"]["p_value"] <= 0.1
+    assert result["expected"]["mul_adds"] < 4e6
+    lost = run[1]["test_correct"][-1].mean() - result["test"]["top1"] / 100
+    assert lost <= 0.03
+    assert "promise: with 90% confidence at most 3 points" in capsys.readouterr().out
+
+
+def test_a_promise_that_allows_no_early_exit_says_so(run, tmp_path, capsys):
+    arrays = write_run(tmp_path / "hopeless")
+    arrays["thresholds_correct"][:2] = False
+    write_arrays(tmp_path / "hopeless" / "evaluation.npz", arrays)
+    result = chosen(tmp_path / "hopeless", "--risk=0.01")
+    assert result["thresholds"][:2] == [NOBODY_LEAVES] * 2
+    assert result["q"] is None
+    assert "no early exit" in capsys.readouterr().out
+
+
+def test_thresholds_lie_beside_the_checkpoint_and_can_be_read_back(tmp_path, capsys):
+    write_run(tmp_path)
+    thresholds.main([f"--workdir={tmp_path}", "--q=0.5"])
+    path = tmp_path / "thresholds.json"
+    read = results.read_thresholds(path, 3)
+    assert read.tolist() == json.loads(path.read_text())["thresholds"]
+    assert str(path) in capsys.readouterr().out
+    with pytest.raises(UserError, match="for 4 exits"):
+        results.read_thresholds(path, 4)
+    path.write_text('{"thresholds": "high"}')
+    with pytest.raises(UserError, match="not a file of thresholds"):
+        results.read_thresholds(path, 3)
+    with pytest.raises(UserError, match=r"l2w_jax\.thresholds"):
+        results.read_thresholds(tmp_path / "none.json", 3)
+
+
+@pytest.mark.parametrize(
+    ("wish", "line"),
+    [
+        (["--mul-adds=900k"], "--mul-adds=900000 is out of reach: .* 1e\\+06"),
+        (["--accuracy=99.9"], "--accuracy=99.9 is out of reach: the most .*%"),
+        (["--risk=0.0001"], "--risk: 3000 held-out images are too few .* are needed"),
+        (["--risk=2"], "--risk=2 is not allowed: must be between 0 and 1"),
+        (["--risk=0.1", "--confidence=1"], "--confidence=1 is not allowed"),
+        (["--q=0"], "'0' is not allowed: must be a positive number"),
+        (["--mul-adds=many"], "'many' is not allowed: .* such as 250000, 300k, 20M"),
+        (["--q=1e30"], "--q=1e\\+30 is not allowed: .* overflows"),
+        (["--latency-ms=1", "--batch-size=0"], "--batch-size=0 is not allowed"),
+        ([], "one of the arguments"),
+        (["--q=1", "--accuracy=90"], "not allowed with argument"),
+    ],
+)
+def test_wishes_that_cannot_be_fulfilled_are_one_line_and_write_nothing(run, wish, line, tmp_path):
+    output = tmp_path / "thresholds.json"
+    with pytest.raises(UserError, match=line) as caught:
+        thresholds.main([f"--workdir={run[0]}", f"--output={output}", *wish])
+    assert "\n" not in str(caught.value)
+    assert not output.exists()
+
+
+def test_a_promise_on_training_images_is_refused(tmp_path):
+    write_run(tmp_path, thresholds_from="train")
+    with pytest.raises(UserError, match="not trained on"):
+        thresholds.main([f"--workdir={tmp_path}", "--risk=0.05"])
+
+
+def test_folders_that_are_no_evaluated_run_are_named(tmp_path):
+    with pytest.raises(UserError, match="not the folder of a run"):
+        thresholds.main([f"--workdir={tmp_path}", "--q=1"])
+    write_run(tmp_path)
+    (tmp_path / "evaluation.json").unlink()
+    with pytest.raises(UserError, match="evaluate the run first"):
+        thresholds.main([f"--workdir={tmp_path}", "--q=1"])
+
+
+def test_quantities_are_read_as_people_write_them():
+    for text, value in {
+        "250000": 250e3,
+        "1.5e6": 1.5e6,
+        "300k": 3e5,
+        "20M": 2e7,
+        "1.2G": 1.2e9,
+    }.items():
+        assert math.isclose(command_line.quantity(text), value)
+
+
+def test_a_fault_is_a_line_on_standard_error_and_status_2(capsys):
+    def fail():
+        raise UserError("a: wrong")
+
+    with pytest.raises(SystemExit) as caught:
+        command_line.run(fail)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == "a: wrong\n"
