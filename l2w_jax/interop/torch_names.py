@@ -7,7 +7,7 @@ A name here is that of a module: the last component ("weight", "running_mean", â
 import re
 from collections.abc import Callable
 
-from l2w_jax.models import MSDNet, MultiExitNetwork
+from l2w_jax.models import MSDNet, MultiExitNetwork, RANet
 
 ModulePath = tuple[str, ...]
 
@@ -57,6 +57,22 @@ def _msdnet_module_name(model: MSDNet, path: ModulePath) -> str:
     return f"blocks.{k}.{position}.layers.{scale}.conv_{branch}.net.{_branch_position(rest[2:])}"
 
 
+def _ranet_module_name(model: RANet, path: ModulePath) -> str:
+    root, *rest = path
+    if root.startswith("classifiers_"):
+        return _classifier_name(root, rest)
+    if root == "first_layer":
+        return _first_layer_name("FirstLayer.layers", model.stem, rest)
+    kind, i, j = root.split("_")
+    prefix = f"scale_flows.{i}.{j}"
+    if kind == "transitions":
+        return f"{prefix}.trans.net.{_CONV_BN_RELU[rest[1]]}"
+    if rest[0] == "conv_last":
+        return f"{prefix}.conv_last.net.{_CONV_BN_RELU[rest[1]]}"
+    _, layer, branch = rest[0].split("_")
+    return f"{prefix}.layers.{layer}.conv_{branch}.net.{_branch_position(rest[1:])}"
+
+
 def _sequential_position(model: MSDNet, k: int, kind: str, i: int) -> int:
     """Place of layer or transition i in PyTorch's block k, where each takes a place of its own."""
     before = sum(1 + (plan.transition_width is not None) for plan in model.block_plans[k][:i])
@@ -86,4 +102,4 @@ def _branch_position(parts: list[str]) -> int:
     return _BRANCH[parts[0]] + _CONV_BN_RELU[parts[1]]
 
 
-_NAMERS = {MSDNet: _msdnet_module_name}
+_NAMERS = {MSDNet: _msdnet_module_name, RANet: _ranet_module_name}

@@ -4,11 +4,13 @@ from l2w_jax.models.factory import create_model
 from l2w_jax.models.initializers import initial_variables
 from l2w_jax.models.msdnet import MSDNet
 from l2w_jax.models.multi_exit import MultiExitNetwork
+from l2w_jax.models.ranet import RANet
 from l2w_jax.models.weight_predictor import WeightPredictor
 
 __all__ = [
     "MSDNet",
     "MultiExitNetwork",
+    "RANet",
     "WeightPredictor",
     "create_model",
     "initial_variables",

@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from l2w_jax.models.msdnet import MSDNet
 from l2w_jax.models.multi_exit import MultiExitNetwork
+from l2w_jax.models.ranet import RANet
 
 
 def create_model(config: ConfigDict | nn.Module) -> MultiExitNetwork:
@@ -32,4 +33,23 @@ def create_model(config: ConfigDict | nn.Module) -> MultiExitNetwork:
             num_classes=config.num_classes,
             dtype=jnp.dtype(config.dtype),
         )
-    raise ValueError(f"config.model.name: {config.name!r} is not known: must be 'msdnet'")
+    if config.name == "ranet":
+        return RANet(
+            first_blocks=config.first_blocks,
+            block_step=config.block_step,
+            step=config.step,
+            step_mode=config.step_mode,
+            channels=config.channels,
+            growth_rate=config.growth_rate,
+            growth_factors=tuple(config.growth_factors),
+            bottleneck_factors=tuple(config.bottleneck_factors),
+            scale_list=tuple(config.scale_list),
+            reduction=config.reduction,
+            compress_factor=config.compress_factor,
+            stem=config.stem,
+            num_classes=config.num_classes,
+            dtype=jnp.dtype(config.dtype),
+        )
+    raise ValueError(
+        f"config.model.name: {config.name!r} is not known: must be 'msdnet' or 'ranet'"
+    )

@@ -137,10 +137,10 @@ def initial_variables(
         return jax.jit(init)(rng, *dummies)
     generator = np.random.default_rng(np.asarray(jax.random.key_data(rng)).tolist())
     values = {
-        path: jnp.asarray(draws[path](generator, leaf.shape), leaf.dtype)
+        path: draws[path](generator, leaf.shape).astype(leaf.dtype)
         for path, leaf in sorted(leaves.items())
     }
-    return traverse_util.unflatten_dict(values)
+    return jax.device_put(traverse_util.unflatten_dict(values))
 
 
 def _host_draw(path, initializers):

@@ -5,6 +5,7 @@ too: PyTorch's rule, from which 'SAME' differs.
 """
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -12,6 +13,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from l2w_jax.models.initializers import Constant, HostInitializer, fan_out_normal, torch_default
+
+# Name under which `resize` appears among the operations of a network.
+RESIZE_NAME = "resize_align_corners"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,6 +176,31 @@ class Classifier(nn.Module):
             bias_init=Constant(0.0) if self.options.fan_out_init else torch_default(width),
             name="linear",
         )(x)
+
+
+@functools.partial(jax.jit, static_argnames=("height", "width"))
+def resize_align_corners(x: jax.Array, height: int, width: int) -> jax.Array:
+    """Bilinear resize that keeps the corners in place: [N, H, W, C] -> [N, height, width, C].
+
+    PyTorch calls it `align_corners=True`; `jax.image.resize` puts the samples elsewhere.
+    """
+    if x.shape[1:3] == (height, width):
+        return x
+    scale = jnp.array([_corner_scale(x.shape[1], height), _corner_scale(x.shape[2], width)])
+    return jax.image.scale_and_translate(
+        x,
+        (x.shape[0], height, width, x.shape[3]),
+        (1, 2),
+        scale,
+        0.5 * (1 - scale),
+        "linear",
+        antialias=False,
+    )
+
+
+def _corner_scale(size: int, new_size: int) -> float:
+    """Distance of neighbours after over that before, where the first and last pixels stay put."""
+    return (new_size - 1) / (size - 1) if size > 1 and new_size > 1 else float(new_size)
 
 
 def reduced(channels: int, reduction: float) -> int:

@@ -55,13 +55,13 @@ def create_train_state(config: ConfigDict, rng: jax.Array) -> TrainState:
             (1, num_predictor_inputs(config.weighting.input, model.num_exits)), jnp.float32
         )
         wpn_params = initial_variables(predictor, wpn_rng, inputs)["params"]
-        wpn_opt_state = adam(config.weighting.weight_decay).init(wpn_params)
+        wpn_opt_state = jax.jit(adam(config.weighting.weight_decay).init)(wpn_params)
     optimizer = sgd(config.optimizer.momentum, config.optimizer.weight_decay)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=optax.tree.cast(variables.get("batch_stats", {}), dtype),
-        opt_state=optimizer.init(params),
+        opt_state=jax.jit(optimizer.init)(params),
         wpn_params=wpn_params,
         wpn_opt_state=wpn_opt_state,
     )

@@ -1,0 +1,320 @@
+"""Resolution Adaptive Network (Yang et al., "Resolution Adaptive Networks for Efficient Inference",
+CVPR 2020).
+
+Sub-networks work at rising resolutions: the first sees the image at the lowest one, and each later
+one fuses what the one before has computed into its own blocks. Exits are ordered sub-network by
+sub-network, so that only hard images reach the high resolutions.
+"""
+
+import dataclasses
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from l2w_jax.models.layers import (
+    Branch,
+    Classifier,
+    ConvBNReLU,
+    LayerOptions,
+    Stem,
+    reduced,
+    resize_align_corners,
+)
+from l2w_jax.models.multi_exit import MultiExitNetwork
+
+# What a block hands to the same block of the next sub-network: its input, and the output of each of
+# its layers.
+BlockFeatures = tuple[jax.Array, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockPlan:
+    """One block of a sub-network.
+
+    Attributes:
+        num_layers: number of layers.
+        fuses: whether it reads the same block of the sub-network before (else it has an exit).
+        downsamples: whether a fusing block halves the resolution, in its last layer.
+        has_transition: whether a 1x1 transition closes it.
+    """
+
+    num_layers: int
+    fuses: bool
+    downsamples: bool
+    has_transition: bool
+
+
+def plan_sub_networks(
+    first_blocks: int, block_step: int, step: int, step_mode: str, scale_list: tuple[int, ...]
+) -> tuple[tuple[BlockPlan, ...], ...]:
+    """The blocks of every sub-network (Yang et al., section 3.3).
+
+    Args:
+        first_blocks: blocks of sub-network 0; each later one has `block_step` more.
+        block_step: blocks, and exits, that each later sub-network adds.
+        step: layers of the first block.
+        step_mode: "even", `step` layers in every block, or "lg": each block that has an exit, in
+            whichever sub-network, makes the next entry of the shared list `step` layers longer.
+        scale_list: number of scales of each sub-network, which is one more than the number of
+            times it halves its resolution.
+    """
+    layer_counts = [step]
+    block_counts = [first_blocks + block_step * i for i in range(len(scale_list))]
+    sub_networks = []
+    for i, (num_blocks, num_scales) in enumerate(zip(block_counts, scale_list, strict=True)):
+        fusing = block_counts[i - 1] if i > 0 else 0
+        downsampling = [0, *block_counts[:i]][-(num_scales - 1) :] if num_scales > 1 else []
+        transitions = [(m + 1) * num_blocks // num_scales for m in range(num_scales - 1)]
+        blocks = []
+        for j in range(1, num_blocks + 1):
+            fuses = j <= fusing
+            blocks.append(
+                BlockPlan(
+                    num_layers=layer_counts[j - 1],
+                    fuses=fuses,
+                    downsamples=fuses and j in downsampling,
+                    has_transition=j in transitions,
+                )
+            )
+            if not fuses:
+                layer_counts.append(step if step_mode == "even" else layer_counts[-1] + step)
+        sub_networks.append(tuple(blocks))
+    return tuple(sub_networks)
+
+
+class NormalBlock(nn.Module):
+    """Densely connected layers: x <- concat(x, branch(x))."""
+
+    num_layers: int
+    width: int
+    bottleneck_factor: int
+    options: LayerOptions
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, BlockFeatures]:
+        """[N, H, W, C] -> the output, and the features for the next sub-network."""
+        features = [x]
+        for i in range(self.num_layers):
+            branch = Branch(
+                self.width, self.bottleneck_factor, self.options, name=f"layer_{i}_normal"
+            )
+            x = jnp.concatenate([x, branch(x, train)], axis=-1)
+            features.append(x)
+        return x, tuple(features)
+
+
+class FusionBlock(nn.Module):
+    """Dense layers, part of whose new channels come from the sub-network before.
+
+    Attributes:
+        plan: the number of layers, and whether the last one halves the resolution.
+        width: new channels of a layer.
+        compress_factor: share of them that is read from the lower resolution.
+        bottleneck_factor, low_bottleneck_factor: of this sub-network and of the one before.
+    """
+
+    plan: BlockPlan
+    width: int
+    compress_factor: float
+    bottleneck_factor: int
+    low_bottleneck_factor: int
+    options: LayerOptions
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, low_features: BlockFeatures, train: bool
+    ) -> tuple[jax.Array, BlockFeatures]:
+        """x at this resolution and the low block's features -> output, features for the next."""
+        num_layers = self.plan.num_layers
+        low_width = reduced(self.width, self.compress_factor)
+        out_features = x.shape[-1] + num_layers * self.width
+        features = [x]
+        for i in range(num_layers):
+            halves = self.plan.downsamples and i == num_layers - 1
+            low = Branch(low_width, self.low_bottleneck_factor, self.options, name=f"layer_{i}_up")(
+                low_features[i], train
+            )
+            own = Branch(
+                self.width - low_width,
+                self.bottleneck_factor,
+                self.options,
+                2 if halves else 1,
+                name=f"layer_{i}_normal",
+            )(x, train)
+            size = own.shape[1:3]
+            resized = (resize_align_corners(x, *size), resize_align_corners(low, *size), own)
+            x = jnp.concatenate(resized, axis=-1)
+            features.append(x)
+        low_out = ConvBNReLU(
+            reduced(out_features, self.compress_factor), 1, self.options, name="conv_last"
+        )(low_features[-1], train)
+        low_out = resize_align_corners(low_out, *x.shape[1:3])
+        return jnp.concatenate([x, low_out], axis=-1), tuple(features)
+
+
+class Transition(nn.Module):
+    """A 1x1 convolution, batch norm and ReLU that keeps the share `reduction` of the channels."""
+
+    reduction: float
+    options: LayerOptions
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[N, H, W, C] -> [N, H, W, floor(reduction · C)]."""
+        width = reduced(x.shape[-1], self.reduction)
+        return ConvBNReLU(width, 1, self.options, name="reduce")(x, train)
+
+
+class FirstLayer(nn.Module):
+    """The image at the resolution of every sub-network, computed from the highest down."""
+
+    widths: tuple[int, ...]
+    scale_list: tuple[int, ...]
+    stem: str
+    options: LayerOptions
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> tuple[jax.Array, ...]:
+        """[N, H, W, 3] -> one array a sub-network, sub-network 0 (the lowest resolution) first."""
+        x = Stem(self.widths[-1], self.stem, self.options, name="stem")(images, train)
+        outputs = [x]
+        for i in reversed(range(len(self.widths) - 1)):
+            stride = 2 if self.scale_list[i] != self.scale_list[i + 1] else 1
+            name = f"scale_{len(outputs)}"
+            x = ConvBNReLU(self.widths[i], 3, self.options, stride, name=name)(x, train)
+            outputs.append(x)
+        return tuple(reversed(outputs))
+
+
+@flax.struct.dataclass
+class RANetCarry:
+    """Where a forward pass stands.
+
+    Attributes:
+        starts: inputs of the sub-networks that have not begun, the next one first.
+        x: the last output of the current sub-network; None where the next one is to begin.
+        features: what the current sub-network hands to the next, block by block.
+    """
+
+    starts: tuple[jax.Array, ...]
+    x: jax.Array | None
+    features: tuple[BlockFeatures, ...]
+
+
+class RANet(MultiExitNetwork):
+    """Resolution Adaptive Network.
+
+    Attributes:
+        first_blocks, block_step, step, step_mode: `plan_sub_networks`.
+        channels: width of the first layer, times the sub-network's growth factor.
+        growth_rate: channels that a layer adds, times the sub-network's growth factor.
+        growth_factors, bottleneck_factors, scale_list: one a sub-network, the lowest resolution
+            first.
+        reduction: transitions keep this share of the channels.
+        compress_factor: share of a fusing layer's new channels that the lower resolution gives.
+        stem: "cifar" or "imagenet".
+        num_classes: C.
+    """
+
+    first_blocks: int
+    block_step: int
+    step: int
+    step_mode: str
+    channels: int
+    growth_rate: int
+    growth_factors: tuple[int, ...]
+    bottleneck_factors: tuple[int, ...]
+    scale_list: tuple[int, ...]
+    reduction: float
+    compress_factor: float
+    stem: str
+    num_classes: int
+
+    @property
+    def plans(self) -> tuple[tuple[BlockPlan, ...], ...]:
+        """The blocks of every sub-network."""
+        return plan_sub_networks(
+            self.first_blocks, self.block_step, self.step, self.step_mode, self.scale_list
+        )
+
+    @property
+    def num_exits(self) -> int:
+        """K: one exit for each block that does not fuse."""
+        return len(self._exits)
+
+    def setup(self) -> None:
+        """Declares the first layer, the blocks, their transitions and the classifiers."""
+        options = LayerOptions(self.dtype, self.axis_name)
+        widths = tuple(self.channels * factor for factor in self.growth_factors)
+        self.first_layer = FirstLayer(widths, self.scale_list, self.stem, options)
+        options = dataclasses.replace(options, fan_out_init=True)
+        self.blocks = {
+            f"{i}_{j}": self._block(i, plan, options)
+            for i, blocks in enumerate(self.plans)
+            for j, plan in enumerate(blocks)
+        }
+        self.transitions = {
+            f"{i}_{j}": Transition(self.reduction, options)
+            for i, blocks in enumerate(self.plans)
+            for j, plan in enumerate(blocks)
+            if plan.has_transition
+        }
+        self.classifiers = [
+            Classifier(self.stem, self.num_classes, options) for _ in range(self.num_exits)
+        ]
+
+    def _block(self, i: int, plan: BlockPlan, options: LayerOptions) -> nn.Module:
+        width = self.growth_rate * self.growth_factors[i]
+        bottleneck = self.bottleneck_factors[i]
+        if not plan.fuses:
+            return NormalBlock(plan.num_layers, width, bottleneck, options)
+        low_bottleneck = self.bottleneck_factors[i - 1]
+        return FusionBlock(plan, width, self.compress_factor, bottleneck, low_bottleneck, options)
+
+    def init_carry(self, images: jax.Array, train: bool) -> RANetCarry:
+        """The image at every resolution."""
+        return RANetCarry(starts=self.first_layer(images, train), x=None, features=())
+
+    def stage(self, k: int, carry: RANetCarry, train: bool) -> tuple[jax.Array, RANetCarry]:
+        """The block of exit k and its classifier.
+
+        Where a sub-network begins, all its blocks that fuse go before.
+        """
+        i, j = self._exits[k]
+        x, starts, features = carry.x, carry.starts, carry.features
+        if j == len(self._fusing(i)):
+            x, starts, low_features, features = starts[0], starts[1:], features, ()
+            for fusing in self._fusing(i):
+                x, handed = self.blocks[f"{i}_{fusing}"](x, low_features[fusing], train)
+                x = self._close(i, fusing, x, train)
+                features = (*features, handed)
+        x, handed = self.blocks[f"{i}_{j}"](x, train)
+        x = self._close(i, j, x, train)
+        logits = self.classifiers[k](x, train)
+        if k + 1 == self.num_exits:
+            return logits, ()
+        # Nothing is carried that no later block reads: survivors are copied at every exit.
+        features = (*features, handed) if starts else ()
+        ends = self._exits[k + 1][0] != i
+        return logits, RANetCarry(starts, None if ends else x, features)
+
+    @property
+    def _exits(self) -> list[tuple[int, int]]:
+        """Sub-network and block of every exit."""
+        return [
+            (i, j)
+            for i, blocks in enumerate(self.plans)
+            for j, plan in enumerate(blocks)
+            if not plan.fuses
+        ]
+
+    def _fusing(self, i: int) -> list[int]:
+        """The blocks of sub-network i that fuse, which are its first."""
+        return [j for j, plan in enumerate(self.plans[i]) if plan.fuses]
+
+    def _close(self, i: int, j: int, x: jax.Array, train: bool) -> jax.Array:
+        """The transition after block j of sub-network i, where it has one."""
+        name = f"{i}_{j}"
+        return self.transitions[name](x, train) if name in self.transitions else x

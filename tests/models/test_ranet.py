@@ -1,0 +1,56 @@
+"""RANet's plan: layers, fusion, resolution and transitions of its blocks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from l2w_jax.models.layers import resize_align_corners
+from l2w_jax.models.ranet import plan_sub_networks
+
+
+@pytest.fixture(scope="module")
+def growing():
+    return plan_sub_networks(2, 2, 2, "lg", (1, 2, 3))
+
+
+def test_every_block_with_an_exit_makes_the_shared_list_longer(growing):
+    assert [[plan.num_layers for plan in blocks] for blocks in growing] == [
+        [2, 4],
+        [2, 4, 6, 8],
+        [2, 4, 6, 8, 10, 12],
+    ]
+
+
+def test_even_blocks_have_one_length():
+    plans = plan_sub_networks(2, 2, 8, "even", (1, 2, 3, 4))
+    assert {plan.num_layers for blocks in plans for plan in blocks} == {8}
+
+
+def test_blocks_fuse_as_far_as_the_sub_network_before_has_blocks(growing):
+    assert [[plan.fuses for plan in blocks] for blocks in growing] == [
+        [False] * 2,
+        [True] * 2 + [False] * 2,
+        [True] * 4 + [False] * 2,
+    ]
+
+
+def test_resolution_is_halved_in_the_last_blocks_before_each_change(growing):
+    halving = [[j for j, p in enumerate(blocks, 1) if p.downsamples] for blocks in growing]
+    assert halving == [[], [2], [2, 4]]
+
+
+def test_transitions_divide_the_blocks_of_a_sub_network_evenly(growing):
+    closed = [[j for j, p in enumerate(blocks, 1) if p.has_transition] for blocks in growing]
+    assert closed == [[], [2], [2, 4]]
+
+
+def test_resize_keeps_corners_and_is_linear_between():
+    x = jnp.array([0.0, 1.0, 4.0]).reshape(1, 1, 3, 1)
+    wide = resize_align_corners(x, 1, 5).reshape(-1)
+    np.testing.assert_allclose(wide, [0, 0.5, 1, 2.5, 4], atol=1e-6)
+
+
+def test_resize_to_the_same_size_changes_nothing():
+    x = jax.random.normal(jax.random.key(0), (2, 5, 7, 3))
+    np.testing.assert_array_equal(resize_align_corners(x, 5, 7), x)

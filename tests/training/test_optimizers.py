@@ -1,0 +1,56 @@
+"""The two optimisers and the schedule, against their formulas."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from l2w_jax.training.optimizers import adam, descend, learning_rate_factor, sgd
+
+
+def run(optimizer, gradients, params, learning_rate):
+    opt_state = optimizer.init(params)
+    for gradient in gradients:
+        params, opt_state = descend(optimizer, gradient, opt_state, params, learning_rate)
+    return params
+
+
+def test_sgd_decays_every_parameter_into_its_momentum_buffer():
+    gradients = np.array([[1.0, -2.0], [0.5, 0.25], [3.0, 1.0]])
+    params, buffer = np.array([0.3, -0.7]), np.zeros(2)
+    ours = run(sgd(0.9, 0.01), jnp.asarray(gradients), jnp.asarray(params), 0.1)
+    for gradient in gradients:
+        buffer = 0.9 * buffer + gradient + 0.01 * params
+        params = params - 0.1 * buffer
+    np.testing.assert_allclose(ours, params, rtol=1e-6)
+
+
+def test_adam_decays_before_the_moments(x64):
+    gradients = np.array([[1.0, -2.0], [0.5, 0.25], [3.0, 1.0]])
+    params, first, second = np.array([0.3, -0.7]), np.zeros(2), np.zeros(2)
+    ours = run(adam(0.5), jnp.asarray(gradients), jnp.asarray(params), 0.1)
+    for t, gradient in enumerate(gradients, start=1):
+        decayed = gradient + 0.5 * params
+        first = 0.9 * first + 0.1 * decayed
+        second = 0.999 * second + 0.001 * decayed**2
+        unbiased = first / (1 - 0.9**t), second / (1 - 0.999**t)
+        params = params - 0.1 * unbiased[0] / (np.sqrt(unbiased[1]) + 1e-8)
+    np.testing.assert_allclose(ours, params, rtol=1e-10)
+
+
+def test_cosine_falls_from_one_to_zero():
+    factor = learning_rate_factor(ConfigDict({"schedule": "cosine"}), 100)
+    np.testing.assert_allclose([factor(t) for t in (0, 50, 100)], [1, 0.5, 0], atol=1e-7)
+    assert factor(jnp.int32(25)) == pytest.approx((1 + np.cos(np.pi / 4)) / 2)
+
+
+def test_multistep_divides_by_ten_at_each_milestone():
+    config = ConfigDict({"schedule": "multistep", "milestones": (0.5, 0.75)})
+    factor = learning_rate_factor(config, 8)
+    rates = [float(factor(jnp.int32(t))) for t in range(8)]
+    np.testing.assert_allclose(rates, [1] * 4 + [0.1] * 2 + [0.01] * 2, rtol=1e-6)
+
+
+def test_unknown_schedule_is_refused():
+    with pytest.raises(ValueError, match="'cosine' or 'multistep'"):
+        learning_rate_factor(ConfigDict({"schedule": "linear"}), 10)
