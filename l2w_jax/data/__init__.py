@@ -25,4 +25,12 @@ def open_source(config: ConfigDict) -> Source:
         from l2w_jax.data.cifar import open_cifar
 
         return open_cifar(config)
+    if config.dataset.name == "imagenet2012":
+        from l2w_jax.data.imagenet import open_imagenet
+
+        return open_imagenet(config)
+    if config.dataset.name == "image_folder":
+        from l2w_jax.data.image_folder import open_image_folder
+
+        return open_image_folder(config)
     raise ValueError(f"unknown data set {config.dataset.name!r}")

@@ -3,8 +3,9 @@
 import numpy as np
 from ml_collections import ConfigDict
 
-from l2w_jax.data.prepared import import_tensorflow, prepared_builder
-from l2w_jax.data.source import LabelledImages, MemorySource, Source
+from l2w_jax.data.prepared import prepared_builder
+from l2w_jax.data.source import LabelledImages, MemorySource, Source, choose_training_images
+from l2w_jax.data.tensorflow_import import tf
 from l2w_jax.errors import UserError
 
 
@@ -15,17 +16,21 @@ def open_cifar(config: ConfigDict) -> Source:
     al., CVPR 2019; held-out images are then taken from these, and the test images stay as they are.
     """
     builder = prepared_builder(config.dataset.name, config.dataset.data_dir, ("train", "test"))
+    everything = _read(builder, "train")
+    trained, held_out = choose_training_images(config, everything.labels, config.dataset.holdout)
     return MemorySource(
         config,
-        train=_read(builder, "train"),
-        test=_read(builder, "test"),
+        {
+            "train": everything.rows(trained),
+            "holdout": everything.rows(held_out),
+            "test": _read(builder, "test"),
+        },
         class_names=tuple(builder.info.features["label"].names),
     )
 
 
 def _read(builder, split: str) -> LabelledImages:
     """Reads a whole split in the order in which it lies on disk."""
-    tf = import_tensorflow()
     try:
         everything = builder.as_dataset(split=split, shuffle_files=False, batch_size=-1)
     except tf.errors.OpError as error:

@@ -6,7 +6,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from l2w_jax.data import splits
-from l2w_jax.data.source import LabelledImages, MemorySource, Source
+from l2w_jax.data.source import LabelledImages, MemorySource, Source, choose_training_images
 
 _NUM_TEST = 360
 _SIZE = 16
@@ -19,10 +19,15 @@ def open_digits(config: ConfigDict) -> Source:
     images = np.stack([_enlarge(image) for image in bundle.images])
     everything = LabelledImages(images, bundle.target.astype(np.int32))
     tested = splits.stratified_choice(everything.labels, _NUM_TEST)
+    others = everything.rows(splits.without(len(images), tested))
+    trained, held_out = choose_training_images(config, others.labels, config.dataset.holdout)
     return MemorySource(
         config,
-        train=everything.rows(splits.without(len(images), tested)),
-        test=everything.rows(tested),
+        {
+            "train": others.rows(trained),
+            "holdout": others.rows(held_out),
+            "test": everything.rows(tested),
+        },
         class_names=tuple("0123456789"),
     )
 

@@ -2,25 +2,15 @@
 
 import contextlib
 import fcntl
-import os
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+
+import requests
+import tensorflow_datasets as tfds
 
 from l2w_jax.errors import UserError
 
 _CONNECT_SECONDS = 5
-
-
-def import_tensorflow() -> ModuleType:
-    """Imports TensorFlow for reading only: it must not touch the accelerators, which JAX uses."""
-    # Its notes on start-up would otherwise stand between the lines that a user is to read.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    import tensorflow as tf
-
-    for kind in ("GPU", "TPU"):
-        tf.config.set_visible_devices([], kind)
-    return tf
 
 
 def prepared_builder(name: str, data_dir: str, splits: tuple[str, ...]):
@@ -37,9 +27,6 @@ def prepared_builder(name: str, data_dir: str, splits: tuple[str, ...]):
     Raises:
         UserError: the archive is missing and cannot be downloaded, or what lies there is broken.
     """
-    import_tensorflow()
-    import tensorflow_datasets as tfds
-
     if data_dir and Path(data_dir).expanduser().is_file():
         raise UserError(f"config.dataset.data_dir: {data_dir} is a file: must be a folder")
     builder = tfds.builder(name, data_dir=data_dir or None)
@@ -83,8 +70,6 @@ def _check_archives(builder) -> None:
 
 def _is_reachable(url: str) -> bool:
     """Asks once and briefly: TFDS by itself tries for minutes before it gives up."""
-    import requests
-
     try:
         answer = requests.head(url, timeout=_CONNECT_SECONDS, allow_redirects=True)
     except requests.exceptions.RequestException:
@@ -102,8 +87,6 @@ def _lock(builder) -> Iterator[None]:
 
 
 def _prepare(builder) -> None:
-    import tensorflow_datasets as tfds
-
     tfds.disable_progress_bar()
     try:
         builder.download_and_prepare(

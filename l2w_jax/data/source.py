@@ -74,46 +74,31 @@ class MemorySource(Source):
 
     Args:
         config: the run's configuration.
-        train: training images, those to hold out included.
-        test: test images.
+        splits: "train" (without the held-out images), "holdout" and "test".
         class_names: one name for each class.
-        holdout: held-out images where the data set brings its own; otherwise `config.dataset.
-            holdout` of the training images, each class in proportion.
+        num_bad: images that could not be read, which are in no split.
     """
 
     def __init__(
         self,
         config: ConfigDict,
-        train: LabelledImages,
-        test: LabelledImages,
+        splits: Mapping[str, LabelledImages],
         class_names: tuple[str, ...],
-        holdout: LabelledImages | None = None,
+        num_bad: int = 0,
     ):
-        dataset = config.dataset
-        for split, labelled in {"train": train, "test": test, "holdout": holdout}.items():
-            if labelled is not None:
-                check_labels(labelled.labels, dataset.num_classes, split)
-        if dataset.imbalance_factor:
-            train = train.rows(splits.long_tailed_choice(train.labels, dataset.imbalance_factor))
-        if holdout is None:
-            check_holdout(config, len(train.labels))
-            held_out = splits.stratified_choice(train.labels, dataset.holdout)
-            holdout = train.rows(held_out)
-            train = train.rows(splits.without(len(train.labels), held_out))
-        check_batch(config, len(train.labels))
-        self._splits: Mapping[str, LabelledImages] = {
-            "train": train,
-            "holdout": holdout,
-            "test": test,
-        }
+        for split, images in splits.items():
+            _check_labels(images.labels, config.dataset.num_classes, split)
+        check_batch(config, len(splits["train"].labels))
+        self._splits = splits
         self._seed = config.seed
-        self._batch_size = dataset.batch_size
-        self._shift = augment.SHIFTS[dataset.augmentation]
-        self.num_train = len(train.labels)
-        self.num_holdout = len(holdout.labels)
-        self.num_test = len(test.labels)
-        self.num_classes = dataset.num_classes
+        self._batch_size = config.dataset.batch_size
+        self._shift = augment.SHIFTS[config.dataset.augmentation]
+        self.num_train = len(splits["train"].labels)
+        self.num_holdout = len(splits["holdout"].labels)
+        self.num_test = len(splits["test"].labels)
+        self.num_classes = config.dataset.num_classes
         self.class_names = class_names
+        self.num_bad = num_bad
 
     @property
     def train_class_counts(self) -> np.ndarray:
@@ -130,8 +115,8 @@ class MemorySource(Source):
         for step, global_rows in enumerate(steps, first_step):
             rows = global_rows[part]
             generator = order.augmentation_generator(self._seed, step)
-            draws = augment.draw(self._shift, self._batch_size, generator).rows(part)
-            augmented = augment.apply(self._shift, images[rows], draws)
+            draws = augment.draw_shifts(self._shift, self._batch_size, generator).rows(part)
+            augmented = augment.apply_shifts(self._shift, images[rows], draws)
             yield {"image": augmented, "label": labels[rows]}
 
     def evaluation_batches(
@@ -144,24 +129,31 @@ class MemorySource(Source):
             yield {"image": images[rows], "label": labels[rows], "mask": mask, "index": rows}
 
 
-def check_labels(labels: np.ndarray, num_classes: int, split: str) -> None:
-    """Raises UserError if a split is empty or a label is not a class of the configuration."""
-    if len(labels) == 0:
-        raise UserError(f"data set: split {split!r} holds no image")
-    wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
-    if len(wrong):
-        raise UserError(
-            f"data set: split {split!r}, image {wrong[0]}: label {labels[wrong[0]]} is not allowed:"
-            f" must be from 0 to {num_classes - 1} (config.dataset.num_classes is {num_classes})"
-        )
+def choose_training_images(
+    config: ConfigDict, labels: np.ndarray, num_holdout: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the positions in `labels` to train on and those to hold out, both ascending.
+
+    A long tail is cut first, and the held-out images are then taken from it, so that both together
+    are the images that a long-tailed benchmark allows to be seen.
+
+    Raises:
+        UserError: nothing would be left to train on.
+    """
+    kept = np.arange(len(labels))
+    if config.dataset.imbalance_factor:
+        kept = splits.long_tailed_choice(labels, config.dataset.imbalance_factor)
+    check_holdout(num_holdout, len(kept))
+    held_out = splits.stratified_choice(labels[kept], num_holdout)
+    return kept[splits.without(len(kept), held_out)], kept[held_out]
 
 
-def check_holdout(config: ConfigDict, num_images: int) -> None:
+def check_holdout(num_holdout: int, num_images: int) -> None:
     """Raises UserError if more images are to be held out than there are to train on."""
-    if config.dataset.holdout >= num_images:
+    if num_holdout >= num_images:
         raise UserError(
-            f"config.dataset.holdout: {config.dataset.holdout} is not allowed: must be less than "
-            f"the {num_images} training images"
+            f"config.dataset.holdout: {num_holdout} is not allowed: must be less than the "
+            f"{num_images} training images"
         )
 
 
@@ -171,4 +163,14 @@ def check_batch(config: ConfigDict, num_train: int) -> None:
         raise UserError(
             f"config.dataset.batch_size: {config.dataset.batch_size} is not allowed: must be at "
             f"most {num_train}, the training images without the held-out ones"
+        )
+
+
+def _check_labels(labels: np.ndarray, num_classes: int, split: str) -> None:
+    """Raises UserError if a label is not a class of the configuration."""
+    wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if len(wrong):
+        raise UserError(
+            f"data set: split {split!r}, image {wrong[0]}: label {labels[wrong[0]]} is not allowed:"
+            f" must be from 0 to {num_classes - 1} (config.dataset.num_classes is {num_classes})"
         )

@@ -1,0 +1,44 @@
+"""Images that cannot be read: named once, counted, and no reason to stop until they are many."""
+
+import logging
+import math
+
+from l2w_jax.errors import UserError
+
+_logger = logging.getLogger(__name__)
+
+
+class BadImages:
+    """The images of a data set that could not be read so far.
+
+    Args:
+        total: images of the data set.
+        max_share: the share of them that may be bad, `config.dataset.max_bad_share`. Any share
+            above 0 tolerates one image.
+    """
+
+    def __init__(self, total: int, max_share: float):
+        self._total = total
+        self._max_share = max_share
+        self._names: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def add(self, name: str, reason: str) -> None:
+        """Counts the image `name` and logs it, both only the first time.
+
+        Raises:
+            UserError: too many images are bad.
+        """
+        if name in self._names:
+            return
+        self._names.add(name)
+        first_line = reason.strip().splitlines()[0]
+        _logger.warning("skipped a bad image: %s: %s", name, first_line)
+        if len(self._names) > math.ceil(self._max_share * self._total):
+            raise UserError(
+                f"data set: {len(self._names)} of {self._total} images cannot be read, more than "
+                f"config.dataset.max_bad_share {self._max_share} allows; the last is {name}: "
+                f"{first_line}"
+            )

@@ -1,0 +1,137 @@
+"""Encoded images on disk, each of which can be read by itself: files, or records of TFDS."""
+
+import os
+import struct
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from l2w_jax.data.tensorflow_import import tf
+from l2w_jax.errors import UserError
+
+
+class StoredImages(Protocol):
+    """A split of a data set whose images stay on disk."""
+
+    def __len__(self) -> int: ...
+
+    def rows(self, positions: np.ndarray) -> "StoredImages":
+        """Returns the images at `positions`."""
+
+    def references(self, positions: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Returns what `read` needs of the images at `positions`, arrays with one row for each."""
+
+    def read(self, *reference: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns (bytes of the encoded image, label int32) of one image; a graph function."""
+
+    def name(self, position: int) -> str:
+        """Returns what to call an image in a message."""
+
+
+class ImageFiles(NamedTuple):
+    """One file for each image."""
+
+    paths: np.ndarray  # of str
+    labels: np.ndarray  # int32
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def rows(self, positions: np.ndarray) -> "ImageFiles":
+        """See `StoredImages.rows`."""
+        return ImageFiles(self.paths[positions], self.labels[positions])
+
+    def references(self, positions: np.ndarray) -> tuple[np.ndarray, ...]:
+        """See `StoredImages.references`."""
+        return self.paths[positions], self.labels[positions]
+
+    def read(self, *reference: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """See `StoredImages.read`."""
+        path, label = reference
+        return tf.io.read_file(path), label
+
+    def name(self, position: int) -> str:
+        """See `StoredImages.name`."""
+        return str(self.paths[position])
+
+
+class ImageRecords(NamedTuple):
+    """TFDS's TFRecord files and the place of every record in them: random access.
+
+    A TFRecord file alone can only be read from its start. Knowing where each record begins, a run
+    shuffles the whole data set anew every epoch and resumes anywhere at no cost.
+    """
+
+    paths: tuple[str, ...]
+    places: np.ndarray  # int64[n, 3]: file, first byte, number of bytes
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def rows(self, positions: np.ndarray) -> "ImageRecords":
+        """See `StoredImages.rows`."""
+        return ImageRecords(self.paths, self.places[positions])
+
+    def references(self, positions: np.ndarray) -> tuple[np.ndarray, ...]:
+        """See `StoredImages.references`."""
+        return (self.places[positions],)
+
+    def read(self, *reference: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """See `StoredImages.read`."""
+        record = tf.numpy_function(self._read_record, reference, tf.string, stateful=False)
+        features = {
+            "image": tf.io.FixedLenFeature([], tf.string),
+            "label": tf.io.FixedLenFeature([], tf.int64),
+        }
+        example = tf.io.parse_single_example(tf.ensure_shape(record, []), features)
+        return example["image"], tf.cast(example["label"], tf.int32)
+
+    def name(self, position: int) -> str:
+        """See `StoredImages.name`."""
+        file, first, _ = self.places[position]
+        return f"{self.paths[file]}, record at byte {first}"
+
+    def _read_record(self, place: np.ndarray) -> bytes:
+        file, first, length = place
+        with open(self.paths[file], "rb", buffering=0) as records:
+            return os.pread(records.fileno(), int(length), int(first))
+
+
+# A TFRecord is a length, its checksum, the data and their checksum.
+_LENGTH = struct.Struct("<Q")
+_HEADER_BYTES = _LENGTH.size + 4
+_FOOTER_BYTES = 4
+
+
+def index_records(paths: Sequence[str]) -> ImageRecords:
+    """Finds every record of TFRecord files, in order, reading 12 bytes of each.
+
+    Raises:
+        UserError: a file ends within a record.
+    """
+    with ThreadPoolExecutor() as pool:
+        of_files = list(pool.map(_record_places, paths))
+    places = [np.insert(of_file, 0, file, axis=1) for file, of_file in enumerate(of_files)]
+    return ImageRecords(tuple(paths), np.concatenate(places))
+
+
+def _record_places(path: str) -> np.ndarray:
+    """Returns int64[n, 2]: first byte and number of bytes of the data of each record."""
+    places = []
+    position, end = 0, Path(path).stat().st_size
+    with open(path, "rb", buffering=0) as records:
+        while position < end:
+            header = os.pread(records.fileno(), _LENGTH.size, position)
+            length = _LENGTH.unpack(header)[0] if len(header) == _LENGTH.size else end
+            first = position + _HEADER_BYTES
+            position = first + length + _FOOTER_BYTES
+            if position > end:
+                raise UserError(
+                    f"{path}: truncated at byte {end}: delete this folder and run the same command "
+                    "again to prepare it anew"
+                )
+            places.append((first, length))
+    return np.array(places, np.int64).reshape(-1, 2)

@@ -1,0 +1,354 @@
+"""Folders of images: odd images become right pixels, absent splits are cut, bad data are named."""
+
+import itertools
+import os
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from l2w_jax.config import default_config
+from l2w_jax.data import image_folder, open_source
+from l2w_jax.errors import UserError
+
+RED, GREEN, BLUE, WHITE = (200, 30, 30), (30, 200, 30), (30, 30, 200), (220, 220, 220)
+COLOURS = {"blue": BLUE, "green": GREEN, "red": RED}
+SIZE = 32
+
+
+def photo(seed: int, width: int, height: int, colour=(128, 128, 128)) -> Image.Image:
+    """A smooth random image around a colour, so that compression changes it little."""
+    coarse = np.random.default_rng(seed).normal(colour, 20, (3, 4, 3)).clip(0, 255)
+    return Image.fromarray(coarse.astype(np.uint8)).resize((width, height), Image.BICUBIC)
+
+
+def folder_config(data_dir, **fields) -> ConfigDict:
+    config = default_config()
+    config.dataset.update(
+        name="image_folder",
+        data_dir=str(data_dir),
+        num_classes=3,
+        image_size=SIZE,
+        holdout=6,
+        batch_size=8,
+        augmentation="resized_crop",
+        max_bad_share=0.0,
+    )
+    config.dataset.update(fields)
+    return config
+
+
+def write_split(folder, per_class: int, seed: int) -> None:
+    for number, (name, colour) in enumerate(COLOURS.items()):
+        (folder / name).mkdir(parents=True)
+        for i in range(per_class):
+            ending = ("jpg", "png", "JPEG")[i % 3]
+            image = photo(seed + 100 * number + i, 60 + 7 * i, 50 + 3 * i, colour)
+            image.save(folder / name / f"{i:02}.{ending}")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_split(tmp_path / "train", 10, 0)
+    write_split(tmp_path / "test", 4, 5000)
+    return tmp_path
+
+
+def everything(source, split, batch_size=7):
+    batches = list(source.evaluation_batches(split, batch_size))
+    return {
+        key: np.concatenate([batch[key][batch["mask"]] for batch in batches])
+        for key in ("image", "label", "index")
+    }
+
+
+@pytest.mark.parametrize("augmentation", ["resized_crop", "crop"])
+def test_every_image_of_a_folder_has_its_class(folder, augmentation):
+    source = open_source(folder_config(folder, augmentation=augmentation))
+    assert source.class_names == ("blue", "green", "red")
+    assert (source.num_train, source.num_holdout, source.num_test) == (24, 6, 12)
+    np.testing.assert_array_equal(source.train_class_counts, [8, 8, 8])
+    for split in ("train", "holdout", "test"):
+        of_split = everything(source, split)
+        assert sorted(of_split["index"]) == list(range(len(of_split["index"])))
+        brightest = of_split["image"].mean(axis=(1, 2)).argmax(axis=1)
+        np.testing.assert_array_equal(brightest, 2 - of_split["label"])  # blue, green, red
+    batch = next(source.train_batches(0))
+    assert batch["image"].shape == (8, SIZE, SIZE, 3)
+    assert batch["image"].dtype == np.uint8
+    np.testing.assert_array_equal(
+        batch["image"].mean(axis=(1, 2)).argmax(axis=1), 2 - batch["label"]
+    )
+
+
+def test_streamed_batches_are_the_same_on_resume_and_for_any_number_of_processes(folder):
+    config = folder_config(folder)
+    whole = list(itertools.islice(open_source(config).train_batches(0), 7))
+    for process_count in (1, 2, 4):
+        parts = [
+            list(itertools.islice(open_source(config).train_batches(2, p, process_count), 5))
+            for p in range(process_count)
+        ]
+        for step, batch in enumerate(whole[2:]):
+            for key in ("image", "label"):
+                joined = np.concatenate([of_process[step][key] for of_process in parts])
+                np.testing.assert_array_equal(joined, batch[key])
+
+
+def test_streamed_evaluation_over_processes_sees_every_image_once(folder):
+    source = open_source(folder_config(folder))
+    alone = everything(source, "test")
+    parts = [list(source.evaluation_batches("test", 5, p, 3)) for p in range(3)]
+    assert len({len(of_process) for of_process in parts}) == 1
+    index = np.concatenate([b["index"][b["mask"]] for b in itertools.chain(*parts)])
+    assert sorted(index) == list(range(12))
+    for batch in itertools.chain(*parts):
+        for image, position in zip(
+            batch["image"][batch["mask"]], batch["index"][batch["mask"]], strict=True
+        ):
+            np.testing.assert_array_equal(image, alone["image"][position])
+
+
+def test_absent_splits_are_cut_from_the_training_images_the_same_every_time(tmp_path):
+    write_split(tmp_path / "train", 10, 0)
+    config = folder_config(tmp_path)
+    found, _ = image_folder.list_images(tmp_path)
+    first, second = (image_folder.complete_splits(config, found) for _ in range(2))
+    assert [len(first[split]) for split in ("train", "holdout", "test")] == [18, 6, 6]
+    paths = np.concatenate([first[split].paths for split in first])
+    assert sorted(paths) == sorted(found["train"].paths)
+    for split in first:
+        np.testing.assert_array_equal(first[split].paths, second[split].paths)
+        assert set(first[split].labels) == {0, 1, 2}
+
+
+def test_a_val_folder_is_what_is_held_out(folder):
+    write_split(folder / "val", 5, 9000)
+    source = open_source(folder_config(folder))
+    assert (source.num_train, source.num_holdout, source.num_test) == (30, 15, 12)
+
+
+def replace_images(folder, images: dict[str, Image.Image], **options) -> None:
+    """Leaves each class of "test" with the given images."""
+    for name in COLOURS:
+        for path in (folder / "test" / name).iterdir():
+            path.unlink()
+        for file_name, image in images.items():
+            image.save(folder / "test" / name / file_name, **options)
+
+
+@pytest.mark.parametrize("augmentation", ["resized_crop", "crop"])
+@pytest.mark.parametrize(
+    ("file_name", "image"),
+    [
+        ("grey.jpg", photo(1, 48, 48).convert("L")),
+        ("grey.png", photo(1, 48, 48).convert("L")),
+        ("palette.png", photo(1, 48, 48).convert("P")),
+        ("rgba.png", photo(1, 48, 48).convert("RGBA")),
+        ("grey_alpha.png", photo(1, 48, 48).convert("LA")),
+        ("cmyk.jpg", photo(1, 48, 48).convert("CMYK")),
+        ("UPPER.JPG", photo(1, 48, 48)),
+        ("Upper.Png", photo(1, 48, 48)),
+        ("one_wide.png", photo(1, 1, 40)),
+        ("one_high.jpg", photo(1, 40, 1)),
+        ("one_pixel.png", photo(1, 1, 1)),
+        ("large.jpg", photo(1, 900, 700)),
+    ],
+)
+def test_odd_images_become_the_pixels_that_pillow_shows(folder, file_name, image, augmentation):
+    replace_images(folder, {file_name: image})
+    source = open_source(folder_config(folder, augmentation=augmentation))
+    assert source.num_test == 3
+    shown = np.asarray(image.convert("RGB"), float).mean(axis=(0, 1))
+    for seen in everything(source, "test")["image"]:
+        np.testing.assert_allclose(seen.mean(axis=(0, 1)), shown, atol=12)
+
+
+def test_odd_images_can_be_trained_on(folder):
+    for i, size in enumerate([(1, 60), (60, 1), (1, 1), (2, 3), (700, 5)]):
+        photo(i, *size).save(folder / "train" / "red" / f"odd{i}.jpg")
+        photo(i, *size).convert("RGBA").save(folder / "train" / "red" / f"odd{i}.png")
+    source = open_source(folder_config(folder, max_bad_share=0.0))
+    for batch in itertools.islice(source.train_batches(0), 12):
+        assert batch["image"].shape == (8, SIZE, SIZE, 3)
+    assert source.num_bad == 0
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_turns_an_image_upright(folder, orientation):
+    corners = np.zeros((64, 64, 3), np.uint8)
+    corners[:32, :32], corners[:32, 32:] = RED, GREEN
+    corners[32:, :32], corners[32:, 32:] = BLUE, WHITE
+    upright = Image.fromarray(corners)
+    undo = {  # what a camera held so would have stored
+        2: [Image.Transpose.FLIP_LEFT_RIGHT],
+        3: [Image.Transpose.ROTATE_180],
+        4: [Image.Transpose.FLIP_TOP_BOTTOM],
+        5: [Image.Transpose.TRANSPOSE],
+        6: [Image.Transpose.ROTATE_90],
+        7: [Image.Transpose.TRANSVERSE],
+        8: [Image.Transpose.ROTATE_270],
+    }
+    stored = upright
+    for operation in undo.get(orientation, []):
+        stored = stored.transpose(operation)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    replace_images(folder, {"turned.jpg": stored}, exif=exif, quality=95)
+    seen = everything(open_source(folder_config(folder)), "test")["image"][0]
+    for (row, column), colour in zip(
+        itertools.product((6, 25), (6, 25)), (RED, GREEN, BLUE, WHITE), strict=True
+    ):
+        np.testing.assert_allclose(seen[row, column], colour, atol=25)
+
+
+def test_small_images_in_memory_are_left_as_they_are(folder):
+    exact = photo(3, SIZE, SIZE)
+    replace_images(folder, {"exact.png": exact})
+    source = open_source(folder_config(folder, augmentation="crop"))
+    for seen in everything(source, "test")["image"]:
+        np.testing.assert_array_equal(seen, np.asarray(exact))
+
+
+def test_training_crops_have_the_stated_areas_and_ratios(folder):
+    """On a ramp in x and y the corner values of a crop tell where it was taken from."""
+    rows, columns = np.mgrid[0:240, 0:240]
+    ramp = Image.fromarray(np.stack([rows, columns, 0 * rows], axis=-1).astype(np.uint8))
+    for name in COLOURS:
+        for path in (folder / "train" / name).iterdir():
+            path.unlink()
+        for i in range(10):
+            ramp.save(folder / "train" / name / f"{i}.png")
+    source = open_source(folder_config(folder, holdout=0))
+    images = np.concatenate(
+        [batch["image"] for batch in itertools.islice(source.train_batches(0), 60)]
+    ).astype(float)
+    scale = SIZE / (SIZE - 1)
+    heights = (images[:, -1, :, 0] - images[:, 0, :, 0]).mean(axis=1) * scale
+    widths = (images[:, :, -1, 1] - images[:, :, 0, 1]).mean(axis=1) * scale
+    areas = np.abs(heights * widths) / 240**2
+    ratios = np.abs(widths) / heights
+    assert areas.min() > 0.06
+    assert areas.max() > 0.9
+    assert abs(areas.mean() - 0.5) < 0.06
+    assert ratios.min() > 0.72
+    assert ratios.max() < 1.39
+    assert abs((widths < 0).mean() - 0.5) < 0.1
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", None])
+def test_a_broken_training_image_is_replaced_named_once_and_counted(folder, content, caplog):
+    broken = folder / "train" / "red" / "00.jpg"
+    photo(1, 300, 300).save(broken)
+    broken.write_bytes(broken.read_bytes()[:300] if content is None else content)
+    config = folder_config(folder, holdout=0, max_bad_share=0.05)
+    source = open_source(config)
+    batches = list(itertools.islice(source.train_batches(0), 9))  # three epochs
+    assert source.num_bad == 1
+    assert sum(str(broken) in record.getMessage() for record in caplog.records) == 1
+    for batch in batches:
+        np.testing.assert_array_equal(
+            batch["image"].mean(axis=(1, 2)).argmax(axis=1), 2 - batch["label"]
+        )
+    resumed = next(open_source(config).train_batches(8))
+    np.testing.assert_array_equal(resumed["image"], batches[8]["image"])
+
+
+def test_a_broken_test_image_is_masked(folder, caplog):
+    (folder / "test" / "green" / "00.jpg").write_bytes(b"no image")
+    source = open_source(folder_config(folder, max_bad_share=0.05))
+    index = everything(source, "test")["index"]
+    assert sorted(index) == [i for i in range(12) if i != 4]
+    everything(source, "test")
+    assert source.num_bad == 1
+    assert len(caplog.records) == 1
+
+
+def test_a_broken_image_is_left_out_of_a_folder_in_memory(folder, caplog):
+    (folder / "test" / "green" / "00.jpg").write_bytes(b"no image")
+    source = open_source(folder_config(folder, augmentation="crop", max_bad_share=0.05))
+    assert (source.num_test, source.num_bad) == (11, 1)
+    assert len(caplog.records) == 1
+
+
+def test_too_many_broken_images_stop_with_one_line(folder):
+    for path in (folder / "train" / "red").iterdir():
+        path.write_bytes(b"no image")
+    config = folder_config(folder, holdout=0, max_bad_share=0.05)
+    with pytest.raises(UserError, match=r"4 of 42 images cannot be read, more than") as raised:
+        list(itertools.islice(open_source(config).train_batches(0), 9))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_folder_without_a_readable_image_ends_too(folder):
+    for path in folder.glob("train/*/*"):
+        path.write_bytes(b"no image")
+    config = folder_config(folder, holdout=0, max_bad_share=0.999)
+    with pytest.raises(UserError, match="none of the 30 images of split 'train' can be read"):
+        next(open_source(config).train_batches(0))
+
+
+def empty_class(folder):
+    (folder / "train" / "violet").mkdir()
+
+
+def unknown_class(folder):
+    write_split(folder / "val", 1, 0)
+    (folder / "val" / "red").rename(folder / "val" / "violet")
+
+
+def no_train(folder):
+    (folder / "train").rename(folder / "training")
+
+
+def fourth_class(folder):
+    (folder / "train" / "red").rename(folder / "train" / "violet")
+    (folder / "test" / "red").rename(folder / "test" / "violet")
+    write_split(folder / "more", 1, 0)
+    (folder / "more" / "red").rename(folder / "train" / "red")
+
+
+def empty_split(folder):
+    (folder / "val").mkdir()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (empty_class, "train/violet: empty class"),
+        (unknown_class, "val/violet: class 'violet' is not allowed: not in train/"),
+        (no_train, "split 'train' is missing"),
+        (fourth_class, "config.dataset.num_classes: 3 is not allowed: must be 4"),
+        (empty_split, "val: empty split"),
+    ],
+)
+def test_a_wrong_folder_is_one_line_before_anything_is_read(folder, damage, message):
+    damage(folder)
+    with pytest.raises(UserError, match=message) as raised:
+        open_source(folder_config(folder))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_folder_that_is_not_there_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"config.dataset.data_dir: .* must be a folder"):
+        open_source(folder_config(tmp_path / "nowhere"))
+
+
+def test_an_unreadable_folder_is_one_line(folder, monkeypatch):
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("green"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match="green: cannot be read: Permission denied"):
+        open_source(folder_config(folder))
+
+
+def test_images_that_do_not_fit_into_memory_are_refused(folder, monkeypatch):
+    monkeypatch.setattr(image_folder, "_MOST_BYTES_IN_MEMORY", 42 * SIZE * SIZE * 3 - 1)
+    with pytest.raises(UserError, match="do not fit into memory: must be 'resized_crop'"):
+        open_source(folder_config(folder, augmentation="crop"))
