@@ -41,6 +41,8 @@ class Predictions:
     """What is kept of a network's answers to N images at K exits, in the order of the data.
 
     Attributes:
+        positions: place of each image in its split, ascending, int32 [N]. Images that could not be
+            read are left out.
         labels: true classes, int32 [N].
         losses: cross-entropy in nats, float32 [K, N].
         confidences: largest softmax probability, float32 [K, N].
@@ -48,6 +50,7 @@ class Predictions:
         correct_top5: whether the true class is among the five most probable, bool [K, N].
     """
 
+    positions: NDArray[np.int32]
     labels: NDArray[np.int32]
     losses: NDArray[np.float32]
     confidences: NDArray[np.float32]
@@ -116,7 +119,7 @@ def predict_all(
     rows = {name: np.concatenate([part[name] for part in collected]) for name in collected[0]}
     if jax.process_count() > 1:
         rows = multihost_utils.process_allgather(rows, tiled=True)
-    return _predictions(rows, split)
+    return _predictions(rows, split, getattr(source, f"num_{split}"))
 
 
 def evaluate(
@@ -272,16 +275,18 @@ def _pad(batch: Arrays, multiple: int) -> dict[str, NDArray[Any]]:
     return padded
 
 
-def _predictions(rows: Arrays, split: str) -> Predictions:
+def _predictions(rows: Arrays, split: str, num_images: int) -> Predictions:
     """Drops padding and puts the images, which arrive process by process, in order.
 
     Raises:
         UserError: an answer is not finite.
         RuntimeError: an image is missing or counted twice.
     """
+    # An image that could not be read comes with a false mask, but it does come.
+    complete = np.array_equal(np.unique(rows["index"]), np.arange(num_images))
     rows = {name: array[rows["mask"]] for name, array in rows.items()}
-    order = np.argsort(rows["index"])
-    if not np.array_equal(rows["index"][order], np.arange(len(order))):
+    positions, order = np.unique(rows["index"], return_index=True)
+    if not complete or len(positions) < len(rows["index"]):
         raise RuntimeError(f"the batches of split {split!r} do not hold every image exactly once")
     finite = np.isfinite(rows["loss"]) & np.isfinite(rows["confidence"])
     if not finite.all():
@@ -292,6 +297,7 @@ def _predictions(rows: Arrays, split: str) -> Predictions:
             "parameters are of no use"
         )
     return Predictions(
+        positions=positions,
         labels=rows["label"][order],
         losses=rows["loss"][order].T,
         confidences=rows["confidence"][order].T,

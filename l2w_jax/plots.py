@@ -17,6 +17,12 @@ from numpy.typing import NDArray
 ANYTIME_COLOUR = "#D55E00"
 BUDGETED_COLOUR = "#0072B2"
 
+# A loss below this is as good as none: the network gives the true class 99.99%.
+SMALLEST_LOSS_SHOWN = 1e-4
+
+# Fewer percent of accuracy than this would make a drama of single images.
+LEAST_ACCURACY_RANGE = 2.0
+
 STYLE = {
     "font.size": 12,
     "axes.titlesize": 13,
@@ -74,6 +80,9 @@ def accuracy_figure(
         axes.set_ylabel("top-1 accuracy on test images [%]")
         # Room for the names of the exits, which stand below and right of their markers.
         axes.margins(x=0.1, y=0.1)
+        low, high = axes.get_ylim()
+        missing = max(LEAST_ACCURACY_RANGE - (high - low), 0)
+        axes.set_ylim(low - missing / 2, high + missing / 2)
         _legend_below(figure, axes)
     return figure
 
@@ -124,10 +133,11 @@ def weights_figure(losses: NDArray[np.floating], weights: NDArray[np.floating]) 
         rows = -(-num_exits // columns)
         figure = Figure(figsize=(1 + 3 * columns, 1.2 + 2.6 * rows), layout="constrained")
         grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
-        # A handful of extreme losses would squeeze all others into a corner.
-        longest = float(np.quantile(losses, 0.995)) or 1.0
+        # Logarithmic: of a trained network most losses are tiny, and a few are large.
+        losses = np.maximum(losses, SMALLEST_LOSS_SHOWN)
+        edges = np.geomspace(losses.min(), max(losses.max(), 2 * losses.min()), 13)
         for k, axes in enumerate(grid[:num_exits]):
-            _weights_panel(axes, losses[:, k], weights[:, k], longest)
+            _weights_panel(axes, losses[:, k], weights[:, k], edges)
             axes.set_title(f"exit {k + 1}")
         for axes in grid[num_exits:]:
             axes.set_visible(False)
@@ -152,11 +162,13 @@ def png(figure: Figure) -> bytes:
 
 
 def _weights_panel(
-    axes: Axes, losses: NDArray[np.floating], weights: NDArray[np.floating], longest: float
+    axes: Axes,
+    losses: NDArray[np.floating],
+    weights: NDArray[np.floating],
+    edges: NDArray[np.floating],
 ) -> None:
-    """Samples as dots, the mean weight of twelve equally wide ranges of loss as a line."""
-    shown = losses <= longest
-    losses, weights = losses[shown], weights[shown]
+    """Samples as dots, and as a line the means of the samples between two edges."""
+    axes.set_xscale("log")
     axes.axhline(1, color="#555555", linestyle=":", label="plain training")
     axes.scatter(
         losses,
@@ -168,14 +180,15 @@ def _weights_panel(
         rasterized=True,
         label="one sample",
     )
-    edges = np.linspace(0, longest, 13)
-    of_range = np.clip(np.digitize(losses, edges) - 1, 0, 11)
-    filled = [i for i in range(12) if (of_range == i).any()]
+    of_range = np.digitize(losses, edges[1:-1])
+    # A mean of one or two is no mean.
+    filled = [i for i in range(len(edges) - 1) if np.count_nonzero(of_range == i) >= 3]
     axes.plot(
         [losses[of_range == i].mean() for i in filled],
         [weights[of_range == i].mean() for i in filled],
         color=ANYTIME_COLOUR,
         linewidth=2,
+        marker=".",
         label="mean of samples of like loss",
     )
 

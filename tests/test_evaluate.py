@@ -245,11 +245,24 @@ def test_answers_that_are_not_finite_are_refused(config, source, tiny_network):
         evaluate.predict_all(config, model, broken, source, "test")
 
 
-def test_an_image_counted_twice_is_noticed(config, source, tiny_network, monkeypatch):
-    def twice(split, batch_size, process_index=0, process_count=1):
-        batches = list(MemorySource.evaluation_batches(source, split, batch_size))
-        return batches + batches[:1]
-
-    monkeypatch.setattr(source, "evaluation_batches", twice)
+@pytest.mark.parametrize("change", ["repeat a batch", "leave one out"])
+def test_an_image_counted_twice_or_not_at_all_is_noticed(
+    config, source, tiny_network, monkeypatch, change
+):
+    batches = list(source.evaluation_batches("test", 16))
+    wrong = batches + batches[:1] if change == "repeat a batch" else batches[1:]
+    monkeypatch.setattr(source, "evaluation_batches", lambda *_: wrong)
     with pytest.raises(RuntimeError, match="exactly once"):
         evaluate.predict_all(config, *tiny_network, source, "test")
+
+
+def test_an_image_that_could_not_be_read_is_left_out(config, source, tiny_network, monkeypatch):
+    batches = list(source.evaluation_batches("test", 16))
+    batches[1]["mask"] = batches[1]["mask"] & (batches[1]["index"] != 20)
+    batches[1]["image"] = np.zeros_like(batches[1]["image"])
+    everything = evaluate.predict_all(config, *tiny_network, source, "test")
+    monkeypatch.setattr(source, "evaluation_batches", lambda *_: batches)
+    read = evaluate.predict_all(config, *tiny_network, source, "test")
+    assert read.positions.tolist() == [*range(20), *range(21, 37)]
+    np.testing.assert_array_equal(read.labels, np.delete(everything.labels, 20))
+    np.testing.assert_allclose(read.losses[:, 32 - 1 :], everything.losses[:, 32:], rtol=1e-5)

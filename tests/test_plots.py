@@ -52,7 +52,14 @@ def test_weights_figure_has_a_panel_for_each_exit_and_a_labelled_axis_under_each
     labelled = [axes for axes in panels if axes.get_xlabel()]
     assert {axes.get_subplotspec().colspan.start for axes in labelled} == columns
     mean = line_named(panels[0], "mean of").get_xydata()
+    assert len(mean) >= 4
     np.testing.assert_allclose(mean[:, 1], 1 + mean[:, 0])
+
+
+def test_one_image_is_no_cliff_in_the_accuracy_figure():
+    rows = [{**row, "top1": 99 + row["top1"] / 1000} for row in ANYTIME]
+    (axes,) = plots.accuracy_figure(rows, rows).axes
+    assert np.ptp(axes.get_ylim()) >= 2
 
 
 def test_equal_losses_and_a_single_budget_are_drawn_too():
