@@ -86,6 +86,9 @@ class CheckpointWriter:
 
     def resume_advice(self) -> str:
         """A clause for the line that ends a failed run: from where it goes on."""
+        # One that is being saved will be good, or is the failure that is told already.
+        with contextlib.suppress(Exception):
+            self._manager.wait_until_finished()
         last = self.last_saved_step
         if last is None:
             return "there is no good checkpoint yet"

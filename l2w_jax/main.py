@@ -68,10 +68,17 @@ def parse(argv: Sequence[str]) -> Arguments:
     _check_overrides(argv)
     try:
         surplus = values(list(argv))[1:]
+    except UserError:
+        raise
+    except flags.Error as error:
+        raise UserError(_last_line(error)) from error
     except SyntaxError as error:
         raise UserError(f"{error.filename}: line {error.lineno}: {error.msg}") from error
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(_last_line(error)) from error
+    except Exception as error:
+        # Whatever the code in the configuration file raises.
+        raise UserError(f"--config={config_argument}: {_last_line(error)}") from error
+    if not isinstance(values.config, ConfigDict):
+        raise UserError(f"--config={config_argument}: get_config() must return a ConfigDict")
     if surplus:
         raise UserError(f"{surplus[0]!r}: not understood; arguments begin with --")
     return Arguments(
@@ -172,7 +179,9 @@ def _last_line(error: BaseException) -> str:
 
 def _set_up_libraries() -> None:
     """Keeps compiled programs from one start to the next, and other libraries' chatter off."""
+    # TensorFlow only reads data here. Both lines keep notices off that it prints when imported.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     import jax
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

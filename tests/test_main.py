@@ -1,0 +1,214 @@
+"""What the command line answers to every mistake: one clear line, status 2, nothing written."""
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from l2w_jax import main
+from l2w_jax import workdir as run_folder
+from l2w_jax.config import from_json
+
+ROOT = Path(__file__).parents[1]
+DIGITS = str(ROOT / "configs" / "digits_msdnet.py")
+
+
+def run_main(*arguments):
+    return main.main(["main", *arguments])
+
+
+@pytest.fixture(autouse=True)
+def _fresh_config_module(monkeypatch):
+    """A second configuration file would be executed in the module of the first."""
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    return tmp_path / "run"
+
+
+MISTAKES = {
+    "no config": ([], r"--config=configs/NAME.py is required"),
+    "config file missing": (
+        [f"--config={ROOT}/configs/digits_msdnett.py"],
+        r"no file .*digits_msdnett.py; the nearest that exists is .*digits_msdnet.py",
+    ),
+    "config folder missing": (["--config=nowhere/x.py"], "no file nowhere/x.py"),
+    "unknown variant": ([f"--config={DIGITS}:bseline"], "'bseline'.*baseline"),
+    "unknown section": (
+        [f"--config={DIGITS}", "--config.optimiser.epochs=3"],
+        r"--config.optimiser.epochs: unknown field: the nearest that exists is "
+        r"--config.optimizer.epochs",
+    ),
+    "unknown field": (
+        [f"--config={DIGITS}", "--config.optimizer.epoch=3"],
+        r"--config.optimizer.epochs",
+    ),
+    "unknown boolean field": (
+        [f"--config={DIGITS}", "--noconfig.log.profil"],
+        r"--config.log.profile",
+    ),
+    "not a number": ([f"--config={DIGITS}", "--config.optimizer.epochs=many"], r"epochs.*many"),
+    "not whole": ([f"--config={DIGITS}", "--config.optimizer.epochs=1.5"], r"epochs.*1\.5"),
+    "section as value": ([f"--config={DIGITS}", "--config.model=3"], r"config.model"),
+    "value out of range": ([f"--config={DIGITS}", "--config.weighting.q=-1"], r"weighting.q: -1"),
+    "odd batch": ([f"--config={DIGITS}", "--config.dataset.batch_size=63"], r"batch_size: 63"),
+    "too much held out": ([f"--config={DIGITS}", "--config.dataset.holdout=99999"], r"holdout"),
+    "unknown mode": ([f"--config={DIGITS}", "--mode=trian"], r"--mode=trian.*train"),
+    "unknown flag": ([f"--config={DIGITS}", "--wrkdir=x"], r"wrkdir.*workdir"),
+    "stray argument": ([f"--config={DIGITS}", "train"], r"'train': not understood"),
+    "nothing to evaluate": ([f"--config={DIGITS}", "--mode=evaluate"], r"no checkpoint.*train"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_clear_line(mistake, workdir, capsys, monkeypatch):
+    monkeypatch.chdir(workdir.parent)
+    arguments, expected = MISTAKES[mistake]
+    started = time.monotonic()
+    assert run_main(*arguments, f"--workdir={workdir}") == 2
+    assert time.monotonic() - started < 20
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert len(captured.err.splitlines()) == 1
+    assert "Error" not in captured.err
+    assert re.search(expected, captured.err), captured.err
+    assert list(workdir.parent.iterdir()) == [], "nothing is written"
+
+
+BAD_CONFIG_FILES = {
+    "syntax": ("def get_config(:\n", r"own.py: line 1"),
+    "no get_config": ("x = 1\n", r"get_config"),
+    "raises": ("def get_config():\n    raise ValueError('boom')\n", r"boom"),
+    "returns nothing": ("def get_config():\n    pass\n", r"get_config"),
+    "imports what is not there": ("import not_there\n", r"not_there"),
+    "lacks fields": (
+        "import ml_collections\ndef get_config():\n    return ml_collections.ConfigDict()\n",
+        r"config.dataset: missing",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", BAD_CONFIG_FILES)
+def test_a_bad_config_file_is_named(fault, tmp_path, workdir, capsys):
+    text, expected = BAD_CONFIG_FILES[fault]
+    path = tmp_path / "own.py"
+    path.write_text(text)
+    assert run_main(f"--config={path}", f"--workdir={workdir}") == 2
+    error = capsys.readouterr().err
+    assert re.search(expected, error), error
+    assert "Traceback" not in error
+    assert not workdir.exists()
+
+
+def test_each_fault_has_its_line(workdir, capsys):
+    overrides = ["--config.weighting.q=0", "--config.dataset.batch_size=7"]
+    assert run_main(f"--config={DIGITS}", f"--workdir={workdir}", *overrides) == 2
+    error = capsys.readouterr().err
+    assert "weighting.q" in error
+    assert not workdir.exists()
+
+
+def test_a_workdir_that_is_a_file_stays_as_it_is(workdir, capsys):
+    workdir.write_text("mine")
+    assert run_main(f"--config={DIGITS}", f"--workdir={workdir}") == 2
+    assert "is a file" in capsys.readouterr().err
+    assert workdir.read_text() == "mine"
+
+
+def test_a_workdir_of_another_config_is_refused(workdir, capsys):
+    arguments = main.parse(["main", f"--config={DIGITS}", f"--workdir={workdir}"])
+    with run_folder.exclusive_use(arguments.config, workdir):
+        pass
+    before = (workdir / "config.json").read_text()
+    assert run_main(f"--config={DIGITS}:baseline", f"--workdir={workdir}") == 2
+    error = capsys.readouterr().err
+    assert "weighting.kind: 'meta' -> 'none'" in error
+    assert len(error.splitlines()) == 1
+    assert (workdir / "config.json").read_text() == before
+
+
+def test_a_workdir_in_use_is_refused(workdir, capsys):
+    arguments = main.parse(["main", f"--config={DIGITS}", f"--workdir={workdir}"])
+    with run_folder.exclusive_use(arguments.config, workdir):
+        assert run_main(f"--config={DIGITS}", f"--workdir={workdir}") == 2
+    assert "in use by another run" in capsys.readouterr().err
+
+
+def test_overrides_reach_the_config():
+    config = main.parse(
+        [
+            "main",
+            f"--config={DIGITS}",
+            "--config.optimizer.learning_rate=0.05",
+            "--config.model.growth_factors=(2,2)",
+            "--config.log.profile",
+        ]
+    ).config
+    assert config.optimizer.learning_rate == 0.05
+    assert config.model.growth_factors == (2, 2)
+    assert config.log.profile is True
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (DIGITS, "runs/digits_msdnet"),
+        (f"{DIGITS}:baseline", "runs/digits_msdnet_baseline"),
+    ],
+)
+def test_the_workdir_has_the_name_of_the_config(config, expected):
+    assert main.parse(["main", f"--config={config}"]).workdir == Path(expected)
+    assert main.parse(["main", "--config", config]).workdir == Path(expected)
+
+
+def test_help_is_help(capsys):
+    assert run_main("--help") == 0
+    assert "--config=configs/NAME.py" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory):
+    """A whole run of the command line, small enough for a test."""
+    folder = tmp_path_factory.mktemp("cli")
+    command = [
+        sys.executable,
+        *("-m", "l2w_jax.main", f"--config={DIGITS}", f"--workdir={folder / 'run'}"),
+        *(
+            "--config.model.num_exits=2",
+            "--config.model.channels=4",
+            "--config.model.growth_rate=2",
+        ),
+        *("--config.optimizer.epochs=2", "--config.checkpoint.every_epochs=1"),
+    ]
+
+    def run(*more):
+        return subprocess.run([*command, *more], cwd=ROOT, capture_output=True, text=True)
+
+    return run, folder / "run", run()
+
+
+def test_training_ends_with_its_evaluation(small_run):
+    _, workdir, completed = small_run
+    assert completed.returncode == 0, completed.stderr
+    assert completed.stderr == ""
+    written = {path.name for path in workdir.iterdir()}
+    assert {"config.json", "metrics.jsonl", "anytime.csv", "budgeted.csv", "plots"} <= written
+    assert from_json((workdir / "config.json").read_text()).model.num_exits == 2
+    assert len((workdir / "anytime.csv").read_text().splitlines()) == 3
+    assert len((workdir / "budgeted.csv").read_text().splitlines()) == 40
+
+
+def test_evaluating_again_gives_the_same_files(small_run):
+    run, workdir, _ = small_run
+    names = ("anytime.csv", "budgeted.csv", "evaluation.json")
+    before = [(workdir / name).read_bytes() for name in names]
+    for name in names:
+        (workdir / name).unlink()
+    completed = run("--mode=evaluate")
+    assert completed.returncode == 0, completed.stderr
+    assert [(workdir / name).read_bytes() for name in names] == before
