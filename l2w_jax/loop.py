@@ -70,7 +70,7 @@ def train(config: ConfigDict, source: Source, workdir: Path) -> TrainState:
     with (
         contextlib.closing(batches),
         contextlib.closing(checkpoints.CheckpointWriter(workdir, config.checkpoint.keep)) as writer,
-        RunLog(workdir, config, steps_per_epoch, first_step) as log,
+        RunLog(workdir, config, source, first_step) as log,
         _stop_signals() as received,
     ):
         watched = _WatchedMetrics(log, writer)

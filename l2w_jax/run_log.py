@@ -14,6 +14,7 @@ import numpy as np
 from clu import metric_writers, periodic_actions
 from ml_collections import ConfigDict
 
+from l2w_jax.data import Source
 from l2w_jax.files import write_atomically
 
 HostMetrics = Mapping[str, np.ndarray]
@@ -26,15 +27,16 @@ class RunLog:
       workdir: the run folder. Lines of metrics.jsonl after `first_step` are dropped: they belong to
         steps that are done again.
       config: the run's configuration.
-      steps_per_epoch: iterations of one epoch.
+      source: its data.
       first_step: iterations that were done before.
     """
 
-    def __init__(self, workdir: Path, config: ConfigDict, steps_per_epoch: int, first_step: int):
+    def __init__(self, workdir: Path, config: ConfigDict, source: Source, first_step: int):
         self._settings = config.log
+        self._source = source
         self._batch_size = config.dataset.batch_size
-        self._steps_per_epoch = steps_per_epoch
-        self._total_steps = config.optimizer.epochs * steps_per_epoch
+        self._steps_per_epoch = source.num_train // self._batch_size
+        self._total_steps = config.optimizer.epochs * self._steps_per_epoch
         self._json_lines = _reopen_json_lines(workdir / "metrics.jsonl", first_step)
         self._writer = metric_writers.AsyncMultiWriter([metric_writers.SummaryWriter(str(workdir))])
         self._hooks: list[periodic_actions.PeriodicAction] = [
@@ -106,6 +108,7 @@ class RunLog:
                 "meta_loss": _rounded(means["meta_loss"]),
                 **{name: float(rate) for name, rate in rates.items()},
                 "images_per_second": _rounded(np.float64(speed)),
+                "bad_images": self._source.num_bad,
             }
         )
         scalars = {
@@ -115,6 +118,7 @@ class RunLog:
             "train/learning_rate": rates["learning_rate"],
             "train/meta_learning_rate": rates["meta_learning_rate"],
             "images_per_second": speed,
+            "bad_images": self._source.num_bad,
         }
         if np.isfinite(means["meta_loss"]):
             scalars["train/meta_loss"] = means["meta_loss"]

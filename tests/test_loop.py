@@ -1,0 +1,291 @@
+"""A run ends at the same state whatever happened on the way, and never with a bad one."""
+
+import json
+import os
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from l2w_jax import loop
+from l2w_jax.config import default_config
+from l2w_jax.data.source import LabelledImages, MemorySource
+from l2w_jax.errors import RunFailed, RunInterrupted, UserError
+
+BATCH = 16
+STEPS_PER_EPOCH = 5
+EPOCHS = 4
+TOTAL_STEPS = STEPS_PER_EPOCH * EPOCHS
+STEP_ON_DEVICES = loop._step_on_devices
+
+
+@pytest.fixture(scope="module")
+def config(tiny_network):
+    config = default_config()
+    config.dataset.update(
+        name="digits", image_size=8, num_classes=4, batch_size=BATCH, eval_batch_size=24, holdout=20
+    )
+    config.dataset.augmentation = "shift"
+    with config.ignore_type():
+        config.model = tiny_network[0]
+    config.weighting.hidden = 8
+    config.optimizer.update(epochs=EPOCHS, learning_rate=0.1)
+    config.log.update(every_steps=2, histogram_every_steps=10)
+    return config
+
+
+class ScriptedSource(MemorySource):
+    """Four classes of coloured noise; before the batch of a given step something may happen."""
+
+    def __init__(self, config, before_step=None):
+        generator = np.random.default_rng(0)
+
+        def images(count):
+            labels = generator.integers(0, 4, count).astype(np.int32)
+            noise = generator.integers(0, 100, (count, 8, 8, 3))
+            tint = np.array([[150, 0, 0], [0, 150, 0], [0, 0, 150], [90, 90, 90]])[labels]
+            return LabelledImages((noise + tint[:, None, None]).astype(np.uint8), labels)
+
+        splits = {
+            "train": images(BATCH * STEPS_PER_EPOCH + 3),
+            "holdout": images(20),
+            "test": images(30),
+        }
+        super().__init__(config, splits, ("red", "green", "blue", "grey"), num_bad=1)
+        self.before_step = before_step or {}
+
+    def train_batches(self, first_step, process_index=0, process_count=1):
+        batches = super().train_batches(first_step, process_index, process_count)
+        for step, batch in enumerate(batches, first_step + 1):
+            self.before_step.get(step, lambda: None)()
+            yield batch
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_compilation(config):
+    """The iteration is compiled once for all tests here."""
+    step = STEP_ON_DEVICES(config, TOTAL_STEPS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "_step_on_devices", lambda *_: step)
+        yield
+
+
+@pytest.fixture(scope="module")
+def undisturbed(config, tmp_path_factory, _one_compilation):
+    """The folder and the last state of a run that nobody touched."""
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    return workdir, loop.train(config, ScriptedSource(config), workdir)
+
+
+def train(config, workdir, before_step=None):
+    workdir.mkdir(exist_ok=True)
+    return loop.train(config, ScriptedSource(config, before_step), workdir)
+
+
+def metric_lines(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def checkpoint_steps(workdir):
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+
+
+def assert_bit_identical(state, other):
+    assert jax.tree.structure(state) == jax.tree.structure(other)
+    for ours, theirs in zip(jax.tree.leaves(state), jax.tree.leaves(other), strict=True):
+        assert np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
+
+
+def send(number):
+    return lambda: os.kill(os.getpid(), number)
+
+
+def test_a_run_learns_and_ends_at_its_last_step(undisturbed):
+    workdir, state = undisturbed
+    assert state.step == TOTAL_STEPS
+    first, *_, last = [line for line in metric_lines(workdir) if "loss" in line]
+    assert np.mean(last["loss"]) < 0.5 * np.mean(first["loss"])
+
+
+def test_two_runs_with_one_seed_are_bit_identical(config, undisturbed, tmp_path):
+    assert_bit_identical(train(config, tmp_path), undisturbed[1])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_at_the_current_step_and_the_same_command_goes_on(
+    config, undisturbed, tmp_path, number
+):
+    with pytest.raises(RunInterrupted, match=f"{number.name} after step [0-9]+, which is saved"):
+        train(config, tmp_path, {8: send(number)})
+    saved = checkpoint_steps(tmp_path)[-1]
+    assert 5 <= saved <= 8, "batches are made at most three steps ahead"
+    assert_bit_identical(train(config, tmp_path), undisturbed[1])
+
+
+def test_going_on_writes_each_metric_once(config, undisturbed, tmp_path):
+    with pytest.raises(RunInterrupted):
+        train(config, tmp_path, {13: send(signal.SIGTERM)})
+    train(config, tmp_path)
+    lines, expected = metric_lines(tmp_path), metric_lines(undisturbed[0])
+    steps = [line["step"] for line in lines if "loss" in line]
+    assert steps == list(range(2, TOTAL_STEPS + 1, 2))
+    assert [line for line in lines if "holdout_top1" in line] == [
+        line for line in expected if "holdout_top1" in line
+    ]
+
+
+def test_lines_after_the_last_checkpoint_of_a_killed_run_are_dropped(config, undisturbed, tmp_path):
+    workdir = shutil.copytree(undisturbed[0], tmp_path / "run")
+    shutil.rmtree(workdir / "checkpoints" / "20")
+    with open(workdir / "metrics.jsonl", "a") as file:
+        file.write('{"step": 20, "los')
+    train(config, workdir)
+    steps = [line["step"] for line in metric_lines(workdir) if "loss" in line]
+    assert steps == list(range(2, TOTAL_STEPS + 1, 2))
+
+
+def test_a_damaged_checkpoint_costs_its_steps_and_nothing_else(config, undisturbed, tmp_path):
+    workdir = shutil.copytree(undisturbed[0], tmp_path / "run")
+    shutil.rmtree(workdir / "checkpoints" / "20" / "state")
+    assert_bit_identical(train(config, workdir), undisturbed[1])
+    assert checkpoint_steps(workdir) == [10, 15, 20]
+
+
+def test_all_checkpoints_damaged_stops_before_training(config, undisturbed, tmp_path):
+    workdir = shutil.copytree(undisturbed[0], tmp_path / "run")
+    for step in checkpoint_steps(workdir):
+        shutil.rmtree(workdir / "checkpoints" / str(step) / "state")
+    with pytest.raises(UserError, match="every checkpoint is damaged"):
+        train(config, workdir)
+
+
+def test_a_finished_run_is_not_trained_again(config, undisturbed, capsys):
+    workdir, state = undisturbed
+    assert_bit_identical(train(config, workdir), state)
+    assert "trained to its last step, 20, before" in capsys.readouterr().out
+
+
+def test_checkpoints_by_steps_go_on_too(config, undisturbed, tmp_path):
+    often = config.copy_and_resolve_references()
+    often.checkpoint.update(every_epochs=2, every_steps=3, keep=100)
+    assert_bit_identical(train(often, tmp_path), undisturbed[1])
+    assert checkpoint_steps(tmp_path) == [3, 6, 9, 10, 12, 15, 18, 20]
+
+
+def with_metric(monkeypatch, bad_step, change):
+    """Makes the iteration of one step return other results."""
+    step_on_devices = loop._step_on_devices(None, None)
+
+    def changed(state, batch):
+        state, metrics = step_on_devices(state, batch)
+        return change(state, metrics) if int(state.step) == bad_step else (state, metrics)
+
+    monkeypatch.setattr(loop, "_step_on_devices", lambda *_: changed)
+
+
+@pytest.mark.parametrize("bad_step", [8, 10, TOTAL_STEPS])
+def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path, monkeypatch, bad_step):
+    """In mid-epoch, at a step that would be saved, at the last step."""
+    with_metric(
+        monkeypatch,
+        bad_step,
+        lambda state, metrics: (state, metrics | {"loss": metrics["loss"] * np.nan}),
+    )
+    last_good = STEPS_PER_EPOCH * ((bad_step - 1) // STEPS_PER_EPOCH)
+    with pytest.raises(
+        RunFailed,
+        match=rf"step {bad_step}: the loss is not finite .*learning rate 0\.\d+ and meta learning "
+        rf"rate \d.*last good checkpoint is of step {last_good}",
+    ) as failure:
+        train(config, tmp_path)
+    assert failure.value.exit_status == 1
+    assert checkpoint_steps(tmp_path)[-1] == last_good
+    logged = [line["step"] for line in metric_lines(tmp_path) if "loss" in line]
+    assert logged[-1] == 2 * ((bad_step - 1) // 2), "metrics are flushed"
+
+
+def test_a_state_that_is_not_finite_is_never_saved(config, tmp_path, monkeypatch):
+    """As when a gradient overflowed whose loss was finite still."""
+
+    def spoil(state, metrics):
+        wpn_params = jax.tree.map(lambda array: array * np.inf, state.wpn_params)
+        return state.replace(wpn_params=wpn_params), metrics
+
+    with_metric(monkeypatch, 10, spoil)
+    with pytest.raises(RunFailed, match=r"step 10: wpn_params/.* is not finite.*of step 5"):
+        train(config, tmp_path)
+    assert checkpoint_steps(tmp_path) == [5]
+
+
+def test_the_iteration_is_traced_once(config, tmp_path, monkeypatch):
+    traces = []
+    make_train_step = loop.make_train_step
+
+    def counting(*arguments, **keywords):
+        step = make_train_step(*arguments, **keywords)
+
+        def counted(state, batch):
+            traces.append(None)
+            return step(state, batch)
+
+        return counted
+
+    monkeypatch.setattr(loop, "_step_on_devices", STEP_ON_DEVICES)
+    monkeypatch.setattr(loop, "make_train_step", counting)
+    train(config, tmp_path)
+    assert len(traces) == 1
+
+
+def test_metrics_are_in_percent_and_in_tensorboard(undisturbed):
+    workdir, _ = undisturbed
+    lines = metric_lines(workdir)
+    trained = [line for line in lines if "loss" in line]
+    assert [line["epoch"] for line in trained][-1] == EPOCHS
+    for line in trained:
+        assert len(line["loss"]) == len(line["top1"]) == 3
+        assert all(0 <= value <= 100 for value in line["top1"])
+        assert line["meta_loss"] > 0
+        assert line["images_per_second"] > 0
+        assert line["bad_images"] == 1
+    assert max(trained[-1]["top1"]) > 1
+    events = EventAccumulator(str(workdir), size_guidance={"tensors": 0}).Reload()
+    tags = set(events.Tags()["tensors"])
+    for k in (1, 2, 3):
+        expected = {
+            f"train/exit_{k}/loss",
+            f"train/exit_{k}/top1",
+            f"holdout/exit_{k}/top1",
+            f"weights/exit_{k}",
+        }
+        assert expected <= tags
+    assert {"train/meta_loss", "train/learning_rate", "train/meta_learning_rate"} <= tags
+    assert [event.step for event in events.Tensors("weights/exit_1")] == [10, 20]
+
+
+def test_progress_can_be_read(config, tmp_path, capsys):
+    train(config, tmp_path)
+    output = capsys.readouterr().out
+    assert "83 images to train on, 20 held out, 30 to test on" in output
+    assert "step 2/20  epoch 0.4  loss " in output
+    assert " images/s  " in output
+    assert " s left" in output
+
+
+def test_the_best_checkpoint_is_the_one_to_evaluate(config, undisturbed):
+    workdir, _ = undisturbed
+    held_out = {
+        line["step"]: line["holdout_top1"][-1]
+        for line in metric_lines(workdir)
+        if "holdout_top1" in line
+    }
+    assert set(held_out) == {5, 10, 15, 20}
+    best = max(held_out, key=lambda step: (held_out[step], step))
+    assert loop.restore_best(config, workdir).step == best
+
+
+def test_without_checkpoints_there_is_nothing_to_evaluate(config, tmp_path):
+    with pytest.raises(UserError, match="no checkpoint to evaluate"):
+        loop.restore_best(config, tmp_path)
