@@ -1,0 +1,115 @@
+"""The scripts install once into the clone, and say what is missing. A stand-in plays Python."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+STAND_IN = """#!/bin/sh
+echo "$@" >> "$CALLS"
+if [ "$1 $2" = "-m venv" ]; then
+    mkdir -p "$3/bin"
+    cp "$0" "$3/bin/python"
+fi
+case "$*" in *"-m pip"*) exit "${PIP_STATUS:-0}" ;; esac
+"""
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """A clone whose PATH holds the tools of a small system, and no Python yet."""
+    folder = tmp_path / "clone"
+    shutil.copytree(ROOT / "launch", folder / "launch")
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for tool in ("bash", "sh", "dirname", "cmp", "cp", "mkdir", "cat"):
+        (tools / tool).symlink_to(shutil.which(tool))
+    return folder
+
+
+def add_python(clone):
+    python = clone.parent / "bin" / "python3"
+    python.write_text(STAND_IN)
+    python.chmod(0o755)
+
+
+def launch(clone, script, *arguments, **environment):
+    """The completed script, and the calls of Python that it made."""
+    calls = clone.parent / "calls"
+    calls.unlink(missing_ok=True)
+    completed = subprocess.run(
+        ["bash", f"launch/{script}", *arguments],
+        cwd=clone,
+        env={"PATH": str(clone.parent / "bin"), "CALLS": str(calls), **environment},
+        capture_output=True,
+        text=True,
+    )
+    return completed, calls.read_text().splitlines() if calls.exists() else []
+
+
+def test_no_python_is_said(clone):
+    completed, _ = launch(clone, "local.sh")
+    assert completed.returncode == 2
+    assert completed.stderr.count("\n") == 1
+    assert "No Python 3.11 or newer" in completed.stderr
+
+
+def test_the_first_call_installs_and_the_second_does_not(clone):
+    add_python(clone)
+    completed, calls = launch(clone, "local.sh", "--config=a b.py", "--mode=train")
+    assert completed.returncode == 0, completed.stderr
+    assert [call.split()[:2] for call in calls[-3:]] == [
+        ["-m", "venv"],
+        ["-m", "pip"],
+        ["-m", "l2w_jax.main"],
+    ]
+    assert calls[-2].endswith("--editable .")
+    assert calls[-1] == "-m l2w_jax.main --config=a b.py --mode=train"
+    _, calls = launch(clone, "local.sh")
+    assert calls == ["-m l2w_jax.main"]
+
+
+def test_new_dependencies_are_installed(clone):
+    add_python(clone)
+    launch(clone, "local.sh")
+    with open(clone / "pyproject.toml", "a") as file:
+        file.write("\n")
+    _, calls = launch(clone, "local.sh")
+    assert [call.split()[1] for call in calls] == ["pip", "l2w_jax.main"]
+
+
+def test_a_failed_installation_is_tried_again(clone):
+    add_python(clone)
+    completed, calls = launch(clone, "local.sh", PIP_STATUS="1")
+    assert completed.returncode == 1
+    assert not any("l2w_jax.main" in call for call in calls)
+    _, calls = launch(clone, "local.sh")
+    assert [call.split()[1] for call in calls] == ["pip", "l2w_jax.main"]
+
+
+def test_extras_are_installed_beside(clone):
+    add_python(clone)
+    launch(clone, "local.sh")
+    _, calls = launch(clone, "local.sh", EXTRAS="cuda")
+    assert calls[0].endswith("--editable .[cuda]")
+    _, calls = launch(clone, "test.sh", "-k", "one")
+    assert calls[0].endswith("--editable .[test]")
+    assert calls[1] == "-m pytest -k one"
+
+
+def test_it_starts_in_any_folder(clone, tmp_path):
+    add_python(clone)
+    launch(clone, "local.sh")
+    completed = subprocess.run(
+        ["bash", str(clone / "launch" / "local.sh")],
+        cwd=tmp_path,
+        env=os.environ | {"CALLS": str(tmp_path / "calls")},
+        capture_output=True,
+        text=True,
+    )
+    assert completed.returncode == 0, completed.stderr
