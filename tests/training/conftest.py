@@ -1,8 +1,10 @@
 """Configurations for tests of training: a network that compiles in seconds."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_networks import ConvNetwork
 
 from l2w_jax.config import default_config
 
@@ -16,14 +18,11 @@ def x64():
 
 @pytest.fixture
 def small_config():
-    """A 2-exit, 2-scale MSDNet on 16x16 images of 10 classes, in float64."""
+    """A 2-exit network on 8x8 images of 10 classes, in float64."""
     config = default_config()
-    config.dataset.image_size = 16
-    config.model.update(
-        {"num_exits": 2, "channels": 4, "growth_rate": 4, "dtype": "float64"},
-        growth_factors=(1, 2),
-        bottleneck_factors=(1, 2),
-    )
+    config.dataset.image_size = 8
+    with config.ignore_type():
+        config.model = ConvNetwork(dtype=jnp.float64)
     config.weighting.hidden = 8
     config.weighting.learning_rate = 1e-2
     config.optimizer.learning_rate = 0.1
@@ -34,7 +33,7 @@ def small_config():
 def make_batch():
     """A function of a seed and a number of samples: standard-normal images with labels."""
 
-    def make(seed, count, size=16, num_classes=10):
+    def make(seed, count, size=8, num_classes=10):
         generator = np.random.default_rng(seed)
         return {
             "image": generator.standard_normal((count, size, size, 3)),

@@ -1,0 +1,97 @@
+"""Runs iterations on 1 device and over 8 simulated ones, and prints how far apart they end.
+
+`test_devices.py` runs it in a process of its own: the number of devices is fixed at start.
+"""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from small_networks import ConvNetwork
+
+from l2w_jax.config import default_config
+from l2w_jax.training import DEVICE_AXIS, create_train_state, make_train_step, pmap_train_step
+
+DEVICES = 8
+ITERATIONS = 2
+
+
+def config_of_scope(scope):
+    """Weighting whose every mean runs over the batch."""
+    config = default_config()
+    config.dataset.image_size = 8
+    with config.ignore_type():
+        config.model = ConvNetwork(dtype=jnp.float64)
+    config.weighting.update(hidden=8, learning_rate=1e-2, constraint="mat", input="both")
+    config.weighting.scope = scope
+    config.optimizer.learning_rate = 0.1
+    return config
+
+
+def batches():
+    """Global batches, halves as one device splits them, and the same rows as 8 devices get them."""
+    generator = np.random.default_rng(0)
+    for _ in range(ITERATIONS):
+        image = generator.standard_normal((2, DEVICES, 2, 8, 8, 3))
+        label = generator.integers(0, 10, (2, DEVICES, 2))
+        whole = {"image": image.reshape(-1, 8, 8, 3), "label": label.reshape(-1)}
+        shards = {
+            "image": image.swapaxes(0, 1).reshape(DEVICES, 4, 8, 8, 3),
+            "label": label.swapaxes(0, 1).reshape(DEVICES, 4),
+        }
+        yield whole, shards
+
+
+def distance(ours, theirs, start):
+    """Largest difference of two trees over the largest change from `start`."""
+    leaves = zip(*map(jax.tree.leaves, (ours, theirs, start)), strict=True)
+    trios = [tuple(np.asarray(x) for x in trio) for trio in leaves]
+    change = max(np.abs(theirs - start).max() for _, theirs, start in trios)
+    return float(max(np.abs(ours - theirs).max() for ours, theirs, _ in trios) / change)
+
+
+def learned(state):
+    return {"theta": state.params, "Theta": state.wpn_params, "statistics": state.batch_stats}
+
+
+def metric_distance(ours, theirs):
+    """Largest difference of two iterations' metrics; samples come in another order."""
+    return max(
+        float(np.abs(np.sort(ours[name], axis=0) - np.sort(theirs[name], axis=0)).max())
+        for name in ("loss", "top1", "weights", "losses")
+    )
+
+
+def spread_over_replicas(config, start, shards):
+    """Largest difference between what the replicas of one iteration return."""
+    step = make_train_step(config, 100, DEVICE_AXIS)
+    over_devices = jax.pmap(step, axis_name=DEVICE_AXIS, in_axes=(None, 0), out_axes=0)
+    replicas = over_devices(start, shards)
+    return max(float(np.ptp(np.asarray(x), axis=0).max()) for x in jax.tree.leaves(replicas))
+
+
+def main():
+    jax.config.update("jax_enable_x64", True)
+    assert jax.device_count() == DEVICES
+    result = {}
+    for scope in ("global", "device"):
+        config = config_of_scope(scope)
+        start = create_train_state(config, jax.random.key(0))
+        one, eight = start, jax.tree.map(np.asarray, start)
+        step_of_one = jax.jit(make_train_step(config, 100))
+        step_of_eight = pmap_train_step(make_train_step(config, 100, DEVICE_AXIS))
+        for whole, shards in batches():
+            one, metrics_of_one = step_of_one(one, whole)
+            eight, metrics_of_eight = step_of_eight(eight, shards)
+        result[scope] = {
+            name: distance(learned(eight)[name], learned(one)[name], learned(start)[name])
+            for name in learned(start)
+        }
+        result[scope]["metrics"] = metric_distance(metrics_of_eight, metrics_of_one)
+        result[scope]["spread"] = spread_over_replicas(config, start, next(batches())[1])
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
