@@ -1,8 +1,10 @@
-"""What the smaller commands have in common: arguments, and faults told in one line."""
+"""What the commands have in common: set-up, arguments, and faults told in one line."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from l2w_jax.errors import UserError
@@ -16,8 +18,26 @@ class ArgumentParser(argparse.ArgumentParser):
         raise UserError(message)
 
 
+def set_up_libraries() -> None:
+    """Keeps compiled programs from one start to the next, and other libraries' chatter off.
+
+    To be called before TensorFlow is imported, which takes seconds and happens late.
+    """
+    # TensorFlow only reads data here. Both lines keep notices off that it prints when imported.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = Path.home() / ".cache" / "l2w_jax" / "compiled"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
 def run(main: Callable[[], None]) -> NoReturn:
     """Runs a command; ends the process with its exit status, after the lines of a UserError."""
+    set_up_libraries()
     try:
         main()
     except UserError as error:

@@ -11,7 +11,6 @@ or SIGINT after saving, to be started again.
 """
 
 import difflib
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from typing import NamedTuple
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from l2w_jax import command_line
 from l2w_jax import config as run_config
 from l2w_jax import workdir as run_folder
 from l2w_jax.errors import UserError
@@ -97,7 +97,7 @@ def run(arguments: Arguments) -> None:
     config, workdir, mode = arguments
     run_folder.check(config, workdir)
     # From here on what is imported takes seconds, so what can be wrong without it comes before.
-    _set_up_libraries()
+    command_line.set_up_libraries()
     import jax
 
     from l2w_jax import checkpoints, data
@@ -175,20 +175,6 @@ def _default_workdir(config_argument: str) -> Path:
 def _last_line(error: BaseException) -> str:
     """The line of an error that says what is wrong; absl appends it to a whole traceback."""
     return [line for line in str(error).splitlines() if line.strip()][-1].strip()
-
-
-def _set_up_libraries() -> None:
-    """Keeps compiled programs from one start to the next, and other libraries' chatter off."""
-    # TensorFlow only reads data here. Both lines keep notices off that it prints when imported.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    import jax
-
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = Path.home() / ".cache" / "l2w_jax" / "compiled"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,31 @@
+"""A single image file, seen as evaluation sees the images of a data set."""
+
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from l2w_jax.data import decode
+from l2w_jax.data.tensorflow_import import tf
+
+
+class UnreadableImage(Exception):
+    """A file that is missing or no image; the message says which and why in one line."""
+
+
+def read_image(path: Path, config: ConfigDict) -> np.ndarray:
+    """Returns the image as uint8[size, size, 3], size being `config.dataset.image_size`.
+
+    Raises:
+        UnreadableImage: the file cannot be read or decoded.
+    """
+    # Small images are trained on whole, large ones in crops: evaluation then sees their centre.
+    share = decode.EVALUATED_SHARE if config.dataset.augmentation == "resized_crop" else 1.0
+    try:
+        # A tensor, because bytes would be a constant of the graph: a new graph for each image.
+        encoded = tf.constant(path.read_bytes())
+        return decode.evaluation_image(encoded, config.dataset.image_size, share).numpy()
+    except OSError as error:
+        raise UnreadableImage(f"{path}: cannot be read: {error.strerror}") from error
+    except tf.errors.OpError as error:
+        raise UnreadableImage(f"{path}: is no image that can be decoded") from error

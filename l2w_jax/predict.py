@@ -1,0 +1,181 @@
+"""Classifies image files, each with as much of the network as it takes.
+
+    python -m l2w_jax.predict --workdir=RUN [--thresholds=FILE] [--json] IMAGE|FOLDER ...
+
+Prints, for every image, its class, how confident the network is, at which exit it left and the
+share of the full network's mul-adds that this saved: as a table, or with --json as one JSON object
+a line. Folders are searched for files, their sub-folders too. A file that is no image is reported
+and the rest go on.
+
+Thresholds are those of --thresholds, or else of RUN/thresholds.json; without either, the cheapest
+with which stopping early lost no accuracy on the run's held-out images.
+"""
+
+import argparse
+import itertools
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+from numpy.typing import NDArray
+
+from l2w_jax import command_line, results
+from l2w_jax.early_exit import EarlyExitPredictor
+from l2w_jax.early_exit.selection import candidates, cheapest_reaching
+from l2w_jax.errors import UserError
+from l2w_jax.models import create_model
+from l2w_jax.preprocessing import channel_statistics, normalize
+
+# Read, classified and printed together.
+FILES_AT_ONCE = 256
+
+TABLE_HEADER = f"{'class':<20} {'confidence':>10}  {'exit':>5}  {'saved':>6}  file"
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the command.
+
+    Args:
+        argv: arguments without the program's name.
+
+    Raises:
+        UserError: an argument is wrong, the run is not evaluated, or no file is an image.
+    """
+    arguments = _parse(argv)
+    config = results.read_config(arguments.workdir)
+    evaluation = results.read_results(arguments.workdir)
+    thresholds = choose_thresholds(arguments.workdir, arguments.thresholds, evaluation)
+    predictor = _restore_predictor(config, arguments.workdir, thresholds)
+    if not arguments.json:
+        print(TABLE_HEADER)
+    found = 0
+    for answer in answers(files_in(arguments.images), config, predictor, evaluation):
+        if "error" in answer and not arguments.json:
+            print(answer["error"], file=sys.stderr)
+        else:
+            print(json.dumps(answer) if arguments.json else table_row(answer, evaluation))
+        found += "error" not in answer
+    if not found:
+        raise UserError("none of the files is an image")
+
+
+def choose_thresholds(
+    workdir: Path, given: Path | None, evaluation: results.Results
+) -> NDArray[np.float32]:
+    """The thresholds to use, float32 [K]: given, set for the run, or those that lose no accuracy.
+
+    Raises:
+        UserError: a file of thresholds is missing or wrong.
+    """
+    num_exits = len(evaluation.mul_adds)
+    of_run = workdir / results.THRESHOLDS_FILE
+    if given is not None or of_run.exists():
+        return results.read_thresholds(given or of_run, num_exits)
+    arrays = evaluation.arrays
+    among = candidates(
+        arrays["thresholds_confidences"], arrays["thresholds_correct"], evaluation.mul_adds
+    )
+    # The first is the full network, so that there is one.
+    return cheapest_reaching(among, among[0].top1).thresholds
+
+
+def files_in(paths: Sequence[Path]) -> Iterator[Path]:
+    """The files themselves, and all in the folders, in alphabetical order, but for hidden ones."""
+    for path in paths:
+        if path.is_dir():
+            for inner in sorted(path.rglob("*")):
+                parts = inner.relative_to(path).parts
+                if inner.is_file() and not any(part.startswith(".") for part in parts):
+                    yield inner
+        else:
+            yield path
+
+
+def answers(
+    files: Iterator[Path],
+    config: ConfigDict,
+    predict: Callable[[NDArray[np.uint8]], tuple[NDArray[Any], NDArray[Any], NDArray[Any]]],
+    evaluation: results.Results,
+) -> Iterator[dict[str, Any]]:
+    """For each file, in order: file, class, confidence, exit (from 1) and saved, or an error.
+
+    Args:
+        files: what to classify.
+        config: that of the run.
+        predict: from images uint8 [N, size, size, 3] to labels, exits and confidences.
+        evaluation: that of the run.
+    """
+    # Imported late: it brings TensorFlow, which takes seconds.
+    from l2w_jax.data.single import UnreadableImage, read_image
+
+    class_names = evaluation.summary["class_names"]
+    saved = 1 - np.array(evaluation.mul_adds) / evaluation.mul_adds[-1]
+    while chunk := list(itertools.islice(files, FILES_AT_ONCE)):
+        images, errors = {}, {}
+        for file in chunk:
+            try:
+                images[file] = read_image(file, config)
+            except UnreadableImage as error:
+                errors[file] = str(error)
+        decided = {}
+        if images:
+            decisions = predict(np.stack(list(images.values())))
+            decided = dict(zip(images, zip(*decisions, strict=True), strict=True))
+        for file in chunk:
+            if file in errors:
+                yield {"file": str(file), "error": errors[file]}
+            else:
+                label, exit_index, confidence = decided[file]
+                yield {
+                    "file": str(file),
+                    "class": class_names[label],
+                    "confidence": float(confidence),
+                    "exit": int(exit_index) + 1,
+                    "saved": float(saved[exit_index]),
+                }
+
+
+def table_row(answer: dict[str, Any], evaluation: results.Results) -> str:
+    """One line of the table, under TABLE_HEADER."""
+    of_exits = f"{answer['exit']}/{len(evaluation.mul_adds)}"
+    return (
+        f"{answer['class']:<20} {100 * answer['confidence']:>9.1f}%  {of_exits:>5}  "
+        f"{100 * answer['saved']:>5.0f}%  {answer['file']}"
+    )
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = command_line.ArgumentParser(
+        prog="python -m l2w_jax.predict",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--workdir", type=Path, required=True, help="folder of an evaluated run")
+    parser.add_argument("--thresholds", type=Path, help="a file that l2w_jax.thresholds wrote")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE|FOLDER")
+    return parser.parse_args(argv)
+
+
+def _restore_predictor(
+    config: ConfigDict, workdir: Path, thresholds: NDArray[np.float32]
+) -> EarlyExitPredictor:
+    # Imported late: it brings Orbax and clu, which take seconds.
+    from l2w_jax.loop import restore_best
+
+    state = restore_best(config, workdir)
+    mean, deviation = channel_statistics(config.dataset.name)
+    return EarlyExitPredictor(
+        create_model(config.model),
+        {"params": state.params, "batch_stats": state.batch_stats},
+        thresholds,
+        preprocess=lambda images: normalize(images, mean, deviation),
+    )
+
+
+if __name__ == "__main__":
+    command_line.run(lambda: main(sys.argv[1:]))

@@ -1,0 +1,130 @@
+"""The command that classifies image files, with a run made on the spot."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from l2w_jax import predict, results
+from l2w_jax.config import default_config
+from l2w_jax.early_exit import EarlyExitPredictor
+from l2w_jax.errors import UserError
+
+MUL_ADDS = [1e6, 2e6, 4e6]
+
+
+@pytest.fixture
+def config():
+    config = default_config()
+    config.dataset.update({"name": "digits", "image_size": 8, "num_classes": 4})
+    config.dataset.augmentation = "shift"
+    return config
+
+
+@pytest.fixture
+def evaluation():
+    rng = np.random.default_rng(0)
+    confidences = rng.random((3, 200)).astype(np.float32)
+    correct = rng.random((3, 200)) < 0.5 + confidences / 2
+    return results.Results(
+        {
+            "class_names": ["cat", "dog", "fox", "owl"],
+            "anytime": [{"mul_adds": c} for c in MUL_ADDS],
+        },
+        {"thresholds_confidences": confidences, "thresholds_correct": correct},
+    )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Five images, one of them grey, a text, and a hidden file."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "inner").mkdir()
+    for place, shape in enumerate([(8, 8, 3), (8, 8), (8, 8, 3), (16, 12, 3), (8, 8, 3)]):
+        image = Image.fromarray(rng.integers(0, 256, shape).astype(np.uint8))
+        image.save(tmp_path / ("inner" if place > 2 else "") / f"{place}.png")
+    (tmp_path / "2_notes.txt").write_text("no image")
+    (tmp_path / ".hidden.png").write_bytes((tmp_path / "0.png").read_bytes())
+    return tmp_path
+
+
+@pytest.fixture
+def predictor(tiny_network):
+    return EarlyExitPredictor(
+        *tiny_network, [0.6, 0.6, 0], preprocess=lambda images: images.astype(np.float32) / 255
+    )
+
+
+def test_answers_come_in_order_and_bad_files_among_them(config, evaluation, folder, predictor):
+    files = predict.files_in([folder, folder / "none.png"])
+    found = list(predict.answers(files, config, predictor, evaluation))
+    names = ["0.png", "1.png", "2.png", "2_notes.txt", "inner/3.png", "inner/4.png", "none.png"]
+    assert [answer["file"] for answer in found] == [str(folder / name) for name in names]
+    assert "no image" in found[3]["error"] and "No such file" in found[6]["error"]
+    pixels = np.stack([np.asarray(Image.open(folder / f"{n}.png")) for n in (0, 2, "inner/4")])
+    decisions = predictor(pixels)
+    for answer, *decision in zip([found[0], found[2], found[5]], *decisions, strict=True):
+        label, exit_index, confidence = decision
+        assert answer["class"] == ["cat", "dog", "fox", "owl"][label]
+        assert answer["exit"] == exit_index + 1
+        assert answer["confidence"] == pytest.approx(confidence, abs=1e-6)
+        assert answer["saved"] == [0.75, 0.5, 0][exit_index]
+
+
+def test_more_files_than_are_read_at_once(config, evaluation, folder, predictor, monkeypatch):
+    together = list(predict.answers(predict.files_in([folder]), config, predictor, evaluation))
+    monkeypatch.setattr(predict, "FILES_AT_ONCE", 2)
+    apart = list(predict.answers(predict.files_in([folder]), config, predictor, evaluation))
+    for one, other in zip(together, apart, strict=True):
+        assert one.pop("confidence", 0) == pytest.approx(other.pop("confidence", 0), abs=1e-6)
+        assert one == other
+
+
+@pytest.fixture
+def command(config, evaluation, predictor, monkeypatch, tmp_path_factory):
+    """The command on a run whose files and network are the fixtures above."""
+    monkeypatch.setattr(results, "read_config", lambda workdir: config)
+    monkeypatch.setattr(results, "read_results", lambda workdir: evaluation)
+    monkeypatch.setattr(predict, "_restore_predictor", lambda *_: predictor)
+    workdir = tmp_path_factory.mktemp("run")
+    return lambda *arguments: predict.main([f"--workdir={workdir}", *map(str, arguments)])
+
+
+def test_the_table_names_class_confidence_exit_and_savings(command, folder, capsys):
+    command(folder)
+    shown = capsys.readouterr()
+    header, *rows = shown.out.splitlines()
+    assert header.split() == ["class", "confidence", "exit", "saved", "file"]
+    assert len(rows) == 5
+    for row in rows:
+        name, confidence, of_exits, saved, _ = row.split()
+        assert name in ("cat", "dog", "fox", "owl")
+        assert 25 <= float(confidence.rstrip("%")) <= 100
+        assert (of_exits, saved) in {("1/3", "75%"), ("2/3", "50%"), ("3/3", "0%")}
+    assert shown.err.splitlines() == [f"{folder / '2_notes.txt'}: is no image that can be decoded"]
+
+
+def test_json_is_one_object_a_line(command, folder, capsys):
+    command("--json", folder)
+    objects = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(objects) == 6
+    assert sum("error" in each for each in objects) == 1
+
+
+def test_no_image_at_all_is_a_fault(command, folder, capsys):
+    with pytest.raises(UserError, match="none of the files is an image"):
+        command(folder / "2_notes.txt")
+    assert "2_notes.txt" in capsys.readouterr().err
+
+
+def test_thresholds_are_the_given_ones_or_the_runs_or_lose_no_accuracy(evaluation, tmp_path):
+    careful = predict.choose_thresholds(tmp_path, None, evaluation)
+    assert careful.shape == (3,)
+    for path, first in (("thresholds.json", 0.5), ("other.json", 0.9)):
+        (tmp_path / path).write_text(json.dumps({"thresholds": [first, 0.5, 0]}))
+    assert predict.choose_thresholds(tmp_path, None, evaluation)[0] == np.float32(0.5)
+    given = predict.choose_thresholds(tmp_path, tmp_path / "other.json", evaluation)
+    assert given[0] == np.float32(0.9)
+    with pytest.raises(UserError, match="no such file"):
+        predict.choose_thresholds(tmp_path, tmp_path / "none.json", evaluation)
