@@ -120,6 +120,20 @@ def use_plain_recipe(
     config.optimizer.epochs = epochs
 
 
+def use_imagenet_recipe(config: ConfigDict) -> None:
+    """Changes `config` to the method's ImageNet recipe (Han et al., ECCV 2022, section 4.1)."""
+    config.dataset.update(
+        name="imagenet2012",
+        image_size=224,
+        num_classes=1000,
+        holdout=50_000,
+        batch_size=4096,
+        augmentation="resized_crop",
+    )
+    config.weighting.update(magnitude=0.3, constraint="mat", interval=100)
+    config.optimizer.epochs = 100
+
+
 def split_variant(variant: str, allowed: Sequence[str]) -> tuple[str, ...]:
     """Splits the text after the colon of `--config=FILE.py:VARIANT` at its commas.
 

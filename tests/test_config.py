@@ -46,11 +46,36 @@ def faults_of(config: ConfigDict, **counts: int) -> list[str]:
     return str(raised.value).splitlines()
 
 
-@pytest.mark.parametrize("variant", ["", "baseline"])
-@pytest.mark.parametrize("name", ["digits_msdnet", "cifar10_msdnet", "cifar100_msdnet"])
+SHIPPED = {
+    "digits_msdnet": ["", "baseline"],
+    "cifar10_msdnet": ["", "baseline"],
+    "cifar100_msdnet": ["", "baseline"],
+    "cifar100_lt_msdnet": ["", "200", "10,baseline"],
+    "cifar10_folder_msdnet": ["", "baseline"],
+    "imagenet_msdnet": ["", "step=6", "step=7,smooth", "step=4,baseline"],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"), [(name, variant) for name in SHIPPED for variant in SHIPPED[name]]
+)
 def test_the_shipped_configurations_are_valid_on_one_to_four_devices(name, variant):
+    config = load(name, variant)
+    if config.dataset.name == "image_folder":
+        config.dataset.data_dir = "somewhere"
     for devices in (1, 2, 4):
-        validate(load(name, variant), device_count=devices)
+        validate(config, device_count=devices)
+
+
+def test_the_imagenet_recipe_is_the_papers():
+    config = load("imagenet_msdnet", "step=7,smooth")
+    assert (config.model.base, config.model.step, config.model.channels) == (7, 7, 32)
+    assert (config.dataset.batch_size, config.dataset.holdout) == (4096, 50_000)
+    assert (config.weighting.magnitude, config.weighting.constraint) == (0.3, "mat")
+    assert (config.weighting.interval, config.optimizer.learning_rate) == (100, 0.8)
+    assert (config.optimizer.epochs, config.optimizer.label_smoothing) == (300, 0.1)
+    plain = load("imagenet_msdnet", "baseline")
+    assert (plain.dataset.batch_size, plain.optimizer.epochs) == (256, 90)
 
 
 def test_the_cifar_recipe_is_the_papers():

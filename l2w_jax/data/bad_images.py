@@ -34,11 +34,10 @@ class BadImages:
         if name in self._names:
             return
         self._names.add(name)
-        first_line = reason.strip().splitlines()[0]
-        _logger.warning("skipped a bad image: %s: %s", name, first_line)
+        _logger.warning("skipped a bad image: %s: %s", name, reason)
         if len(self._names) > math.ceil(self._max_share * self._total):
             raise UserError(
                 f"data set: {len(self._names)} of {self._total} images cannot be read, more than "
                 f"config.dataset.max_bad_share {self._max_share} allows; the last is {name}: "
-                f"{first_line}"
+                f"{reason}"
             )

@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 
 from l2w_jax.data.prepared import prepared_builder
 from l2w_jax.data.source import LabelledImages, MemorySource, Source, choose_training_images
-from l2w_jax.data.tensorflow_import import tf
+from l2w_jax.data.tensorflow_import import explain, tf
 from l2w_jax.errors import UserError
 
 
@@ -36,6 +36,6 @@ def _read(builder, split: str) -> LabelledImages:
     except tf.errors.OpError as error:
         raise UserError(
             f"{builder.data_path}: split {split!r} cannot be read: delete this folder and run the "
-            f"same command again to prepare it anew ({error.message.splitlines()[0]})"
+            f"same command again to prepare it anew ({explain(error)})"
         ) from error
     return LabelledImages(everything["image"].numpy(), everything["label"].numpy().astype(np.int32))

@@ -116,8 +116,12 @@ def _orientation(encoded: tf.Tensor) -> tf.Tensor:
 
 
 def _exif_orientation(encoded: bytes) -> np.int32:
-    with Image.open(io.BytesIO(encoded)) as image:
-        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+    # Pillow raises many kinds of errors; a broken tag is no reason to lose the picture.
+    except Exception:
+        orientation = 1
     return np.int32(orientation if orientation in range(1, 9) else 1)
 
 
@@ -136,18 +140,15 @@ def _resize(image: tf.Tensor, size: int) -> tf.Tensor:
     The filter widens (at three times the cost) only where an image shrinks by more than half:
     before that, plain bilinear interpolation skips no pixel.
     """
-    shape = tf.shape(image)
-    antialias = tf.reduce_max(shape[:2]) > 2 * size
+    height, width = tf.unstack(tf.shape(image)[:2])
 
-    def resized(antialiased: bool) -> tf.Tensor:
-        pixels = tf.image.resize(image, [size, size], "bilinear", antialias=antialiased)
+    def resized(antialias: bool) -> tf.Tensor:
+        pixels = tf.image.resize(image, [size, size], "bilinear", antialias=antialias)
         return tf.cast(pixels + 0.5, tf.uint8)
 
-    fitted = tf.case(
-        [
-            (tf.reduce_all(shape[:2] == size), lambda: image),
-            (antialias, lambda: resized(True)),
-        ],
-        default=lambda: resized(False),
-    )
-    return tf.ensure_shape(fitted, [size, size, 3])
+    def fitted() -> tf.Tensor:
+        is_large = tf.maximum(height, width) > 2 * size
+        return tf.cond(is_large, lambda: resized(True), lambda: resized(False))
+
+    image = tf.cond((height == size) & (width == size), lambda: image, fitted)
+    return tf.ensure_shape(image, [size, size, 3])

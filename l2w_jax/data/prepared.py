@@ -11,6 +11,7 @@ import tensorflow_datasets as tfds
 from l2w_jax.errors import UserError
 
 _CONNECT_SECONDS = 5
+_IMAGENET_ARCHIVES = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
 
 
 def prepared_builder(name: str, data_dir: str, splits: tuple[str, ...]):
@@ -49,12 +50,14 @@ def _check_archives(builder) -> None:
     """Raises UserError, which names the file and its place, where preparing cannot succeed."""
     manual_dir = _manual_dir(builder)
     if builder.name == "imagenet2012":
-        if not any(manual_dir.glob("ILSVRC2012_img_*.tar")):
+        missing = [name for name in _IMAGENET_ARCHIVES if not (manual_dir / name).is_file()]
+        if missing:
             raise UserError(
-                f"imagenet2012: data set not prepared in {builder.data_dir_root}: put "
-                "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar (after registering at "
-                f"https://image-net.org/download-images) into {manual_dir} and run the same "
-                "command again, or name the folder that holds it with --config.dataset.data_dir"
+                f"imagenet2012: data set not prepared in {builder.data_dir_root} and "
+                f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing: register "
+                f"at https://image-net.org/download-images, put {' and '.join(missing)} into "
+                f"{manual_dir} and run the same command again, or name the folder that holds the "
+                "prepared data set with --config.dataset.data_dir"
             )
         return
     for url, archive in builder.url_infos.items():

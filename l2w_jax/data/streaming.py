@@ -10,7 +10,7 @@ from l2w_jax.data import augment, decode, order
 from l2w_jax.data.bad_images import BadImages
 from l2w_jax.data.source import Batch, Source, check_batch
 from l2w_jax.data.stored import StoredImages
-from l2w_jax.data.tensorflow_import import tf
+from l2w_jax.data.tensorflow_import import explain, tf
 from l2w_jax.errors import UserError
 
 # Batches that are being read at once: with one alone the cores would idle as it ends.
@@ -130,8 +130,8 @@ class StreamingSource(Source):
             position = (int(bad_position) + further) % len(images)
             try:
                 return _read_one(images, position, self._training_image, draws)
-            except tf.errors.OpError as error:
-                self._bad.add(images.name(position), error.message)
+            except (tf.errors.OpError, OSError) as error:
+                self._bad.add(images.name(position), explain(error))
         raise UserError(f"data set: none of the {len(images)} images of split 'train' can be read")
 
     def _check_labels(
@@ -233,6 +233,6 @@ def reason_of_failure(
     """Reads one image again and returns why that fails."""
     try:
         _read_one(images, position, transform, arguments)
-    except tf.errors.OpError as error:
-        return error.message
+    except (tf.errors.OpError, OSError) as error:
+        return explain(error)
     return "could not be read at first, but could later"

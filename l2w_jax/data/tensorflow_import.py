@@ -1,14 +1,27 @@
 """TensorFlow, for reading files only. Importing this module takes seconds: do it late."""
 
 import os
+import re
 
-# Its notes on start-up would otherwise stand between the lines that a user is to read.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# What matters of its C++ log also comes as an exception; the rest would stand between the lines
+# that a user is to read.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # announces itself in spite of the above
 
 import tensorflow as tf
 
-__all__ = ["tf"]
+__all__ = ["explain", "tf"]
 
 # The accelerators belong to JAX; TensorFlow would take their memory.
 for _kind in ("GPU", "TPU"):
     tf.config.set_visible_devices([], _kind)
+
+
+def explain(error: Exception) -> str:
+    """Returns the one line of a TensorFlow or operating-system error that says what was wrong."""
+    if not isinstance(error, tf.errors.OpError):
+        return str(error)
+    # Around it stand the names of graph nodes, in several forms, and a traceback of the graph.
+    message = re.split(r"\s*\[\[|\s*\[Op:", error.message)[0]
+    message = re.sub(r"\{\{.*?\}\}\s*", "", message)
+    return message.strip().splitlines()[-1]

@@ -129,40 +129,53 @@ def test_a_val_folder_is_what_is_held_out(folder):
     assert (source.num_train, source.num_holdout, source.num_test) == (30, 15, 12)
 
 
-def replace_images(folder, images: dict[str, Image.Image], **options) -> None:
-    """Leaves each class of "test" with the given images."""
-    for name in COLOURS:
-        for path in (folder / "test" / name).iterdir():
-            path.unlink()
-        for file_name, image in images.items():
-            image.save(folder / "test" / name / file_name, **options)
+def replace_test_images(folder, write) -> list[str]:
+    """Has `write(red_folder)` make class "red" of "test"; returns its files in order."""
+    for path in (folder / "test" / "red").iterdir():
+        path.unlink()
+    write(folder / "test" / "red")
+    return sorted(path.name for path in (folder / "test" / "red").iterdir())
+
+
+def red_test_images(source) -> np.ndarray:
+    of_split = everything(source, "test")
+    return of_split["image"][of_split["label"] == source.class_names.index("red")]
+
+
+ODD_IMAGES = {
+    "grey.jpg": photo(1, 48, 48).convert("L"),
+    "grey.png": photo(1, 48, 48).convert("L"),
+    "palette.png": photo(1, 48, 48).convert("P"),
+    "rgba.png": photo(1, 48, 48).convert("RGBA"),
+    "grey_alpha.png": photo(1, 48, 48).convert("LA"),
+    "cmyk.jpg": photo(1, 48, 48).convert("CMYK"),
+    "UPPER.JPG": photo(1, 48, 48),
+    "Upper.Png": photo(1, 48, 48),
+    "one_wide.png": photo(1, 1, 40),
+    "one_high.jpg": photo(1, 40, 1),
+    "one_pixel.png": photo(1, 1, 1),
+    "large.jpg": photo(1, 900, 700),
+}
 
 
 @pytest.mark.parametrize("augmentation", ["resized_crop", "crop"])
-@pytest.mark.parametrize(
-    ("file_name", "image"),
-    [
-        ("grey.jpg", photo(1, 48, 48).convert("L")),
-        ("grey.png", photo(1, 48, 48).convert("L")),
-        ("palette.png", photo(1, 48, 48).convert("P")),
-        ("rgba.png", photo(1, 48, 48).convert("RGBA")),
-        ("grey_alpha.png", photo(1, 48, 48).convert("LA")),
-        ("cmyk.jpg", photo(1, 48, 48).convert("CMYK")),
-        ("UPPER.JPG", photo(1, 48, 48)),
-        ("Upper.Png", photo(1, 48, 48)),
-        ("one_wide.png", photo(1, 1, 40)),
-        ("one_high.jpg", photo(1, 40, 1)),
-        ("one_pixel.png", photo(1, 1, 1)),
-        ("large.jpg", photo(1, 900, 700)),
-    ],
-)
-def test_odd_images_become_the_pixels_that_pillow_shows(folder, file_name, image, augmentation):
-    replace_images(folder, {file_name: image})
-    source = open_source(folder_config(folder, augmentation=augmentation))
-    assert source.num_test == 3
-    shown = np.asarray(image.convert("RGB"), float).mean(axis=(0, 1))
-    for seen in everything(source, "test")["image"]:
-        np.testing.assert_allclose(seen.mean(axis=(0, 1)), shown, atol=12)
+def test_odd_images_become_the_pixels_that_pillow_shows(folder, augmentation):
+    def write(red):
+        for name, image in ODD_IMAGES.items():
+            image.save(red / name)
+        (red / ".hidden.jpg").write_bytes(b"no image")
+        (red / "notes.txt").write_text("no image")
+
+    names = replace_test_images(folder, write)
+    seen = red_test_images(open_source(folder_config(folder, augmentation=augmentation)))
+    shown = {
+        name: np.asarray(image.convert("RGB"), float).mean(axis=(0, 1))
+        for name, image in ODD_IMAGES.items()
+    }
+    of_red = [name for name in names if name in shown]
+    assert len(seen) == len(of_red) == len(ODD_IMAGES)
+    for name, image in zip(of_red, seen, strict=True):
+        np.testing.assert_allclose(image.mean(axis=(0, 1)), shown[name], atol=12, err_msg=name)
 
 
 def test_odd_images_can_be_trained_on(folder):
@@ -175,40 +188,45 @@ def test_odd_images_can_be_trained_on(folder):
     assert source.num_bad == 0
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_turns_an_image_upright(folder, orientation):
+def test_exif_orientation_turns_an_image_upright(folder):
     corners = np.zeros((64, 64, 3), np.uint8)
     corners[:32, :32], corners[:32, 32:] = RED, GREEN
     corners[32:, :32], corners[32:, 32:] = BLUE, WHITE
     upright = Image.fromarray(corners)
-    undo = {  # what a camera held so would have stored
-        2: [Image.Transpose.FLIP_LEFT_RIGHT],
-        3: [Image.Transpose.ROTATE_180],
-        4: [Image.Transpose.FLIP_TOP_BOTTOM],
-        5: [Image.Transpose.TRANSPOSE],
-        6: [Image.Transpose.ROTATE_90],
-        7: [Image.Transpose.TRANSVERSE],
-        8: [Image.Transpose.ROTATE_270],
+    held = {  # what a camera held so stores
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
     }
-    stored = upright
-    for operation in undo.get(orientation, []):
-        stored = stored.transpose(operation)
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    replace_images(folder, {"turned.jpg": stored}, exif=exif, quality=95)
-    seen = everything(open_source(folder_config(folder)), "test")["image"][0]
-    for (row, column), colour in zip(
-        itertools.product((6, 25), (6, 25)), (RED, GREEN, BLUE, WHITE), strict=True
-    ):
-        np.testing.assert_allclose(seen[row, column], colour, atol=25)
+
+    def write(red):
+        for orientation in range(1, 9):
+            exif = Image.Exif()
+            exif[0x0112] = orientation
+            stored = upright.transpose(held[orientation]) if orientation in held else upright
+            stored.save(red / f"{orientation}.jpg", exif=exif, quality=95)
+
+    replace_test_images(folder, write)
+    seen = red_test_images(open_source(folder_config(folder)))
+    assert len(seen) == 8
+    for orientation, image in enumerate(seen, 1):
+        for (row, column), colour in zip(
+            itertools.product((6, 25), (6, 25)), (RED, GREEN, BLUE, WHITE), strict=True
+        ):
+            np.testing.assert_allclose(
+                image[row, column], colour, atol=25, err_msg=f"orientation {orientation}"
+            )
 
 
 def test_small_images_in_memory_are_left_as_they_are(folder):
     exact = photo(3, SIZE, SIZE)
-    replace_images(folder, {"exact.png": exact})
-    source = open_source(folder_config(folder, augmentation="crop"))
-    for seen in everything(source, "test")["image"]:
-        np.testing.assert_array_equal(seen, np.asarray(exact))
+    replace_test_images(folder, lambda red: exact.save(red / "exact.png"))
+    (seen,) = red_test_images(open_source(folder_config(folder, augmentation="crop")))
+    np.testing.assert_array_equal(seen, np.asarray(exact))
 
 
 def test_training_crops_have_the_stated_areas_and_ratios(folder):

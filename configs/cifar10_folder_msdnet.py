@@ -1,0 +1,24 @@
+"""A CPU-sized MSDNet with learned sample weights on CIFAR-10 as a folder of JPEGs.
+
+For `train|test/CLASS/*.jpg` of 32x32 pixels; the images are read into memory once. No figure of a
+paper: a short run on a real data set, whose curves with and without weighting can be compared.
+
+    python -m l2w_jax.main --config=configs/cifar10_folder_msdnet.py --config.dataset.data_dir=DIR
+    python -m l2w_jax.main --config=configs/cifar10_folder_msdnet.py:baseline \\
+        --config.dataset.data_dir=DIR                     # the same run without weighting
+"""
+
+from ml_collections import ConfigDict
+
+from l2w_jax.config import default_config, split_variant
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """Returns the configuration; `variant` is "" or "baseline". Set dataset.data_dir besides."""
+    config = default_config()
+    config.dataset.update(name="image_folder", batch_size=256)
+    config.model.update(num_exits=3, step_mode="even", channels=8, growth_rate=4)
+    config.optimizer.update(learning_rate=0.2, epochs=10)
+    if "baseline" in split_variant(variant, ["baseline"]):
+        config.weighting.kind = "none"
+    return config
