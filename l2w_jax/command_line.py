@@ -9,6 +9,11 @@ from typing import NoReturn
 
 from l2w_jax.errors import UserError
 
+# Keeps notices of TensorFlow, which only reads data here, out of what a command prints. Libraries
+# look at these as they are loaded, so they are set here: commands import this module first.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
 
 class ArgumentParser(argparse.ArgumentParser):
     """Argparse's, but a wrong argument is a UserError: one line, without a page of usage."""
@@ -19,13 +24,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def set_up_libraries() -> None:
-    """Keeps compiled programs from one start to the next, and other libraries' chatter off.
-
-    To be called before TensorFlow is imported, which takes seconds and happens late.
-    """
-    # TensorFlow only reads data here. Both lines keep notices off that it prints when imported.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    """Keeps compiled programs from one start of a command to the next."""
     import jax
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
