@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 
 from l2w_jax import plots
 from l2w_jax.data import Source
-from l2w_jax.early_exit import mul_adds_per_exit
+from l2w_jax.early_exit import exit_shares, find_thresholds, mul_adds_per_exit
 from l2w_jax.early_exit.budget import budgeted_curve_from_confidences
 from l2w_jax.errors import UserError
+from l2w_jax.examples import read_examples
 from l2w_jax.files import write_arrays, write_atomically, write_csv, write_json
 from l2w_jax.models import MultiExitNetwork, create_model
 from l2w_jax.preprocessing import channel_statistics, normalize
@@ -46,6 +47,7 @@ class Predictions:
         labels: true classes, int32 [N].
         losses: cross-entropy in nats, float32 [K, N].
         confidences: largest softmax probability, float32 [K, N].
+        predicted: most probable classes, int32 [K, N].
         correct: whether the most probable class is the true one, bool [K, N].
         correct_top5: whether the true class is among the five most probable, bool [K, N].
     """
@@ -54,6 +56,7 @@ class Predictions:
     labels: NDArray[np.int32]
     losses: NDArray[np.float32]
     confidences: NDArray[np.float32]
+    predicted: NDArray[np.int32]
     correct: NDArray[np.bool_]
     correct_top5: NDArray[np.bool_]
 
@@ -130,7 +133,8 @@ def evaluate(
     Written by the first process, each file atomically: anytime.csv (exit, mul_adds, top1, top5,
     loss), budgeted.csv (q, mul_adds, top1, share_1 to share_K), evaluation.json (the same numbers
     and which images they come from), evaluation.npz (`Predictions` of the test images as test_*, of
-    those that set the thresholds as thresholds_*; `sample_weights` as weighted_*) and plots/*.png.
+    those that set the thresholds as thresholds_*; `sample_weights` as weighted_*; test images that
+    leave at each exit, when about as many leave at each, as examples_*) and plots/*.png.
     Percentages are 0 to 100, shares 0 to 1, losses in nats.
 
     Args:
@@ -171,7 +175,17 @@ def evaluate(
     }
     weighted = sample_weights(config, model, state, held_out)
     if jax.process_index() == 0:
-        _write(Path(workdir), results, test, held_out, weighted)
+        even_thresholds = find_thresholds(held_out.confidences, exit_shares(1, model.num_exits))
+        examples = read_examples(
+            source, config.dataset.eval_batch_size, vars(test), even_thresholds
+        )
+        groups = {
+            "test": vars(test),
+            "thresholds": vars(held_out),
+            "weighted": weighted,
+            "examples": examples,
+        }
+        _write(Path(workdir), results, groups)
     return results
 
 
@@ -248,6 +262,7 @@ def _answers(
     return {
         "loss": cross_entropy(logits, labels).astype(jnp.float32),
         "confidence": confidences_of_logits(logits).astype(jnp.float32),
+        "predicted": logits.argmax(axis=-1).astype(jnp.int32).T,
         "rank": _rank_of_label(logits, labels).T,
     }
 
@@ -301,21 +316,15 @@ def _predictions(rows: Arrays, split: str, num_images: int) -> Predictions:
         labels=rows["label"][order],
         losses=rows["loss"][order].T,
         confidences=rows["confidence"][order].T,
+        predicted=rows["predicted"][order].T,
         correct=rows["rank"][order].T < 1,
         correct_top5=rows["rank"][order].T < 5,
     )
 
 
-def _write(
-    workdir: Path,
-    results: Mapping[str, Any],
-    test: Predictions,
-    held_out: Predictions,
-    weighted: Mapping[str, NDArray[np.float32]],
-) -> None:
+def _write(workdir: Path, results: Mapping[str, Any], groups: Mapping[str, Arrays]) -> None:
     write_csv(workdir / "anytime.csv", results["anytime"])
     write_csv(workdir / "budgeted.csv", results["budgeted"])
-    groups = {"test": vars(test), "thresholds": vars(held_out), "weighted": weighted}
     write_arrays(
         workdir / "evaluation.npz",
         {
@@ -328,7 +337,7 @@ def _write(
         "accuracy": plots.accuracy_figure(results["anytime"], results["budgeted"]),
         "exits": plots.exit_shares_figure(results["budgeted"]),
     }
-    if weighted:
+    if weighted := groups["weighted"]:
         figures["weights"] = plots.weights_figure(weighted["losses"], weighted["weights"])
     for name, figure in figures.items():
         write_atomically(workdir / "plots" / f"{name}.png", plots.png(figure))

@@ -88,6 +88,7 @@ def test_every_image_counts_once_whatever_the_batch_size(config, source, tiny_ne
     confidences = np.exp(log_probs.max(axis=-1))
     np.testing.assert_allclose(predictions.confidences, confidences, rtol=1e-5)
     np.testing.assert_allclose(predictions.losses, losses, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(predictions.predicted, log_probs.argmax(axis=-1))
     np.testing.assert_array_equal(predictions.correct, log_probs.argmax(axis=-1) == TEST.labels)
     assert predictions.correct_top5.all()
     assert 10 < predictions.top1[-1] < 90

@@ -1,0 +1,85 @@
+"""Test images that leave the network at each exit, to be looked at."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from l2w_jax.data import Source
+from l2w_jax.early_exit.budget import first_exits
+
+# Of each kind at each exit.
+EXAMPLES = 6
+
+# Examples come from the first images of the split, which are quickly read again.
+LAST_POSITION = 2000
+
+THUMBNAIL_SIZE = 64
+
+
+def choose_examples(
+    confidences: NDArray[np.floating], thresholds: NDArray[np.floating]
+) -> list[tuple[int, str, int]]:
+    """Which samples show best what leaves at each exit.
+
+    Args:
+        confidences: [K, N].
+        thresholds: T_k [K].
+
+    Returns:
+        (exit from 0, "sure" or "unsure", sample) for the at most EXAMPLES samples that left there
+        with the highest confidence, falling, and as many others with the lowest, rising.
+    """
+    exits = first_exits(confidences, thresholds)
+    chosen = []
+    for k in range(len(confidences)):
+        leaving = np.flatnonzero(exits == k)
+        by_confidence = leaving[np.argsort(-confidences[k, leaving], kind="stable")]
+        sure = by_confidence[:EXAMPLES]
+        unsure = by_confidence[EXAMPLES:][::-1][:EXAMPLES]
+        chosen += [(k, "sure", int(i)) for i in sure] + [(k, "unsure", int(i)) for i in unsure]
+    return chosen
+
+
+def read_examples(
+    source: Source, batch_size: int, predictions: Mapping[str, Any], thresholds: NDArray[Any]
+) -> dict[str, NDArray[Any]]:
+    """Thumbnails of the chosen test images and what the network made of them.
+
+    Args:
+        source: the data.
+        batch_size: images that are read together.
+        predictions: positions [N], labels [N], confidences [K, N] and predicted [K, N] of the test
+            images.
+        thresholds: T_k [K].
+
+    Returns:
+        For n examples: images uint8 [n, h, w, 3], exits (from 0), kinds, labels, predicted and
+        confidences [n].
+    """
+    early = predictions["positions"] < LAST_POSITION
+    chosen = choose_examples(predictions["confidences"][:, early], thresholds)
+    exits, kinds, samples = (np.array(column) for column in zip(*chosen, strict=True))
+    wanted = predictions["positions"][early][samples]
+    thumbnails: dict[int, NDArray[np.uint8]] = {}
+    for batch in source.evaluation_batches("test", batch_size):
+        for row in np.flatnonzero(batch["mask"] & np.isin(batch["index"], wanted)):
+            thumbnails[int(batch["index"][row])] = _thumbnail(batch["image"][row])
+        if len(thumbnails) == len(set(wanted.tolist())):
+            break
+    return {
+        "images": np.stack([thumbnails[position] for position in wanted.tolist()]),
+        "exits": exits,
+        "kinds": kinds,
+        "labels": predictions["labels"][early][samples],
+        "predicted": predictions["predicted"][:, early][exits, samples],
+        "confidences": predictions["confidences"][:, early][exits, samples],
+    }
+
+
+def _thumbnail(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    picture = Image.fromarray(image)
+    picture.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
+    return np.asarray(picture)
