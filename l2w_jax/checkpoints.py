@@ -24,6 +24,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint.checkpoint_managers import PreservationContext
 
+from l2w_jax import processes
 from l2w_jax.errors import RunFailed, UserError
 
 PyTree = Any
@@ -173,7 +174,11 @@ def restore_newest(workdir: Path, template: PyTree) -> PyTree | None:
     if not steps:
         return None
     state, good_step = _restore_first_good(workdir, template, steps)
-    _put_aside(workdir, [step for step in steps if step > good_step])
+    # Only when all processes have found the same damage.
+    processes.wait_for_all()
+    if processes.is_first():
+        _put_aside(workdir, [step for step in steps if step > good_step])
+    processes.wait_for_all()
     return state
 
 

@@ -1,11 +1,13 @@
-"""Moving state and batches onto the devices, ahead of the step that needs them."""
+"""State and batches on the devices: bringing them there, and checking that all hold the same."""
 
 import collections
 import concurrent.futures
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -48,6 +50,31 @@ def device_batches(batches: Iterator[Mapping[str, np.ndarray]]) -> Iterator[dict
         while True:
             ahead.append(thread.submit(next_placed))
             yield ahead.popleft().result()
+
+
+def diverged_devices(tree: Any) -> list[int]:
+    """Devices whose copy of a replicated pytree differs from that of the first: their positions.
+
+    JAX takes the copies of a replicated array to be equal without looking. A device with a fault,
+    or an average that was forgotten, makes them differ.
+    """
+    devices = np.arange(jax.local_device_count())
+    checksums = np.asarray(_checksums_of_copies(tree, devices))
+    return np.flatnonzero(checksums != checksums[0]).tolist()
+
+
+@functools.partial(jax.pmap, axis_name=DEVICE_AXIS, in_axes=(None, 0), out_axes=None)
+def _checksums_of_copies(tree: Any, device: jax.Array) -> jax.Array:
+    """A checksum of each device's copy: uint32[devices of all processes]."""
+    del device  # Only because pmap wants an argument that it can map.
+    checksum = jnp.uint32(0)
+    for array in jax.tree.leaves(tree):
+        words = jnp.uint16 if array.dtype.itemsize == 2 else jnp.uint32
+        bits = jax.lax.bitcast_convert_type(array, words).astype(jnp.uint32).ravel()
+        # Odd multipliers, so that any one changed bit changes the sum, and so do exchanged values.
+        places = 2 * jnp.arange(bits.size, dtype=jnp.uint32) + 1
+        checksum = 31 * checksum + (bits * places).sum(dtype=jnp.uint32)
+    return jax.lax.all_gather(checksum, DEVICE_AXIS)
 
 
 def _mesh() -> Mesh:

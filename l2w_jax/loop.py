@@ -15,14 +15,14 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from l2w_jax import checkpoints
+from l2w_jax import checkpoints, processes
 from l2w_jax.data import Batch, Source
-from l2w_jax.devices import device_batches, place_replicated
+from l2w_jax.devices import device_batches, diverged_devices, place_replicated
 from l2w_jax.errors import RunFailed, RunInterrupted, UserError
 from l2w_jax.evaluate import predict_all
 from l2w_jax.models import create_model
 from l2w_jax.preprocessing import channel_statistics, normalize
-from l2w_jax.run_log import HostMetrics, RunLog, say
+from l2w_jax.run_log import HostMetrics, RunLog, SilentLog, say
 from l2w_jax.training import (
     DEVICE_AXIS,
     TrainState,
@@ -70,7 +70,7 @@ def train(config: ConfigDict, source: Source, workdir: Path) -> TrainState:
     with (
         contextlib.closing(batches),
         contextlib.closing(checkpoints.CheckpointWriter(workdir, config.checkpoint.keep)) as writer,
-        RunLog(workdir, config, source, first_step) as log,
+        _open_log(config, source, workdir, first_step) as log,
         _stop_signals() as received,
     ):
         watched = _WatchedMetrics(log, writer)
@@ -83,7 +83,9 @@ def train(config: ConfigDict, source: Source, workdir: Path) -> TrainState:
                 jax.block_until_ready(state)
                 say(f"first step after {time.monotonic() - started:.1f} s")
                 log.restart_clock()
-            stopping = bool(received)
+            if _is_due(step, config.log.check_replicas):
+                _check_replicas(step, state, writer)
+            stopping = bool(received) or processes.asked_to_stop(step)
             epoch_ends = step % steps_per_epoch == 0
             scored = step == total_steps or (
                 epoch_ends and _is_due(step // steps_per_epoch, config.checkpoint.every_epochs)
@@ -96,8 +98,8 @@ def train(config: ConfigDict, source: Source, workdir: Path) -> TrainState:
             if stopping:
                 writer.wait()
                 raise RunInterrupted(
-                    f"stopped by {received[0].name} after step {step}, which is saved; "
-                    "the same command goes on from there"
+                    f"stopped by {' '.join(received) or 'SIGTERM'} after step {step}, which is "
+                    "saved; the same command goes on from there"
                 )
         writer.wait()
     return jax.device_get(state)
@@ -115,6 +117,12 @@ def restore_best(config: ConfigDict, workdir: Path) -> TrainState:
     return state
 
 
+def _open_log(config: ConfigDict, source: Source, workdir: Path, first_step: int) -> SilentLog:
+    if processes.is_first():
+        return RunLog(workdir, config, source, first_step)
+    return SilentLog()
+
+
 def _create(config: ConfigDict) -> TrainState:
     return create_train_state(config, jax.random.key(config.seed))
 
@@ -129,7 +137,7 @@ def _create_or_restore(config: ConfigDict, workdir: Path) -> TrainState:
 class _WatchedMetrics:
     """Fetches each iteration's metrics while the next one runs, checks them and logs them."""
 
-    def __init__(self, log: RunLog, writer: checkpoints.CheckpointWriter):
+    def __init__(self, log: SilentLog, writer: checkpoints.CheckpointWriter):
         self._log = log
         self._writer = writer
         self._running: tuple[int, Metrics] | None = None
@@ -178,7 +186,15 @@ def _step_on_devices(config: ConfigDict, total_steps: int) -> Step:
     return pmap_train_step(step_on_stored)
 
 
-def _score(config: ConfigDict, source: Source, state: TrainState, log: RunLog) -> float | None:
+def _check_replicas(step: int, state: TrainState, writer: checkpoints.CheckpointWriter) -> None:
+    if diverged := diverged_devices(state):
+        raise RunFailed(
+            f"step {step}: device {', '.join(map(str, diverged))} of {jax.device_count()} no "
+            f"longer holds the state that device 0 holds; {writer.resume_advice()}"
+        )
+
+
+def _score(config: ConfigDict, source: Source, state: TrainState, log: SilentLog) -> float | None:
     """Held-out top-1 of the last exit, percent; None without held-out images."""
     if source.num_holdout == 0:
         return None
@@ -194,15 +210,19 @@ def _is_due(count: int, interval: int) -> bool:
 
 
 @contextlib.contextmanager
-def _stop_signals() -> Iterator[list[signal.Signals]]:
-    """Collects the signals that ask a run to stop, for it to do so at the end of a step."""
-    received: list[signal.Signals] = []
+def _stop_signals() -> Iterator[list[str]]:
+    """Collects the signals that ask a run to stop, for it to do so at the end of a step.
+
+    In a run of several processes JAX listens for SIGTERM, for all of them.
+    """
+    received: list[str] = []
 
     def note(number: int, frame: Any) -> None:
         del frame
-        received.append(signal.Signals(number))
+        received.append(signal.Signals(number).name)
 
-    previous = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    listened_for = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
+    previous = {number: signal.signal(number, note) for number in listened_for}
     try:
         yield received
     finally:

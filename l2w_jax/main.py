@@ -89,19 +89,26 @@ def parse(argv: Sequence[str]) -> Arguments:
 
 
 def run(arguments: Arguments) -> None:
-    """Trains or evaluates.
+    """Trains or evaluates, together with the other processes of the run if there are any.
 
     Raises:
       UserError: see `errors`.
     """
-    config, workdir, mode = arguments
-    run_folder.check(config, workdir)
+    run_folder.check(arguments.config, arguments.workdir)
     # From here on what is imported takes seconds, so what can be wrong without it comes before.
     command_line.set_up_libraries()
+    from l2w_jax import processes
+
+    with processes.joined():
+        _train_or_evaluate(arguments)
+
+
+def _train_or_evaluate(arguments: Arguments) -> None:
     import jax
 
-    from l2w_jax import checkpoints, data
+    from l2w_jax import checkpoints, data, processes
 
+    config, workdir, mode = arguments
     run_config.validate(config, jax.device_count(), jax.process_count())
     if mode == "evaluate" and not checkpoints.has_checkpoint(workdir):
         raise UserError(f"--workdir={workdir}: no checkpoint to evaluate; train first")
@@ -109,13 +116,14 @@ def run(arguments: Arguments) -> None:
 
     from l2w_jax import evaluate, loop
 
-    with run_folder.exclusive_use(config, workdir):
+    with processes.held_by_first(run_folder.exclusive_use(config, workdir)):
         if mode == "train":
             loop.train(config, source, workdir)
         state = loop.restore_best(config, workdir)
         results = evaluate.evaluate(config, state, source, workdir)
-        print("\n".join(evaluate.summary_lines(results)))
-        print(f"written to {workdir}")
+        if processes.is_first():
+            print("\n".join(evaluate.summary_lines(results)))
+            print(f"written to {workdir}")
 
 
 def _config_argument(argv: Sequence[str]) -> str:

@@ -14,13 +14,33 @@ import numpy as np
 from clu import metric_writers, periodic_actions
 from ml_collections import ConfigDict
 
+from l2w_jax import processes
 from l2w_jax.data import Source
 from l2w_jax.files import write_atomically
 
 HostMetrics = Mapping[str, np.ndarray]
 
 
-class RunLog:
+class SilentLog:
+    """The log of every process but the first: nothing."""
+
+    def __enter__(self) -> "SilentLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def restart_clock(self) -> None:
+        """See `RunLog.restart_clock`."""
+
+    def add_step(self, step: int, metrics: HostMetrics) -> None:
+        """See `RunLog.add_step`."""
+
+    def add_holdout(self, step: int, top1: np.ndarray) -> None:
+        """See `RunLog.add_holdout`."""
+
+
+class RunLog(SilentLog):
     """Writes the metrics of a run; use as a context manager, so that nothing stays in a buffer.
 
     Args:
@@ -141,8 +161,9 @@ _AVERAGED = ("loss", "top1", "weighted_loss", "meta_loss", "learning_rate", "met
 
 
 def say(line: str) -> None:
-    """Prints a line for the person who watches the run."""
-    print(line, flush=True)
+    """Prints a line for the person who watches the run; of several processes the first does."""
+    if processes.is_first():
+        print(line, flush=True)
 
 
 def _reopen_json_lines(path: Path, first_step: int) -> Any:

@@ -220,6 +220,21 @@ def test_a_state_that_is_not_finite_is_never_saved(config, tmp_path, monkeypatch
     assert checkpoint_steps(tmp_path) == [5]
 
 
+def test_devices_that_no_longer_agree_stop_the_run(config, tmp_path, monkeypatch):
+    checked = config.copy_and_resolve_references()
+    checked.log.check_replicas = 4
+    train(checked, tmp_path / "agreeing")
+    steps = []
+    monkeypatch.setattr(
+        loop,
+        "diverged_devices",
+        lambda state: steps.append(int(state.step)) or [1] * (len(steps) > 1),
+    )
+    with pytest.raises(RunFailed, match=r"step 8: device 1 of .* no longer holds .* of step 5"):
+        train(checked, tmp_path / "diverging")
+    assert steps == [4, 8]
+
+
 def test_the_iteration_is_traced_once(config, tmp_path, monkeypatch):
     traces = []
     make_train_step = loop.make_train_step
