@@ -1,0 +1,189 @@
+"""The page holds the runs' figures, and nothing that it would have to fetch."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from l2w_jax import report
+from l2w_jax.config import default_config, to_json
+from l2w_jax.errors import UserError
+from l2w_jax.files import write_arrays, write_json
+
+
+def write_run(folder, seed=0, kind="meta", class_names=("cat", "<dog>")):
+    """A run with three exits, as training and evaluation leave it."""
+    rng = np.random.default_rng(seed)
+    config = default_config()
+    config.weighting.kind = kind
+    folder.mkdir()
+    (folder / "config.json").write_text(to_json(config))
+    anytime = [
+        {"exit": k, "mul_adds": 1.5e6 * k, "top1": 70.25 + seed + k, "top5": 90.5, "loss": 0.5 / k}
+        for k in (1, 2, 3)
+    ]
+    budgeted = [
+        {
+            "q": q,
+            "mul_adds": 1e6 * (1 + q),
+            "top1": 75 + q,
+            "share_1": 0.5,
+            "share_2": 0.3,
+            "share_3": 0.2,
+        }
+        for q in (0.5, 1.0, 1.5)
+    ]
+    write_json(
+        folder / "evaluation.json",
+        {
+            "step": 40,
+            "class_names": list(class_names),
+            "test_images": 360,
+            "thresholds_from": "holdout",
+            "thresholds_images": 180,
+            "anytime": anytime,
+            "budgeted": budgeted,
+        },
+    )
+    arrays = {
+        "examples_images": rng.integers(0, 256, (4, 8, 8, 3)).astype(np.uint8),
+        "examples_exits": np.array([0, 0, 1, 1]),
+        "examples_kinds": np.array(["sure", "unsure", "sure", "unsure"]),
+        "examples_labels": np.array([0, 1, 0, 1]),
+        "examples_predicted": np.array([0, 1, 1, 1]),
+        "examples_confidences": np.float32([0.9, 0.8, 0.7, 0.6]),
+    }
+    if kind != "none":
+        losses = rng.exponential(size=(30, 3)).astype(np.float32)
+        arrays |= {"weighted_losses": losses, "weighted_weights": 1 + losses / 10}
+    write_arrays(folder / "evaluation.npz", arrays)
+    lines = [
+        {"step": 20, "loss": [1.0, 0.9, 0.8], "top1": [50, 60, 70]},
+        {"step": 40, "loss": [0.5, 0.4, 0.3], "top1": [70, 80, 90]},
+        {"step": 40, "holdout_top1": [60, 70, 80]},
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "metrics.jsonl").write_text(text + '{"step": 60, "lo')
+    return folder
+
+
+class Reader(HTMLParser):
+    """Collects the cells of tables, the texts under images and what elements refer to."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.rows, self.headings, self.captions, self.references = [], [], [], []
+        self.open = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        self.references += [value for name, value in attributes if name in ("src", "href")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        where = self.open[-1] if self.open else ""
+        if where in ("td", "th"):
+            self.rows[-1].append(data)
+        elif where in ("h2", "h3"):
+            self.headings.append(data)
+        elif where == "figcaption":
+            self.captions.append(data)
+
+
+@pytest.fixture
+def two_runs(tmp_path):
+    return [write_run(tmp_path / "learned"), write_run(tmp_path / "plain", 1, kind="none")]
+
+
+def read(runs):
+    return Reader(report.write_report(runs).read_text())
+
+
+def test_every_figure_of_the_tables_is_on_the_page(two_runs):
+    rows = read(two_runs).rows
+    for seed in (0, 1):
+        for k in (1, 2, 3):
+            cells = [str(k), f"{1.5 * k:.2f}", f"{70.25 + seed + k:.2f}", "90.50", f"{0.5 / k:.4f}"]
+            assert cells in rows
+    first = ["learned", "3", "73.25", "4.50", "76.50", "2.50", "360", "180 (holdout)", "40"]
+    assert first in rows
+
+
+def test_runs_are_told_apart_by_what_differs_in_their_configurations(two_runs):
+    rows = read(two_runs).rows
+    assert ["field", "learned", "plain"] in rows
+    assert ["weighting.kind", "'meta'", "'none'"] in rows
+    assert not [row for row in rows if row[0] == "seed"]
+
+
+def test_one_run_is_compared_with_the_defaults(tmp_path):
+    rows = read([write_run(tmp_path / "plain", kind="none")]).rows
+    assert ["weighting.kind", "'meta'", "'none'"] in rows
+
+
+def test_runs_alike_say_so(tmp_path):
+    runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b")]
+    assert "the runs have the same configuration" in report.write_report(runs).read_text()
+
+
+def test_images_show_what_the_network_made_of_them(two_runs):
+    page = read(two_runs[:1])
+    assert page.captions == ["cat 90%", "<dog> 80%", "<dog> 70% (cat)", "<dog> 60%"]
+    text = report.write_report(two_runs[:1]).read_text()
+    assert text.count('<figure class="wrong">') == 1
+    assert text.count("no image") == 2
+
+
+def test_the_page_needs_no_other_file_and_no_network(two_runs):
+    page = read(two_runs)
+    assert page.references
+    assert all(reference.startswith("data:image/png;base64,") for reference in page.references)
+    text = report.write_report(two_runs).read_text()
+    assert not re.search(r"https?://|@import|url\(", text)
+
+
+def test_every_section_is_there_and_plain_training_has_no_weights(two_runs):
+    headings = read(two_runs).headings
+    for section in (
+        "Results",
+        "Configuration",
+        "Accuracy over compute",
+        "Where images leave",
+        "Which images leave",
+        "What the weights depend on",
+        "Held-out accuracy of the last exit",
+    ):
+        assert section in headings
+    assert "every image has weight 1" in report.write_report(two_runs).read_text()
+
+
+def test_folders_of_one_name_are_told_apart(tmp_path):
+    for parent in ("first", "second"):
+        (tmp_path / parent).mkdir()
+        write_run(tmp_path / parent / "run")
+    runs = report.read_runs([tmp_path / "first" / "run", tmp_path / "second" / "run"])
+    assert len({run.name for run in runs}) == 2
+
+
+def test_the_command_writes_where_it_is_told(two_runs, tmp_path, capsys):
+    report.main([*map(str, two_runs), f"--output={tmp_path / 'page.html'}"])
+    assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
+    assert "page.html" in capsys.readouterr().out
+    report.main([str(two_runs[1])])
+    assert (two_runs[1] / "report.html").exists()
+
+
+def test_a_folder_without_an_evaluation_is_named(two_runs, tmp_path):
+    with pytest.raises(UserError, match="nothing: not the folder of a run"):
+        report.main([str(two_runs[0]), str(tmp_path / "nothing")])
+    (two_runs[1] / "evaluation.npz").unlink()
+    with pytest.raises(UserError, match=r"evaluation\.npz is missing"):
+        report.main([str(two_runs[1])])
