@@ -114,7 +114,7 @@ def _train_or_evaluate(arguments: Arguments) -> None:
         raise UserError(f"--workdir={workdir}: no checkpoint to evaluate; train first")
     source = data.open_source(config)
 
-    from l2w_jax import evaluate, loop
+    from l2w_jax import evaluate, loop, report
 
     with processes.held_by_first(run_folder.exclusive_use(config, workdir)):
         if mode == "train":
@@ -122,8 +122,9 @@ def _train_or_evaluate(arguments: Arguments) -> None:
         state = loop.restore_best(config, workdir)
         results = evaluate.evaluate(config, state, source, workdir)
         if processes.is_first():
+            page = report.write_report([workdir])
             print("\n".join(evaluate.summary_lines(results)))
-            print(f"written to {workdir}")
+            print(f"written to {workdir}; open {page}")
 
 
 def _config_argument(argv: Sequence[str]) -> str:

@@ -197,7 +197,14 @@ def test_training_ends_with_its_evaluation(small_run):
     assert completed.returncode == 0, completed.stderr
     assert completed.stderr == ""
     written = {path.name for path in workdir.iterdir()}
-    assert {"config.json", "metrics.jsonl", "anytime.csv", "budgeted.csv", "plots"} <= written
+    assert {
+        "config.json",
+        "metrics.jsonl",
+        "anytime.csv",
+        "budgeted.csv",
+        "plots",
+        "report.html",
+    } <= written
     assert from_json((workdir / "config.json").read_text()).model.num_exits == 2
     assert len((workdir / "anytime.csv").read_text().splitlines()) == 3
     assert len((workdir / "budgeted.csv").read_text().splitlines()) == 40
