@@ -1,0 +1,71 @@
+"""What Slurm and Kubernetes are told: the same command, several processes, start again after 75."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from l2w_jax import main
+
+ROOT = Path(__file__).parents[2]
+
+
+def submit(tmp_path, status, arguments):
+    """Runs the batch script with stand-ins for srun and scontrol; returns it and their calls."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name, script in {
+        "srun": f'echo "srun $L2W_DISTRIBUTED $*" >> "$CALLS"; exit {status}',
+        "scontrol": 'echo "scontrol $*" >> "$CALLS"',
+    }.items():
+        (tools / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tools / name).chmod(0o755)
+    script = shutil.copy(ROOT / "launch" / "slurm.sbatch", tmp_path)
+    completed = subprocess.run(
+        ["bash", script, *arguments],
+        env=os.environ
+        | {
+            "PATH": f"{tools}:{os.environ['PATH']}",
+            "CALLS": str(tmp_path / "calls"),
+            "SLURM_SUBMIT_DIR": str(ROOT),
+            "SLURM_JOB_ID": "17",
+        },
+        capture_output=True,
+        text=True,
+    )
+    return completed, (tmp_path / "calls").read_text().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("status", "requeues"), [(0, []), (1, []), (2, []), (75, ["scontrol requeue 17"])]
+)
+def test_slurm_starts_an_interrupted_run_again_and_no_other(tmp_path, status, requeues):
+    arguments = ["--config=configs/digits_msdnet.py", "--config.model.growth_factors=(1, 2)"]
+    completed, calls = submit(tmp_path, status, arguments)
+    assert completed.returncode == status
+    assert calls[0].startswith("srun auto --kill-on-bad-exit=1 ")
+    assert calls[0].endswith(" -m l2w_jax.main " + " ".join(arguments))
+    assert calls[1:] == requeues
+
+
+def test_the_job_set_starts_one_process_a_host_with_arguments_that_main_takes(monkeypatch):
+    manifest = yaml.safe_load((ROOT / "launch" / "jobset.yaml").read_text())
+    assert (manifest["apiVersion"], manifest["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    (job,) = manifest["spec"]["replicatedJobs"]
+    spec = job["template"]["spec"]
+    pod = spec["template"]["spec"]
+    (container,) = pod["containers"]
+    chips = 1
+    for side in pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x"):
+        chips *= int(side)
+    hosts = chips // container["resources"]["limits"]["google.com/tpu"]
+    assert spec["parallelism"] == spec["completions"] == hosts
+    assert pod["restartPolicy"] == "Never", "the set is started again as a whole"
+    assert {"name": "L2W_DISTRIBUTED", "value": "auto"} in container["env"]
+    monkeypatch.chdir(ROOT)
+    arguments = main.parse(["main", *container["args"]])
+    (mount,) = container["volumeMounts"]
+    assert arguments.workdir.is_relative_to(mount["mountPath"])

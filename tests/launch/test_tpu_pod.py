@@ -1,0 +1,133 @@
+"""What the TPU script asks of gcloud, with a stand-in that keeps the state of one slice."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+STAND_IN = """#!/usr/bin/env bash
+echo "$*" | tr '\\n' ';' >> "$SLICE/calls"
+echo >> "$SLICE/calls"
+case "$*" in
+    *" describe "*) cat "$SLICE/state" 2>/dev/null || exit 1 ;;
+    *" create "*) echo READY > "$SLICE/state" ;;
+    *" delete "*) rm "$SLICE/state" ;;
+    *L2W_DISTRIBUTED*)
+        outcome=$(head -n 1 "$SLICE/outcomes")
+        sed -i 1d "$SLICE/outcomes"
+        if [ "$outcome" = preempted ]; then
+            echo PREEMPTED > "$SLICE/state"
+            exit 255
+        fi
+        exit "$outcome"
+        ;;
+esac
+"""
+SLICE_FLAGS = ("--name=pod", "--zone=z", "--type=v5litepod-16", "--bucket=mine")
+TRAIN = ("--", "--config=configs/digits_msdnet.py", "--config.model.growth_factors=(1, 2)")
+
+
+@pytest.fixture
+def pod(tmp_path):
+    """Runs the script in a clone with the stand-in; returns the result and what gcloud was told."""
+    clone = tmp_path / "clone"
+    shutil.copytree(ROOT / "launch", clone / "launch")
+    (tmp_path / "bin").mkdir()
+    stand_in = tmp_path / "bin" / "gcloud"
+    stand_in.write_text(STAND_IN)
+    stand_in.chmod(0o755)
+
+    def launch(*arguments, outcomes=("0",), state=None):
+        for name in ("state", "calls"):
+            (tmp_path / name).unlink(missing_ok=True)
+        (tmp_path / "outcomes").write_text("".join(f"{outcome}\n" for outcome in outcomes))
+        if state:
+            (tmp_path / "state").write_text(f"{state}\n")
+        completed = subprocess.run(
+            ["bash", str(clone / "launch" / "tpu_pod.sh"), *arguments],
+            env=os.environ
+            | {
+                "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+                "SLICE": str(tmp_path),
+                "SECONDS_TO_SETTLE": "0",
+            },
+            capture_output=True,
+            text=True,
+        )
+        calls = tmp_path / "calls"
+        return completed, calls.read_text().splitlines() if calls.exists() else []
+
+    return launch
+
+
+def verbs(calls):
+    """What was done to the slice, in order: "train" for the command that starts the run."""
+    found = []
+    for call in calls:
+        if "L2W_DISTRIBUTED" in call:
+            found.append("train")
+        elif "tpu-vm" in call:
+            found.append(call.split()[3])
+        else:
+            found.append(call.split()[0])
+    return found
+
+
+def test_creates_installs_trains_fetches_deletes(pod):
+    completed, calls = pod(*SLICE_FLAGS, *TRAIN)
+    assert completed.returncode == 0, completed.stderr
+    expected = ["describe", "create", "scp", "ssh", "train", "storage", "delete"]
+    assert verbs(calls) == expected
+    training = calls[expected.index("train")]
+    assert "--worker=all" in training
+    assert "--config=configs/digits_msdnet.py" in training
+    assert r"--config.model.growth_factors=\(1\,\ 2\)" in training, "quoted for the shell there"
+
+
+def test_a_slice_that_is_there_is_used_and_can_be_kept(pod):
+    _, calls = pod(*SLICE_FLAGS, "--keep", *TRAIN, state="READY")
+    assert verbs(calls) == ["describe", "scp", "ssh", "train", "storage"]
+
+
+def test_goes_on_after_each_preemption(pod):
+    completed, calls = pod(*SLICE_FLAGS, *TRAIN, outcomes=("preempted", "preempted", "0"))
+    assert completed.returncode == 0, completed.stderr
+    assert verbs(calls).count("train") == 3
+    assert verbs(calls).count("create") == 3
+    assert verbs(calls)[-2:] == ["storage", "delete"]
+
+
+def test_a_run_that_fails_is_not_repeated_and_the_slice_stays(pod):
+    completed, calls = pod(*SLICE_FLAGS, *TRAIN, outcomes=("1",))
+    assert completed.returncode == 1
+    assert "ended with status 1" in completed.stderr
+    assert verbs(calls).count("train") == 1
+    assert "delete" not in verbs(calls)
+
+
+def test_a_dry_run_prints_every_command_and_does_nothing(pod):
+    completed, calls = pod(*SLICE_FLAGS, "--spot", "--dry-run", *TRAIN)
+    assert completed.returncode == 0, completed.stderr
+    assert calls == []
+    for part in (" create pod --zone=z ", "--spot", " scp ", " ssh ", "storage rsync", " delete "):
+        assert part in completed.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ((*SLICE_FLAGS[1:], *TRAIN), "--name=... is required"),
+        (SLICE_FLAGS, "-- --config=configs/NAME.py is required"),
+        ((*SLICE_FLAGS, "--config=x"), "main's arguments follow --"),
+    ],
+)
+def test_a_mistake_is_one_line(pod, arguments, complaint):
+    completed, calls = pod(*arguments)
+    assert completed.returncode == 2
+    assert complaint in completed.stderr
+    assert completed.stderr.count("\n") == 1
+    assert calls == []
