@@ -134,6 +134,21 @@ def use_imagenet_recipe(config: ConfigDict) -> None:
     config.optimizer.epochs = 100
 
 
+def use_cifar_ranet(config: ConfigDict) -> None:
+    """Changes `config.model` to the 6-exit RANet on CIFAR (Yang et al., CVPR 2020, section 4.1)."""
+    config.model.update(
+        name="ranet",
+        num_exits=6,
+        first_blocks=2,
+        block_step=2,
+        step=2,
+        step_mode="lg",
+        growth_factors=(4, 2, 1),
+        bottleneck_factors=(4, 2, 1),
+        scale_list=(1, 2, 3),
+    )
+
+
 def split_variant(variant: str, allowed: Sequence[str]) -> tuple[str, ...]:
     """Splits the text after the colon of `--config=FILE.py:VARIANT` at its commas.
 

@@ -52,6 +52,9 @@ SHIPPED = {
     "cifar100_msdnet": ["", "baseline"],
     "cifar100_lt_msdnet": ["", "200", "10,baseline"],
     "cifar10_folder_msdnet": ["", "baseline"],
+    "cifar10_ranet": ["", "baseline"],
+    "cifar100_ranet": ["", "baseline"],
+    "imagenet_ranet": ["", "channels=64", "baseline"],
     "imagenet_msdnet": ["", "step=6", "step=7,smooth", "step=4,baseline"],
 }
 
@@ -65,6 +68,10 @@ def test_the_shipped_configurations_are_valid_on_one_to_four_devices(name, varia
         config.dataset.data_dir = "somewhere"
     for devices in (1, 2, 4):
         validate(config, device_count=devices)
+
+
+def test_every_shipped_configuration_is_tested():
+    assert {path.stem for path in CONFIGS.glob("*_*net.py")} == set(SHIPPED)
 
 
 def test_the_imagenet_recipe_is_the_papers():
