@@ -1,6 +1,6 @@
 """RANet with learned sample weights on CIFAR-10 (6 exits, Yang et al., CVPR 2020).
 
-No table of the paper (Han et al., ECCV 2022) to compare with, which draws curves only. Not run here.
+The paper (Han et al., ECCV 2022) draws its curves but tabulates no figure. Not run here.
 
     python -m l2w_jax.main --config=configs/cifar10_ranet.py            # learned weights
     python -m l2w_jax.main --config=configs/cifar10_ranet.py:baseline   # RANet's own recipe

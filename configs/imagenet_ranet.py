@@ -1,6 +1,6 @@
 """RANet with learned sample weights on ImageNet (8 exits, Yang et al., CVPR 2020).
 
-No table of the paper to compare with, which draws curves only. Not run here: ImageNet
+The paper (Han et al., ECCV 2022) draws its curves but tabulates no figure. Not run here: ImageNet
 is not at hand.
 
     python -m l2w_jax.main --config=configs/imagenet_ranet.py               # 32 channels
