@@ -1,4 +1,4 @@
-"""State and batches on the devices: bringing them there, and checking that all hold the same."""
+"""The devices: the step that runs on them, what it runs on, and whether all hold the same."""
 
 import collections
 import concurrent.futures
@@ -10,11 +10,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
 
-from l2w_jax.training import DEVICE_AXIS
+from l2w_jax.preprocessing import channel_statistics, normalize
+from l2w_jax.training import DEVICE_AXIS, TrainState, make_train_step, pmap_train_step
+from l2w_jax.training.losses import Batch
+from l2w_jax.training.step import Metrics, Step
 
 # The step that runs, the batch it will be followed by, and one that is being made.
 _BATCHES_AHEAD = 2
+
+
+def step_on_devices(config: ConfigDict, total_steps: int) -> Step:
+    """An iteration over all devices, on batches of stored (uint8) images."""
+    step = make_train_step(config, total_steps, axis_name=DEVICE_AXIS)
+    mean, deviation = channel_statistics(config.dataset.name)
+
+    def step_on_stored(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        return step(state, {**batch, "image": normalize(batch["image"], mean, deviation)})
+
+    return pmap_train_step(step_on_stored)
 
 
 def place_replicated(tree: Any) -> Any:

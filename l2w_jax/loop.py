@@ -17,20 +17,18 @@ from ml_collections import ConfigDict
 
 from l2w_jax import checkpoints, processes
 from l2w_jax.data import Batch, Source
-from l2w_jax.devices import device_batches, diverged_devices, place_replicated
+from l2w_jax.devices import (
+    device_batches,
+    diverged_devices,
+    place_replicated,
+    step_on_devices,
+)
 from l2w_jax.errors import RunFailed, RunInterrupted, UserError
 from l2w_jax.evaluate import predict_all
 from l2w_jax.models import create_model
-from l2w_jax.preprocessing import channel_statistics, normalize
 from l2w_jax.run_log import HostMetrics, RunLog, SilentLog, say
-from l2w_jax.training import (
-    DEVICE_AXIS,
-    TrainState,
-    create_train_state,
-    make_train_step,
-    pmap_train_step,
-)
-from l2w_jax.training.step import Metrics, Step
+from l2w_jax.training import TrainState, create_train_state
+from l2w_jax.training.step import Metrics
 
 
 def train(config: ConfigDict, source: Source, workdir: Path) -> TrainState:
@@ -62,7 +60,7 @@ def train(config: ConfigDict, source: Source, workdir: Path) -> TrainState:
         f"{source.num_test:,} to test on; {jax.device_count()} x {jax.devices()[0].device_kind}; "
         f"{'goes on after' if first_step else 'starts at'} step {first_step}/{total_steps}"
     )
-    train_step = _step_on_devices(config, total_steps)
+    train_step = step_on_devices(config, total_steps)
     batches = device_batches(
         source.train_batches(first_step, jax.process_index(), jax.process_count())
     )
@@ -173,17 +171,6 @@ class _WatchedMetrics:
                     f"{self._writer.resume_advice()}"
                 )
         self._log.add_step(step, host_metrics)
-
-
-def _step_on_devices(config: ConfigDict, total_steps: int) -> Step:
-    """An iteration over all devices, on batches of stored (uint8) images."""
-    step = make_train_step(config, total_steps, axis_name=DEVICE_AXIS)
-    mean, deviation = channel_statistics(config.dataset.name)
-
-    def step_on_stored(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        return step(state, {**batch, "image": normalize(batch["image"], mean, deviation)})
-
-    return pmap_train_step(step_on_stored)
 
 
 def _check_replicas(step: int, state: TrainState, writer: checkpoints.CheckpointWriter) -> None:
