@@ -28,15 +28,12 @@ def milliseconds_per_exit(
         repeats: how often each is timed; the median counts.
     """
     num_exits = model.num_exits
+    predictor = EarlyExitPredictor(
+        model, variables, _all_leave_at(0, num_exits), batch_sizes=[len(images)]
+    )
     return np.array(
         [
-            milliseconds(
-                EarlyExitPredictor(
-                    model, variables, _all_leave_at(k, num_exits), None, [len(images)]
-                ),
-                images,
-                repeats,
-            )
+            milliseconds(predictor.with_thresholds(_all_leave_at(k, num_exits)), images, repeats)
             for k in range(num_exits)
         ]
     )

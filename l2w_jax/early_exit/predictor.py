@@ -6,13 +6,14 @@ smaller batch. Batches have one of a few fixed sizes, filled up with copies of a
 each stage is compiled once for each size, and never again.
 """
 
-import functools
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend import core
 from numpy.typing import ArrayLike, NDArray
 
 from l2w_jax.early_exit.budget import checked_thresholds
@@ -74,10 +75,22 @@ class EarlyExitPredictor:
         if not batch_sizes or min(batch_sizes) < 1:
             raise ValueError(f"batch_sizes are {tuple(batch_sizes)}; positive sizes are expected")
         self.thresholds = checked_thresholds(thresholds, model.num_exits)
-        self._model = model
-        self._variables = jax.device_put(variables)
-        self._preprocess = preprocess
+        variables = jax.device_put(variables)
+        self._stages = [
+            _Stage(_stage_function(model, k, preprocess), variables) for k in range(model.num_exits)
+        ]
+        self._takes_stored_images = preprocess is not None
         self._batch_sizes = tuple(sorted(set(batch_sizes)))
+
+    def with_thresholds(self, thresholds: ArrayLike) -> "EarlyExitPredictor":
+        """The same network with other thresholds; what is compiled is shared.
+
+        Raises:
+            ValueError: the thresholds are not one number for each exit.
+        """
+        other = copy.copy(self)
+        other.thresholds = checked_thresholds(thresholds, len(self._stages))
+        return other
 
     def __call__(self, images: ArrayLike) -> Decisions:
         """Classifies images [N, H, W, 3], of any number.
@@ -105,23 +118,22 @@ class EarlyExitPredictor:
             dtype: of the images to come.
         """
         for size in self._batch_sizes:
-            carry = self._first_carry(np.zeros((size, *image_shape), dtype))
-            for k in range(self._model.num_exits):
-                _, _, next_carry = _stage(self._model, k, self._variables, carry)
+            features = np.zeros((size, *image_shape), dtype)
+            for stage in self._stages:
+                _, _, features = stage(features)
                 for smaller in self._batch_sizes:
-                    if smaller < size and next_carry is not None:
-                        _pack(next_carry, np.zeros(smaller, np.int32))
-                carry = next_carry
+                    if smaller < size and features is not None:
+                        _pack(features, np.zeros(smaller, np.int32))
 
     def _decide(self, images: NDArray[Any], decisions: Decisions) -> None:
         """Fills in the decisions on at most one full batch of images."""
         rows = self._padded(np.arange(len(images)))
         # The image that each row of the batch holds; padding repeats one, and counts for nothing.
         image_of_row = np.where(np.arange(len(rows)) < len(images), rows, EMPTY)
-        carry = self._first_carry(images[rows])
-        for k, threshold in enumerate(self.thresholds):
-            labels, confidences, carry = _stage(self._model, k, self._variables, carry)
-            labels, confidences = np.asarray(labels), np.asarray(confidences)
+        features = images[rows]
+        for k, (stage, threshold) in enumerate(zip(self._stages, self.thresholds, strict=True)):
+            labels, confidences, features = stage(features)
+            labels, confidences = jax.device_get((labels, confidences))
             in_use = image_of_row != EMPTY
             if not np.isfinite(confidences[in_use]).all():
                 raise ValueError(f"the network's answer at exit {k + 1} is not finite")
@@ -136,7 +148,7 @@ class EarlyExitPredictor:
                 return
             rows = self._padded(staying)
             if len(rows) < len(image_of_row):
-                carry = _pack(carry, rows)
+                features = _pack(features, rows)
                 in_front = np.arange(len(rows)) < len(staying)
                 image_of_row = np.where(in_front, image_of_row[rows], EMPTY)
             else:
@@ -148,15 +160,12 @@ class EarlyExitPredictor:
         size = next(size for size in self._batch_sizes if size >= len(rows))
         return np.pad(rows, (0, size - len(rows)), mode="edge").astype(np.int32)
 
-    def _first_carry(self, images: NDArray[Any]) -> Any:
-        return _first_carry(self._model, self._preprocess, self._variables, images)
-
     def _checked(self, images: ArrayLike) -> NDArray[Any]:
         images = np.asarray(images)
         if images.ndim != 4:
             raise ValueError(f"images have shape {images.shape}; [N, height, width, 3] is expected")
         if not jnp.issubdtype(images.dtype, jnp.floating):
-            if self._preprocess is None:
+            if not self._takes_stored_images:
                 raise ValueError(
                     f"images are {images.dtype}; without a preprocess function the network takes "
                     "normalised floating-point images"
@@ -168,31 +177,71 @@ class EarlyExitPredictor:
         return images
 
 
-@functools.partial(jax.jit, static_argnames=("model", "preprocess"))
-def _first_carry(
-    model: MultiExitNetwork,
-    preprocess: Callable[[jax.Array], jax.Array] | None,
-    variables: Mapping[str, Any],
-    images: jax.Array,
-) -> Any:
-    if preprocess is not None:
-        images = preprocess(images)
-    return model.apply(variables, images, train=False, method="init_carry")
+# From variables and features to labels int32 [n], confidences float32 [n] and further features.
+StageFunction = Callable[[Mapping[str, Any], Any], tuple[jax.Array, jax.Array, Any]]
 
 
-@functools.partial(jax.jit, static_argnames=("model", "k"))
-def _stage(
-    model: MultiExitNetwork, k: int, variables: Mapping[str, Any], carry: Any
-) -> tuple[jax.Array, jax.Array, Any]:
-    """Labels int32 [n] and confidences float32 [n] of exit k, and what stage k + 1 starts from."""
-    logits, carry = model.apply(variables, k, carry, train=False, method="stage")
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    confidences = jax.nn.softmax(logits).max(axis=-1).astype(jnp.float32)
-    is_last = k == model.num_exits - 1
-    return logits.argmax(axis=-1).astype(jnp.int32), confidences, None if is_last else carry
+def _stage_function(
+    model: MultiExitNetwork, k: int, preprocess: Callable[[jax.Array], jax.Array] | None
+) -> StageFunction:
+    """Stage k with its exit; the first takes images, the last leaves no features."""
+
+    def function(variables: Mapping[str, Any], features: Any) -> tuple[jax.Array, jax.Array, Any]:
+        if k == 0:
+            images = features if preprocess is None else preprocess(features)
+            features = model.apply(variables, images, train=False, method="init_carry")
+        logits, features = model.apply(variables, k, features, train=False, method="stage")
+        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        confidences = jax.nn.softmax(logits).max(axis=-1).astype(jnp.float32)
+        is_last = k == model.num_exits - 1
+        labels = logits.argmax(axis=-1).astype(jnp.int32)
+        return labels, confidences, None if is_last else features
+
+    return function
+
+
+class _Stage:
+    """A compiled stage, with those variables alone that it reads.
+
+    To hand all of a network's hundreds of arrays to a compiled function takes longer than a small
+    stage takes on one image.
+    """
+
+    def __init__(self, function: StageFunction, variables: Mapping[str, Any]):
+        self._function = function
+        self._leaves, self._structure = jax.tree.flatten(variables)
+        self._read: list[int] | None = None
+        self._compiled = jax.jit(self._from_read)
+
+    def __call__(self, features: Any) -> tuple[jax.Array, jax.Array, Any]:
+        if self._read is None:
+            self._read = self._find_read(features)
+            self._leaves = [self._leaves[i] for i in self._read]
+        return self._compiled(self._leaves, features)
+
+    def _from_read(self, read_leaves: list[jax.Array], features: Any) -> Any:
+        leaves: list[jax.Array | None] = [None] * self._structure.num_leaves
+        for i, leaf in zip(self._read, read_leaves, strict=True):
+            leaves[i] = leaf
+        return self._function(jax.tree.unflatten(self._structure, leaves), features)
+
+    def _find_read(self, features: Any) -> list[int]:
+        """Which variables the stage reads, whatever the batch: those that an operation takes."""
+
+        def from_leaves(leaves: list[jax.Array], features: Any) -> Any:
+            return self._function(jax.tree.unflatten(self._structure, leaves), features)
+
+        jaxpr = jax.make_jaxpr(from_leaves)(self._leaves, features).jaxpr
+        taken = {
+            var
+            for variables in (jaxpr.outvars, *(eqn.invars for eqn in jaxpr.eqns))
+            for var in variables
+            if isinstance(var, core.Var)
+        }
+        return [i for i, var in enumerate(jaxpr.invars[: len(self._leaves)]) if var in taken]
 
 
 @jax.jit
-def _pack(carry: Any, rows: jax.Array) -> Any:
+def _pack(features: Any, rows: jax.Array) -> Any:
     """The given rows of every array."""
-    return jax.tree.map(lambda x: x[rows], carry)
+    return jax.tree.map(lambda x: x[rows], features)

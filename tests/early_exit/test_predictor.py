@@ -27,6 +27,12 @@ def probs(tiny_network):
     return np.array(jax.nn.softmax(model.apply(variables, IMAGES, train=False)))
 
 
+@pytest.fixture(scope="module")
+def predictor(tiny_network):
+    """Compiled once; a test takes it `with_thresholds` of its own."""
+    return EarlyExitPredictor(*tiny_network, [0.5, 0.5, 0])
+
+
 def check_against_simulation(decisions, probs, thresholds):
     """All equal, but for samples whose confidence is within rounding of a threshold."""
     confidences = confidences_of(probs)
@@ -46,58 +52,70 @@ def check_against_simulation(decisions, probs, thresholds):
 
 @given(data=st.data(), count=st.integers(1, 512), levels=st.lists(st.floats(0, 1.05), min_size=3))
 @settings(max_examples=60, deadline=None)
-def test_decisions_equal_those_from_the_full_network(tiny_network, probs, data, count, levels):
+def test_decisions_equal_those_from_the_full_network(predictor, probs, data, count, levels):
     # Drawn with repetition: duplicates are the rule.
     chosen = np.random.default_rng(data.draw(st.integers(0, 99))).integers(0, 512, count)
     # A threshold between two confidences of its exit, below all or above all of them.
     thresholds = np.quantile(probs.max(axis=-1), np.clip(levels[:3], 0, 1), axis=1).diagonal() + (
         np.float32(levels[:3]) > 1
     )
-    decisions = EarlyExitPredictor(*tiny_network, thresholds)(IMAGES[chosen])
+    decisions = predictor.with_thresholds(thresholds)(IMAGES[chosen])
     check_against_simulation(decisions, probs[:, chosen], [*thresholds[:2], EVERYBODY_LEAVES])
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 31, 32, 33, 255, 256, 257, 512])
 @pytest.mark.parametrize("everybody_leaves_at", [0, 1, 2])
-def test_all_may_leave_at_one_exit(tiny_network, probs, count, everybody_leaves_at):
+def test_all_may_leave_at_one_exit(predictor, probs, count, everybody_leaves_at):
     thresholds = np.full(3, NOBODY_LEAVES)
     thresholds[everybody_leaves_at] = 0
-    decisions = EarlyExitPredictor(*tiny_network, thresholds)(IMAGES[:count])
+    decisions = predictor.with_thresholds(thresholds)(IMAGES[:count])
     assert decisions.exits.tolist() == [everybody_leaves_at] * count
     check_against_simulation(decisions, probs[:, :count], thresholds)
 
 
-def test_equal_images_get_equal_answers(tiny_network, probs):
+def test_equal_images_get_equal_answers(predictor, probs):
     thresholds = np.median(probs.max(axis=-1), axis=1) + 1e-4
-    decisions = EarlyExitPredictor(*tiny_network, thresholds)(np.tile(IMAGES[:7], (20, 1, 1, 1)))
+    decisions = predictor.with_thresholds(thresholds)(np.tile(IMAGES[:7], (20, 1, 1, 1)))
     for array in decisions:
         np.testing.assert_array_equal(array, np.tile(array[:7], 20))
 
 
-def test_no_images_no_decisions(tiny_network):
-    decisions = EarlyExitPredictor(*tiny_network, [0.5, 0.5, 0.5])(IMAGES[:0])
+def test_no_images_no_decisions(predictor):
+    decisions = predictor(IMAGES[:0])
     assert [array.shape for array in decisions] == [(0,), (0,), (0,)]
 
 
-def test_whoever_has_left_costs_nothing(tiny_network, monkeypatch):
+def test_whoever_has_left_costs_nothing(tiny_network, probs, monkeypatch):
     model, _ = tiny_network
-    traced = []
+    traced = set()
     stage = type(model).stage
 
     def recorded(self, k, carry, train):
-        traced.append((k, len(carry["pooled"])))
+        traced.add((k, len(carry["pooled"])))
         return stage(self, k, carry, train)
 
     monkeypatch.setattr(type(model), "stage", recorded)
-    # Another static value than in other tests, so that stages are traced anew.
-    fresh = model.clone(dtype=jnp.float16)
-    confidences = confidences_of(
-        jax.nn.softmax(model.apply(tiny_network[1], IMAGES[:256], train=False))
-    )
-    threshold = np.sort(confidences[0])[40] + 1e-6
-    traced.clear()
-    EarlyExitPredictor(fresh, tiny_network[1], [threshold, 0, 0])(IMAGES[:256])
-    assert traced == [(0, 256), (1, 64)]
+    threshold = np.sort(probs[0, :256].max(axis=-1))[40] + 1e-6
+    EarlyExitPredictor(*tiny_network, [threshold, 0, 0])(IMAGES[:256])
+    assert traced == {(0, 256), (1, 64)}
+
+
+def test_a_stage_is_handed_the_variables_that_it_reads_alone(tiny_network):
+    predictor = EarlyExitPredictor(*tiny_network, [0, 0, 0])
+    predictor(IMAGES[:1])
+    # A kernel and a bias each of block and head, and four arrays of the batch norm.
+    assert len(predictor._stages[0]._leaves) == 8
+
+
+def test_other_thresholds_share_what_is_compiled(predictor, caplog):
+    first, last = (predictor.with_thresholds([t, t, 0]) for t in (0, NOBODY_LEAVES))
+    last(IMAGES[:32])
+    with jax.log_compiles():
+        assert set(first(IMAGES[:32]).exits) == {0}
+        assert set(last(IMAGES[:32]).exits) == {2}
+    assert not caplog.records
+    with pytest.raises(ValueError, match="for 3 exits"):
+        predictor.with_thresholds([0.5])
 
 
 def test_nothing_is_compiled_after_warming_up(tiny_network, probs, caplog):
@@ -130,11 +148,11 @@ def test_stored_images_are_preprocessed_on_the_device(tiny_network):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_images_that_are_not_finite_are_refused(tiny_network, value):
+def test_images_that_are_not_finite_are_refused(predictor, value):
     images = IMAGES[:5].copy()
     images[3, 1, 2, 0] = value
     with pytest.raises(ValueError, match="image 3 of 5 holds NaN"):
-        EarlyExitPredictor(*tiny_network, [0.5, 0.5, 0])(images)
+        predictor(images)
 
 
 def test_a_network_whose_answer_is_not_finite_is_refused(tiny_network):
