@@ -16,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from l2w_jax import checkpoints, processes
-from l2w_jax.data import Batch, Source
+from l2w_jax.data import Source
 from l2w_jax.devices import (
     device_batches,
     diverged_devices,
@@ -78,9 +78,9 @@ def train(config: ConfigDict, source: Source, workdir: Path) -> TrainState:
             state, metrics = train_step(state, next(batches))
             watched.add(step, metrics)
             if step == first_step + 1:
-                jax.block_until_ready(state)
+                watched.finish()
                 say(f"first step after {time.monotonic() - started:.1f} s")
-                log.restart_clock()
+                log.start_clock()
             if _is_due(step, config.log.check_replicas):
                 _check_replicas(step, state, writer)
             stopping = bool(received) or processes.asked_to_stop(step)
@@ -90,9 +90,10 @@ def train(config: ConfigDict, source: Source, workdir: Path) -> TrainState:
             )
             if scored or stopping or _is_due(step, config.checkpoint.every_steps):
                 watched.finish()
+                log.stop_clock()
                 score = _score(config, source, state, log) if scored else None
                 writer.save(state, score)
-                log.restart_clock()
+                log.start_clock()
             if stopping:
                 writer.wait()
                 raise RunInterrupted(

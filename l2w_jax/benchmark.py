@@ -1,0 +1,198 @@
+"""Measures what a training step costs on this machine, and prints it as JSON.
+
+    python -m l2w_jax.benchmark --config=configs/NAME.py[:VARIANT] [--config.a.b=VALUE ...]
+        [--steps=N] [--no-cache] [--compare=OLD.json]
+
+Two steps of the configuration's network are compared, each by what one update of the network costs:
+"plain" is SGD on half the batch; "weighted" is what the configuration says, half of whose iteration
+on the whole batch is counted, since it makes two updates. Reported are XLA's counts of
+floating-point operations and of temporary memory, the median time of an update, and the seconds
+from the start of the program to the end of the first step, with what they were spent on. Images are
+random: no data set is read.
+
+--no-cache compiles anew. --compare prints the ratio of each number to that of an earlier output.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from l2w_jax import command_line
+from l2w_jax import config as run_config
+from l2w_jax import main as training_command
+from l2w_jax.errors import UserError
+
+# A run so long that its learning rates do not fall while it is measured.
+_TOTAL_STEPS = 1_000_000
+
+
+def main(argv: Sequence[str], started: float) -> None:
+    """Runs the command.
+
+    Args:
+        argv: arguments without the program's name.
+        started: `time.monotonic()` when the program began.
+
+    Raises:
+        UserError: an argument, the configuration or the file to compare with is wrong.
+    """
+    arguments, config_arguments = _parser().parse_known_args(argv)
+    config = training_command.parse(["benchmark", *config_arguments]).config
+    old = _read(arguments.compare) if arguments.compare else None
+    import jax
+
+    if arguments.no_cache:
+        jax.config.update("jax_enable_compilation_cache", False)
+    run_config.validate(config, jax.device_count())
+    report = measure(config, arguments.steps, started)
+    if old is not None:
+        report["ratio_to_old"] = ratios(report, old)
+    print(json.dumps(report, indent=2))
+
+
+def measure(config: ConfigDict, num_steps: int, started: float) -> dict[str, Any]:
+    """The report on both steps.
+
+    Args:
+        config: a run's configuration, checked.
+        num_steps: steps to time.
+        started: `time.monotonic()` when the program began.
+    """
+    import jax
+
+    from l2w_jax.training.step import half_steps_compiled
+
+    halved = config.weighting.kind != "none"
+    batch_size = config.dataset.batch_size
+    weighted = measure_step(config, batch_size, num_steps, started)
+    report = {
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "jax": jax.__version__,
+        "images_per_update": batch_size // 2 if halved else batch_size,
+    }
+    if not halved:
+        return report | {"plain": weighted}
+    plain_config = config.copy_and_resolve_references()
+    plain_config.weighting.kind = "none"
+    plain = measure_step(plain_config, batch_size // 2, num_steps, time.monotonic())
+    weighted["gigaflops"] /= half_steps_compiled()
+    weighted["seconds"] /= 2
+    compared = ("gigaflops", "temporary_megabytes", "seconds")
+    return report | {
+        "plain": plain,
+        "weighted": weighted,
+        "ratio": {name: weighted[name] / plain[name] for name in compared},
+    }
+
+
+def measure_step(
+    config: ConfigDict, batch_size: int, num_steps: int, started: float
+) -> dict[str, float]:
+    """What one step over all devices costs and how long it takes to get there.
+
+    Args:
+        config: a run's configuration.
+        batch_size: images over all devices.
+        num_steps: steps to time.
+        started: when the seconds to the first step began, by `time.monotonic()`.
+
+    Returns:
+        gigaflops and temporary_megabytes of one device, seconds (median) of a step,
+        images_per_second of all devices, and seconds_to_first_step, of which seconds_tracing and
+        seconds_compiling (or reading from the cache).
+    """
+    import jax
+    import numpy as np
+
+    from l2w_jax.devices import device_batches, place_replicated, step_on_devices
+    from l2w_jax.training import create_train_state
+
+    state = place_replicated(create_train_state(config, jax.random.key(config.seed)))
+    batches = device_batches(_random_batches(config, batch_size))
+    step = step_on_devices(config, _TOTAL_STEPS)
+    batch = next(batches)
+
+    start = time.monotonic()
+    lowered = step.lower(state, batch)
+    traced = time.monotonic()
+    compiled = lowered.compile()
+    compiled_at = time.monotonic()
+    state, metrics = compiled(state, batch)
+    jax.block_until_ready((state, metrics))
+    first_step_done = time.monotonic()
+
+    durations = []
+    for _ in range(num_steps):
+        batch = next(batches)
+        begun = time.monotonic()
+        state, metrics = compiled(state, batch)
+        jax.block_until_ready((state, metrics))
+        durations.append(time.monotonic() - begun)
+    batches.close()
+    seconds = float(np.median(durations))
+    return {
+        "gigaflops": compiled.cost_analysis()["flops"] / 1e9,
+        "temporary_megabytes": compiled.memory_analysis().temp_size_in_bytes / 1e6,
+        "seconds": seconds,
+        "images_per_second": batch_size / seconds,
+        "seconds_to_first_step": first_step_done - started,
+        "seconds_tracing": traced - start,
+        "seconds_compiling": compiled_at - traced,
+    }
+
+
+def ratios(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
+    """new / old for every number that both hold, nested as they are."""
+    result: dict[str, Any] = {}
+    for name in new.keys() & old.keys():
+        if isinstance(new[name], Mapping):
+            result[name] = ratios(new[name], old[name])
+        elif isinstance(new[name], float) and old[name]:
+            result[name] = new[name] / old[name]
+    return dict(sorted(result.items()))
+
+
+def _random_batches(config: ConfigDict, batch_size: int):
+    import numpy as np
+
+    generator = np.random.default_rng(0)
+    size = config.dataset.image_size
+    batch = {
+        "image": generator.integers(0, 256, (batch_size, size, size, 3), np.uint8),
+        "label": generator.integers(0, config.dataset.num_classes, batch_size, np.int32),
+    }
+    while True:
+        yield batch
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"--compare={path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"--compare={path}: not the output of this command: {error}") from error
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = command_line.ArgumentParser(
+        prog="python -m l2w_jax.benchmark",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--no-cache", action="store_true")
+    parser.add_argument("--compare", type=Path)
+    return parser
+
+
+if __name__ == "__main__":
+    _started = time.monotonic()
+    command_line.run(lambda: main(sys.argv[1:], _started))
