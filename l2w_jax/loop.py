@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from l2w_jax import checkpoints, processes
+from l2w_jax import checkpoints, processes, results
 from l2w_jax.data import Source
 from l2w_jax.devices import (
     device_batches,
@@ -130,7 +130,33 @@ def _create_or_restore(config: ConfigDict, workdir: Path) -> TrainState:
     """The newest good checkpoint of a run folder, or the state before the first iteration."""
     created = _create(config)
     restored = checkpoints.restore_newest(workdir, created)
-    return created if restored is None else restored
+    if restored is not None:
+        return restored
+    if config.weighting.kind == "frozen":
+        return created.replace(wpn_params=_trained_predictor(config, created.wpn_params))
+    return created
+
+
+def _trained_predictor(config: ConfigDict, template: Any) -> Any:
+    """Θ of the run that `config.weighting.checkpoint` names.
+
+    Raises:
+      UserError: that run has no good checkpoint, or its predictor has another shape.
+    """
+    folder = Path(config.weighting.checkpoint)
+    if not checkpoints.has_checkpoint(folder):
+        raise UserError(
+            f"config.weighting.checkpoint: {folder} is not allowed: must be the workdir of a run "
+            "that has a checkpoint"
+        )
+    trained = restore_best(results.read_config(folder), folder).wpn_params
+    shapes, wanted = (jax.tree.map(np.shape, tree) for tree in (trained, template))
+    if shapes != wanted:
+        raise UserError(
+            f"config.weighting.checkpoint: the predictor of {folder} has shapes {shapes}, but "
+            f"config.weighting and config.model ask for {wanted}"
+        )
+    return trained
 
 
 class _WatchedMetrics:

@@ -30,8 +30,11 @@ class SilentLog:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def restart_clock(self) -> None:
-        """See `RunLog.restart_clock`."""
+    def start_clock(self) -> None:
+        """See `RunLog.start_clock`."""
+
+    def stop_clock(self) -> None:
+        """See `RunLog.stop_clock`."""
 
     def add_step(self, step: int, metrics: HostMetrics) -> None:
         """See `RunLog.add_step`."""
@@ -72,7 +75,7 @@ class RunLog(SilentLog):
                 )
             )
         self._window: list[HostMetrics] = []
-        self._window_start = time.monotonic()
+        self._clock = _StepClock()
 
     def __enter__(self) -> "RunLog":
         return self
@@ -81,9 +84,13 @@ class RunLog(SilentLog):
         self._json_lines.close()
         self._writer.close()
 
-    def restart_clock(self) -> None:
-        """Leaves the time since the last line out of the next line's images per second."""
-        self._window_start = time.monotonic()
+    def start_clock(self) -> None:
+        """From now on iterations, and the time that they take, count for the images per second."""
+        self._clock.start()
+
+    def stop_clock(self) -> None:
+        """What follows until `start_clock` does not count: compilation, evaluation, saving."""
+        self._clock.stop()
 
     def add_step(self, step: int, metrics: HostMetrics) -> None:
         """Takes the metrics of one iteration; every `log.every_steps` their means are written.
@@ -95,6 +102,7 @@ class RunLog(SilentLog):
         for hook in self._hooks:
             hook(step)
         self._window.append({name: metrics[name] for name in _AVERAGED})
+        self._clock.count_step()
         if step % self._settings.every_steps == 0 or step == self._total_steps:
             self._write_window(step)
         if step % self._settings.histogram_every_steps == 0:
@@ -110,12 +118,12 @@ class RunLog(SilentLog):
         say(f"held-out images after step {step}: top-1 {_join(top1)} %")
 
     def _write_window(self, step: int) -> None:
-        seconds = time.monotonic() - self._window_start
+        seconds_per_step = self._clock.take_seconds_per_step()
         means = {
             name: _mean_of_finite([metrics[name] for metrics in self._window]) for name in _AVERAGED
         }
         rates = {name: self._window[-1][name] for name in ("learning_rate", "meta_learning_rate")}
-        speed = len(self._window) * self._batch_size / seconds
+        speed = self._batch_size / seconds_per_step
         epoch = step / self._steps_per_epoch
         top1 = 100 * means["top1"]
         self._write_json(
@@ -137,24 +145,53 @@ class RunLog(SilentLog):
             "train/weighted_loss": means["weighted_loss"],
             "train/learning_rate": rates["learning_rate"],
             "train/meta_learning_rate": rates["meta_learning_rate"],
+            "train/meta_loss": means["meta_loss"],
             "images_per_second": speed,
             "bad_images": self._source.num_bad,
         }
-        if np.isfinite(means["meta_loss"]):
-            scalars["train/meta_loss"] = means["meta_loss"]
-        self._writer.write_scalars(step, {name: float(value) for name, value in scalars.items()})
-        seconds_left = (self._total_steps - step) * seconds / len(self._window)
+        self._writer.write_scalars(
+            step, {name: float(value) for name, value in scalars.items() if np.isfinite(value)}
+        )
         say(
             f"step {step}/{self._total_steps}  epoch {epoch:.1f}  "
-            f"loss {means['loss'].mean():.4f}  top-1 {_join(top1)} %  "
-            f"{speed:,.0f} images/s  {_duration(seconds_left)} left"
+            f"loss {means['loss'].mean():.4f}  top-1 {_join(top1)} %"
+            f"{_pace(speed, seconds_per_step * (self._total_steps - step))}"
         )
         self._window = []
-        self._window_start = time.monotonic()
 
     def _write_json(self, line: Mapping[str, Any]) -> None:
         self._json_lines.write(json.dumps(line, allow_nan=False) + "\n")
         self._json_lines.flush()
+
+
+class _StepClock:
+    """How long iterations take, without what comes between them."""
+
+    def __init__(self) -> None:
+        self._started: float | None = None
+        self._seconds = 0.0
+        self._steps = 0
+
+    def start(self) -> None:
+        self._started = time.monotonic()
+
+    def stop(self) -> None:
+        if self._started is not None:
+            self._seconds += time.monotonic() - self._started
+            self._started = None
+
+    def count_step(self) -> None:
+        """An iteration is over; it counts if the clock runs."""
+        self._steps += self._started is not None
+
+    def take_seconds_per_step(self) -> float:
+        """Of the iterations since the last call; NaN where none counts."""
+        if self._started is not None:
+            self.stop()
+            self.start()
+        seconds, steps = self._seconds, self._steps
+        self._seconds, self._steps = 0.0, 0
+        return seconds / steps if steps else math.nan
 
 
 _AVERAGED = ("loss", "top1", "weighted_loss", "meta_loss", "learning_rate", "meta_learning_rate")
@@ -196,6 +233,12 @@ def _rounded(values: np.ndarray) -> Any:
 
 def _join(percentages: np.ndarray) -> str:
     return " ".join(f"{value:.1f}" for value in percentages)
+
+
+def _pace(images_per_second: float, seconds_left: float) -> str:
+    if math.isnan(images_per_second):
+        return ""
+    return f"  {images_per_second:,.0f} images/s  {_duration(seconds_left)} left"
 
 
 def _duration(seconds: float) -> str:
