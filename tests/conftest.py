@@ -1,11 +1,16 @@
 """A multi-exit network that compiles in a blink, for tests of what is done with a network."""
 
+import hypothesis
 import jax
 import jax.numpy as jnp
 import pytest
 from flax import linen as nn
 
 from l2w_jax.models import MultiExitNetwork
+
+# The first example of a test compiles, which takes longer than hypothesis waits by default.
+hypothesis.settings.register_profile("compiling", deadline=None)
+hypothesis.settings.load_profile("compiling")
 
 
 class TinyNetwork(MultiExitNetwork):

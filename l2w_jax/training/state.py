@@ -22,7 +22,8 @@ class TrainState:
         step: iterations done, int32.
         params, batch_stats: θ and the running statistics of batch norm.
         opt_state: SGD's momentum buffer.
-        wpn_params, wpn_opt_state: Θ and Adam's moments; empty where no predictor is used.
+        wpn_params, wpn_opt_state: Θ and Adam's moments; empty where there is no predictor, or
+            where it does not learn.
     """
 
     step: jax.Array
@@ -55,6 +56,7 @@ def create_train_state(config: ConfigDict, rng: jax.Array) -> TrainState:
             (1, num_predictor_inputs(config.weighting.input, model.num_exits)), jnp.float32
         )
         wpn_params = initial_variables(predictor, wpn_rng, inputs)["params"]
+    if config.weighting.kind == "meta":
         wpn_opt_state = jax.jit(adam(config.weighting.weight_decay).init)(wpn_params)
     optimizer = sgd(config.optimizer.momentum, config.optimizer.weight_decay)
     return TrainState(

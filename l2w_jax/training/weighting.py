@@ -10,10 +10,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
+from l2w_jax.early_exit.budget import exit_shares
 from l2w_jax.models import MultiExitNetwork, WeightPredictor
-from l2w_jax.training.collectives import mean_over
+from l2w_jax.training.allocation import allocate_globally
+from l2w_jax.training.collectives import (
+    axis_size,
+    gather_rows,
+    mean_over,
+    own_rows,
+    sum_over,
+)
 
 # From Θ (unused where nothing is learned), losses and confidences [N, K] to weights [N, K].
 Weighting = Callable[[Any, jax.Array, jax.Array], jax.Array]
@@ -40,11 +49,16 @@ def create_weighting(
         return PredictedWeights(
             predictor, config.input, config.constraint, config.magnitude, axis_name
         )
+    if config.kind == "allocation":
+        return AllocatedWeights(exit_shares(config.q, model.num_exits), axis_name)
+    if config.kind == "fixed":
+        return HandSetWeights(config.magnitude, axis_name)
     if config.kind == "none":
         return equal_weights
+    known = (*PREDICTED_KINDS, "allocation", "fixed", "none")
     raise ValueError(
         f"config.weighting.kind: {config.kind!r} is not allowed: "
-        f"must be one of {', '.join(map(repr, (*PREDICTED_KINDS, 'none')))}"
+        f"must be one of {', '.join(map(repr, known))}"
     )
 
 
@@ -90,6 +104,66 @@ class PredictedWeights:
         inputs = jax.lax.stop_gradient(predictor_inputs(self.inputs, losses, confidences))
         u = self.predictor.apply({"params": wpn_params}, inputs)
         return 1 + self.magnitude * centre(u, self.constraint, self.axis_name)
+
+
+@dataclasses.dataclass(frozen=True)
+class AllocatedWeights:
+    """Each sample trains only the exit that it is allocated to (the paper's ablation).
+
+    Samples are allocated as meta data are (section 3.3). The weights N / N_k make the training loss
+    Σ_k mean of l over the N_k samples of exit k.
+
+    Attributes:
+        shares: p, float32 [K].
+        axis_name: device axis over which samples are allocated and counted.
+    """
+
+    shares: np.ndarray
+    axis_name: str | None = None
+
+    def __call__(self, wpn_params: Any, losses: jax.Array, confidences: jax.Array) -> jax.Array:
+        """Weights [N, K] by the confidences of the samples themselves."""
+        del wpn_params
+        confidences = jax.lax.stop_gradient(confidences)
+        allocation = allocate_globally(confidences, self.shares, self.axis_name)
+        counts = sum_over(self.axis_name, allocation.sum(axis=0))
+        num_samples = len(losses) * axis_size(self.axis_name)
+        return allocation * (num_samples / jnp.maximum(counts, 1)).astype(losses.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class HandSetWeights:
+    """Weights set by hand: easy samples count more at early exits, hard ones at late exits.
+
+    w[i, k] = 1 + δ·e_k·r_i, where e_k rises evenly from -1 at the first exit to 1 at the last, and
+    r_i, by rank, from -1 for the sample whose mean loss over the exits is smallest to 1 for the
+    largest.
+    So the weights of a sample average 1, as do those of an exit: what the constraints promise of
+    learned weights. The paper leaves its hand-set weights open; this form has its one magnitude.
+
+    Attributes:
+        magnitude: δ.
+        axis_name: device axis over which the samples are ranked.
+    """
+
+    magnitude: float
+    axis_name: str | None = None
+
+    def __call__(self, wpn_params: Any, losses: jax.Array, confidences: jax.Array) -> jax.Array:
+        """Weights [N, K] by the losses of the samples."""
+        del wpn_params, confidences
+        difficulty = gather_rows(self.axis_name, jax.lax.stop_gradient(losses).mean(axis=1))
+        ranks = jnp.argsort(jnp.argsort(difficulty, stable=True), stable=True)
+        hardness = own_rows(self.axis_name, _from_minus_one_to_one(ranks, len(difficulty)))
+        num_exits = losses.shape[1]
+        lateness = _from_minus_one_to_one(jnp.arange(num_exits), num_exits)
+        weights = 1 + self.magnitude * hardness[:, None] * lateness
+        return weights.astype(losses.dtype)
+
+
+def _from_minus_one_to_one(ranks: jax.Array, count: int) -> jax.Array:
+    """Ranks 0 to count - 1, spread evenly over -1 to 1; a single one is in the middle, 0."""
+    return (2 * ranks - (count - 1)) / max(count - 1, 1)
 
 
 def predictor_inputs(inputs: str, losses: jax.Array, confidences: jax.Array) -> jax.Array:
