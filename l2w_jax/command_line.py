@@ -24,14 +24,25 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def set_up_libraries() -> None:
-    """Keeps compiled programs from one start of a command to the next."""
+    """Keeps compiled programs from one start of a command to the next; quiets Orbax."""
     import jax
+    from absl import logging
+
+    # A damaged checkpoint or a failed save is told in one line by `checkpoints`. Orbax adds pages
+    # of tracebacks to it, and leaves reads behind that find their event loop closed.
+    logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
+    sys.unraisablehook = _ignore_closed_loop
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = Path.home() / ".cache" / "l2w_jax" / "compiled"
         jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _ignore_closed_loop(unraisable: "sys.UnraisableHookArgs") -> None:
+    if "Event loop is closed" not in str(unraisable.exc_value):
+        sys.__unraisablehook__(unraisable)
 
 
 def run(main: Callable[[], None]) -> NoReturn:

@@ -78,8 +78,9 @@ def train(config: ConfigDict, source: Source, workdir: Path) -> TrainState:
             state, metrics = train_step(state, next(batches))
             watched.add(step, metrics)
             if step == first_step + 1:
-                watched.finish()
+                jax.block_until_ready(metrics)
                 say(f"first step after {time.monotonic() - started:.1f} s")
+                watched.finish()
                 log.start_clock()
             if _is_due(step, config.log.check_replicas):
                 _check_replicas(step, state, writer)

@@ -1,5 +1,7 @@
 """What the command line answers to every mistake: one clear line, status 2, nothing written."""
 
+import json
+import os
 import re
 import subprocess
 import sys
@@ -219,3 +221,14 @@ def test_evaluating_again_gives_the_same_files(small_run):
     completed = run("--mode=evaluate")
     assert completed.returncode == 0, completed.stderr
     assert [(workdir / name).read_bytes() for name in names] == before
+
+
+def test_a_damaged_checkpoint_is_one_line_too(small_run):
+    run, workdir, _ = small_run
+    evaluated = json.loads((workdir / "evaluation.json").read_text())["step"]
+    state = workdir / "checkpoints" / str(evaluated) / "state"
+    max((path for path in state.rglob("*") if path.is_file()), key=os.path.getsize).unlink()
+    completed = run("--mode=evaluate")
+    assert completed.returncode == 0, completed.stderr
+    assert f"The checkpoint of step {evaluated} is not used" in completed.stderr
+    assert len(completed.stderr.splitlines()) == 1
