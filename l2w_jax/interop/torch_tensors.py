@@ -22,7 +22,8 @@ _LEAF_NAMES = {
     "mean": "running_mean",
     "var": "running_var",
 }
-_COUNTER = "num_batches_tracked"
+# Number of batches that a batch norm has seen, which PyTorch counts and nothing here needs.
+COUNTER = "num_batches_tracked"
 
 
 def variables_from_torch(model: MultiExitNetwork, tensors: Mapping[str, np.ndarray]) -> Variables:
@@ -33,7 +34,7 @@ def variables_from_torch(model: MultiExitNetwork, tensors: Mapping[str, np.ndarr
     Raises:
         ValueError: a tensor is missing, extra or of the wrong shape; a line for each.
     """
-    names = {name for name in tensors if not name.endswith(_COUNTER)}
+    names = {name for name in tensors if not name.endswith(COUNTER)}
     return _from_torch(_abstract_variables(model), module_namer(model), tensors, names)
 
 
@@ -41,7 +42,7 @@ def variables_to_torch(model: MultiExitNetwork, variables: Variables) -> dict[st
     """The inverse of `variables_from_torch`; batch norm's counters are 0."""
     tensors = _to_torch(variables, module_namer(model))
     counters = {
-        name.removesuffix("running_mean") + _COUNTER: np.zeros((), np.int64)
+        name.removesuffix("running_mean") + COUNTER: np.zeros((), np.int64)
         for name in tensors
         if name.endswith("running_mean")
     }

@@ -1,0 +1,79 @@
+"""Writes a run's network and weight predictor as the authors' PyTorch programs would.
+
+    python -m l2w_jax.interop.export_torch CKPT.pth.tar --workdir=FOLDER
+
+The inverse of `l2w_jax.interop.import_torch`, bit for bit. The checkpoint with the best held-out
+accuracy is taken, as in an evaluation.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from l2w_jax import command_line
+from l2w_jax.errors import UserError
+from l2w_jax.interop.import_torch import EXTRAS_FILE
+from l2w_jax.interop.torch_checkpoint import TorchCheckpoint, write_torch_checkpoint
+from l2w_jax.interop.torch_tensors import variables_to_torch, wpn_to_torch
+from l2w_jax.models import create_model
+from l2w_jax.training import TrainState
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the command.
+
+    Args:
+        argv: arguments without the program's name.
+
+    Raises:
+        UserError: an argument is wrong, the folder holds no run or no good checkpoint, or the file
+            cannot be written.
+    """
+    import jax
+
+    from l2w_jax import checkpoints, results
+    from l2w_jax.training import create_train_state
+
+    parser = command_line.ArgumentParser(
+        prog="python -m l2w_jax.interop.export_torch",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--workdir", type=Path, required=True)
+    arguments = parser.parse_args(argv)
+    config = results.read_config(arguments.workdir)
+    template = create_train_state(config, jax.random.key(config.seed))
+    state = checkpoints.restore_best(arguments.workdir, template)
+    if state is None:
+        raise UserError(f"--workdir={arguments.workdir}: no checkpoint to export; train first")
+    checkpoint = state_to_torch(config, state)
+    extras = arguments.workdir / EXTRAS_FILE
+    if extras.exists():
+        checkpoint = _with_extras(checkpoint, json.loads(extras.read_text()))
+    write_torch_checkpoint(arguments.file, checkpoint)
+    print(f"{arguments.file}: written from step {int(state.step)} of {arguments.workdir}")
+
+
+def state_to_torch(config: ConfigDict, state: TrainState) -> TorchCheckpoint:
+    """The tensors of a training state."""
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    return TorchCheckpoint(
+        network=variables_to_torch(create_model(config.model), variables),
+        predictor=wpn_to_torch(state.wpn_params) if state.wpn_params else {},
+    )
+
+
+def _with_extras(checkpoint: TorchCheckpoint, extras: dict) -> TorchCheckpoint:
+    """The checkpoint with the counters and names that it was imported with."""
+    counters = {name: np.array(count, np.int64) for name, count in extras["counters"].items()}
+    return checkpoint._replace(network=checkpoint.network | counters, prefixed=extras["prefixed"])
+
+
+if __name__ == "__main__":
+    command_line.run(lambda: main(sys.argv[1:]))

@@ -1,0 +1,121 @@
+"""Makes a run folder from a checkpoint of the authors' PyTorch programs.
+
+    python -m l2w_jax.interop.import_torch CKPT.pth.tar --config=configs/NAME.py --workdir=FOLDER
+
+Reads the files of L2W-DEN, MSDNet-PyTorch and RANet-pytorch; the configuration says which network
+they hold. `python -m l2w_jax.main` with the same --config and --workdir, and --mode=evaluate,
+evaluates the result. `l2w_jax.interop.export_torch` is the inverse.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from l2w_jax import command_line
+from l2w_jax.errors import UserError
+from l2w_jax.files import write_atomically
+from l2w_jax.interop.torch_checkpoint import TorchCheckpoint, read_torch_checkpoint
+from l2w_jax.interop.torch_tensors import COUNTER, variables_from_torch, wpn_from_torch
+from l2w_jax.models import create_model
+from l2w_jax.training import TrainState
+
+# What the file held that a training state has no place for, so that an export gives it back.
+EXTRAS_FILE = "torch_extras.json"
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the command.
+
+    Args:
+        argv: arguments without the program's name.
+
+    Raises:
+        UserError: an argument is wrong, or the file does not hold the configuration's network: a
+            line for each tensor that is missing, extra or of the wrong shape.
+    """
+    from l2w_jax import checkpoints
+    from l2w_jax import main as training_command
+    from l2w_jax import workdir as run_folder
+    from l2w_jax.config import validate
+
+    path, config_arguments = parse_file_argument("import_torch", __doc__, argv)
+    config, workdir, _ = training_command.parse(["import_torch", *config_arguments])
+    run_folder.check(config, workdir)
+    validate(config)
+    if checkpoints.has_checkpoint(workdir):
+        raise UserError(f"--workdir={workdir}: has checkpoints already; choose another --workdir")
+    checkpoint = read_torch_checkpoint(path)
+    state = state_from_torch(config, checkpoint, path)
+    counters = {name: int(v) for name, v in checkpoint.network.items() if name.endswith(COUNTER)}
+    with run_folder.exclusive_use(config, workdir):
+        extras = {"prefixed": checkpoint.prefixed, "counters": counters}
+        write_atomically(workdir / EXTRAS_FILE, json.dumps(extras, indent=2))
+        writer = checkpoints.CheckpointWriter(workdir, config.checkpoint.keep)
+        writer.save(state)
+        writer.wait()
+        writer.close()
+    print(
+        f"{path}: {len(checkpoint.network)} tensors of the network, "
+        f"{len(checkpoint.predictor)} of the weight predictor; written to {workdir}"
+    )
+
+
+def state_from_torch(config: ConfigDict, checkpoint: TorchCheckpoint, path: Path) -> TrainState:
+    """A training state at step 0 with the tensors of a checkpoint.
+
+    The weight predictor keeps its initial values where the checkpoint has none.
+
+    Args:
+        config: a run's configuration.
+        checkpoint: the tensors.
+        path: where they come from, for messages.
+
+    Raises:
+        UserError: a line for each tensor that is missing, extra or of the wrong shape.
+    """
+    import jax
+
+    from l2w_jax.training import create_train_state
+
+    state = create_train_state(config, jax.random.key(config.seed))
+    try:
+        variables = variables_from_torch(create_model(config.model), checkpoint.network)
+        state = state.replace(**variables)
+        if checkpoint.predictor and state.wpn_params:
+            wpn_params = wpn_from_torch(checkpoint.predictor)
+            shapes, wanted = (
+                jax.tree.map(lambda x: x.shape, tree) for tree in (wpn_params, state.wpn_params)
+            )
+            if shapes != wanted:
+                raise ValueError(f"meta_state_dict: has shapes {shapes}, must be {wanted}")
+            state = state.replace(wpn_params=wpn_params)
+    except ValueError as error:
+        raise UserError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from error
+    return state
+
+
+def parse_file_argument(
+    command: str, description: str, argv: Sequence[str]
+) -> tuple[Path, list[str]]:
+    """The one positional argument, a file, and the other arguments.
+
+    Raises:
+        UserError: there is none.
+    """
+    parser = command_line.ArgumentParser(
+        prog=f"python -m l2w_jax.interop.{command}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("file", type=Path)
+    arguments, others = parser.parse_known_args(argv)
+    return arguments.file, others
+
+
+if __name__ == "__main__":
+    command_line.run(lambda: main(sys.argv[1:]))

@@ -1,0 +1,94 @@
+"""The files of the authors' PyTorch programs: the network's tensors and the predictor's.
+
+Such a file is a dictionary with "state_dict" and, where sample weights were learned,
+"meta_state_dict". The names may begin with "module.", which `torch.nn.DataParallel` adds. Needs
+PyTorch (the extra `torch`), which reads the tensors without executing what else a pickle may hold.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from l2w_jax.errors import UserError
+
+_PREFIX = "module."
+
+
+class TorchCheckpoint(NamedTuple):
+    """What such a file holds.
+
+    Attributes:
+        network: tensors of the multi-exit network by name, without "module.".
+        predictor: tensors of the weight-prediction network; empty where the file has none.
+        prefixed: whether the names begin with "module." in the file.
+    """
+
+    network: dict[str, np.ndarray]
+    predictor: dict[str, np.ndarray]
+    prefixed: bool = False
+
+
+def read_torch_checkpoint(path: Path) -> TorchCheckpoint:
+    """Reads a file of the authors' programs.
+
+    Raises:
+        UserError: PyTorch is not installed, there is no such file, or it is none of theirs.
+    """
+    torch = _import_torch()
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+    except Exception as error:
+        # The unpickler's errors are of many kinds; what is wrong is on their first line.
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path}: not a checkpoint of tensors alone: {reason}") from error
+    if not isinstance(content, Mapping) or not isinstance(content.get("state_dict"), Mapping):
+        raise UserError(f"{path}: must hold a dictionary with 'state_dict'")
+    network = _arrays(content["state_dict"])
+    return TorchCheckpoint(
+        network={name.removeprefix(_PREFIX): array for name, array in network.items()},
+        predictor={
+            name.removeprefix(_PREFIX): array
+            for name, array in _arrays(content.get("meta_state_dict") or {}).items()
+        },
+        prefixed=bool(network) and all(name.startswith(_PREFIX) for name in network),
+    )
+
+
+def write_torch_checkpoint(path: Path, checkpoint: TorchCheckpoint) -> None:
+    """Writes a file that the authors' programs, and `read_torch_checkpoint`, read.
+
+    Raises:
+        UserError: PyTorch is not installed, or the file cannot be written.
+    """
+    torch = _import_torch()
+    prefix = _PREFIX if checkpoint.prefixed else ""
+
+    def tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        return {prefix + name: torch.tensor(array) for name, array in arrays.items()}
+
+    content = {"state_dict": tensors(checkpoint.network)}
+    if checkpoint.predictor:
+        content["meta_state_dict"] = tensors(checkpoint.predictor)
+    try:
+        torch.save(content, path)
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{path}: cannot be written: {error}") from error
+
+
+def _arrays(tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+
+
+def _import_torch() -> ModuleType:
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(
+            "PyTorch is needed to read and write its files: pip install 'l2w_jax[torch]'"
+        ) from error
+    return torch

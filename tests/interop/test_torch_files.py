@@ -1,0 +1,141 @@
+"""The authors' checkpoint files: in, evaluated, and out again bit for bit."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from golden_files import named_tensor
+
+from l2w_jax import checkpoints
+from l2w_jax.config import default_config
+from l2w_jax.errors import UserError
+from l2w_jax.interop import export_torch, import_torch, variables_to_torch
+from l2w_jax.interop.torch_checkpoint import read_torch_checkpoint
+from l2w_jax.models import create_model
+from l2w_jax.training import create_train_state
+
+CONFIG = """
+from l2w_jax.config import default_config
+
+def get_config(variant=""):
+    config = default_config()
+    config.model.update(num_exits=2, channels=8, growth_rate=4)
+    config.weighting.hidden = 6
+    return config
+"""
+
+
+@pytest.fixture(scope="module")
+def tensors():
+    """Tensors of the network that CONFIG describes, with counters as after 7 batches."""
+    import jax
+
+    config = default_config()
+    config.model.update(num_exits=2, channels=8, growth_rate=4)
+    state = create_train_state(config, jax.random.key(0))
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    result = {}
+    for name, value in variables_to_torch(create_model(config.model), variables).items():
+        is_counter = name.endswith("num_batches_tracked")
+        drawn = named_tensor(name, value.shape).astype(np.float32)
+        result[name] = torch.tensor(7) if is_counter else torch.tensor(drawn)
+    return result
+
+
+@pytest.fixture(scope="module")
+def predictor():
+    shapes = {"first_hidden_layer.fc": (6, 2), "output_layer": (2, 6)}
+    values = {}
+    for name, shape in shapes.items():
+        values[name + ".weight"] = torch.tensor(named_tensor(name, shape)).float()
+        values[name + ".bias"] = torch.tensor(named_tensor(name + ".b", shape[:1])).float()
+    return values
+
+
+@pytest.fixture
+def config_path(tmp_path):
+    path = tmp_path / "config.py"
+    path.write_text(CONFIG)
+    return path
+
+
+def run_import(file, config_path, workdir):
+    import_torch.main([str(file), f"--config={config_path}", f"--workdir={workdir}"])
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_import_and_export_give_the_file_back_bit_for_bit(
+    prefix, tensors, predictor, config_path, tmp_path
+):
+    theirs, ours = tmp_path / "theirs.pth.tar", tmp_path / "ours.pth.tar"
+    content = {
+        "state_dict": {prefix + name: value for name, value in tensors.items()},
+        "meta_state_dict": {prefix + name: value for name, value in predictor.items()},
+        "epoch": 3,
+    }
+    torch.save(content, theirs)
+    run_import(theirs, config_path, tmp_path / "run")
+    assert checkpoints.has_checkpoint(tmp_path / "run")
+    export_torch.main([str(ours), f"--workdir={tmp_path / 'run'}"])
+    back = torch.load(ours, weights_only=True)
+    for part in ("state_dict", "meta_state_dict"):
+        assert back[part].keys() == content[part].keys()
+        for name, value in content[part].items():
+            assert torch.equal(back[part][name], value), name
+            assert back[part][name].dtype == value.dtype, name
+
+
+def test_faulty_tensors_are_named_and_nothing_is_written(tensors, config_path, tmp_path):
+    faulty = dict(tensors)
+    del faulty["classifier.0.linear.bias"]
+    faulty["classifier.1.linear.weight"] = torch.zeros(3, 128)
+    faulty["classifier.7.linear.weight"] = torch.zeros(3, 128)
+    file = tmp_path / "faulty.pth.tar"
+    torch.save({"state_dict": faulty}, file)
+    with pytest.raises(UserError) as error:
+        run_import(file, config_path, tmp_path / "run")
+    lines = str(error.value).splitlines()
+    assert [line.split(": ", 1)[1] for line in lines] == [
+        "classifier.0.linear.bias: missing, must have shape (10,)",
+        "classifier.1.linear.weight: shape (3, 128) is wrong, must be (10, 128)",
+        "classifier.7.linear.weight: not a tensor of this network",
+    ]
+    assert not (tmp_path / "run").exists()
+
+
+class Payload:
+    """Unpickling this would run code."""
+
+    def __reduce__(self):
+        return (json.loads, ('{"state_dict": {}}',))
+
+
+def test_pickled_code_is_not_executed(tmp_path):
+    file = tmp_path / "code.pth.tar"
+    torch.save({"state_dict": Payload()}, file)
+    with pytest.raises(UserError, match="not a checkpoint of tensors alone"):
+        read_torch_checkpoint(file)
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"weights": {}}])
+def test_file_without_state_dict_is_refused(content, tmp_path):
+    file = tmp_path / "other.pth.tar"
+    torch.save(content, file)
+    with pytest.raises(UserError, match="must hold a dictionary with 'state_dict'"):
+        read_torch_checkpoint(file)
+
+
+def test_missing_file_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"none\.pth\.tar: No such file"):
+        read_torch_checkpoint(tmp_path / "none.pth.tar")
+
+
+def test_folder_with_checkpoints_is_not_written_over(tensors, config_path, tmp_path):
+    file = tmp_path / "theirs.pth.tar"
+    torch.save({"state_dict": tensors}, file)
+    run_import(file, config_path, tmp_path / "run")
+    before = (tmp_path / "run" / "config.json").read_text()
+    with pytest.raises(UserError, match="has checkpoints already"):
+        run_import(file, config_path, tmp_path / "run")
+    assert (tmp_path / "run" / "config.json").read_text() == before
