@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from golden_files import named_tensor
 
 from l2w_jax import checkpoints
@@ -14,6 +13,9 @@ from l2w_jax.interop import export_torch, import_torch, variables_to_torch
 from l2w_jax.interop.torch_checkpoint import read_torch_checkpoint
 from l2w_jax.models import create_model
 from l2w_jax.training import create_train_state
+
+# An extra of its own, with gigabytes of libraries on some machines.
+torch = pytest.importorskip("torch")
 
 CONFIG = """
 from l2w_jax.config import default_config
