@@ -11,6 +11,12 @@ from the start of the program to the end of the first step, with what they were 
 random: no data set is read.
 
 --no-cache compiles anew. --compare prints the ratio of each number to that of an earlier output.
+
+    python -m l2w_jax.benchmark --early-exit --workdir=RUN
+
+times, on test images of an evaluated run, the full network, each exit and stopping early along the
+budgeted curve, one image at a time and in batches; RUN/latency.json and RUN/plots/latency.png show
+it, and so does the run's next report.
 """
 
 import argparse
@@ -43,6 +49,13 @@ def main(argv: Sequence[str], started: float) -> None:
         UserError: an argument, the configuration or the file to compare with is wrong.
     """
     arguments, config_arguments = _parser().parse_known_args(argv)
+    if arguments.early_exit:
+        if arguments.workdir is None or config_arguments:
+            raise UserError("--early-exit: --workdir=RUN is required, and no other argument")
+        from l2w_jax.early_exit_benchmark import benchmark_early_exit
+
+        print(json.dumps(benchmark_early_exit(arguments.workdir), indent=2))
+        return
     config = training_command.parse(["benchmark", *config_arguments]).config
     old = _read(arguments.compare) if arguments.compare else None
     import jax
@@ -190,6 +203,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--no-cache", action="store_true")
     parser.add_argument("--compare", type=Path)
+    parser.add_argument("--early-exit", action="store_true")
+    parser.add_argument("--workdir", type=Path)
     return parser
 
 

@@ -6,6 +6,7 @@ is needed and no figure outlives its function.
 
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -80,9 +81,7 @@ def accuracy_figure(
         axes.set_ylabel("top-1 accuracy on test images [%]")
         # Room for the names of the exits, which stand below and right of their markers.
         axes.margins(x=0.1, y=0.1)
-        low, high = axes.get_ylim()
-        missing = max(LEAST_ACCURACY_RANGE - (high - low), 0)
-        axes.set_ylim(low - missing / 2, high + missing / 2)
+        _widen_accuracy(axes)
         _legend_below(figure, axes)
     return figure
 
@@ -153,6 +152,46 @@ def weights_figure(losses: NDArray[np.floating], weights: NDArray[np.floating]) 
     return figure
 
 
+def latency_figure(timed: Sequence[Mapping[str, Any]]) -> Figure:
+    """Top-1 accuracy over measured time, one panel for each batch size.
+
+    Args:
+        timed: entries with batch_size, full_ms, and exits and budgeted, rows with ms and top1.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(1 + 4 * len(timed), 4.5), layout="constrained")
+        panels = figure.subplots(1, len(timed), sharey=True, squeeze=False)[0]
+        for axes, entry in zip(panels, timed, strict=True):
+            fixed = entry["exits"]
+            early = sorted(entry["budgeted"], key=lambda row: row["ms"])
+            axes.plot(
+                [row["ms"] for row in fixed],
+                [row["top1"] for row in fixed],
+                "s--",
+                color=ANYTIME_COLOUR,
+                markersize=7,
+                label="all images stop at one exit",
+            )
+            axes.plot(
+                [row["ms"] for row in early],
+                [row["top1"] for row in early],
+                "o-",
+                color=BUDGETED_COLOUR,
+                markersize=4,
+                label="each image stops when confident",
+            )
+            axes.axvline(
+                entry["full_ms"], color="#555555", linestyle=":", label="full network in one piece"
+            )
+            axes.set_title(f"batch of {entry['batch_size']}")
+            axes.set_xlabel("time per image [ms]")
+            axes.set_xlim(left=0)
+            _widen_accuracy(axes)
+        panels[0].set_ylabel("top-1 accuracy on test images [%]")
+        _legend_below(figure, panels[0])
+    return figure
+
+
 def png(figure: Figure) -> bytes:
     """The figure as a PNG file."""
     buffer = io.BytesIO()
@@ -200,6 +239,14 @@ def _mul_adds_unit(largest: float) -> tuple[float, str]:
 def _ordered_colours(count: int) -> list[tuple[float, ...]]:
     """From dark to light, in an order that every kind of colour vision sees."""
     return [tuple(colour) for colour in matplotlib.colormaps["cividis"](np.linspace(0, 1, count))]
+
+
+def _widen_accuracy(axes: Axes) -> None:
+    """At least LEAST_ACCURACY_RANGE, and no more above 100% than a mark takes."""
+    low, high = axes.get_ylim()
+    border = max(LEAST_ACCURACY_RANGE - (high - low), 0) / 2
+    above = max(high + border - (100 + 0.03 * (high - low + 2 * border)), 0)
+    axes.set_ylim(low - border - above, high + border - above)
 
 
 def _legend_below(figure: Figure, axes: Axes) -> None:

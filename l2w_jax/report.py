@@ -41,6 +41,7 @@ class Run:
         config: its configuration.
         results: its last evaluation.
         metrics: the lines of its metrics.jsonl.
+        latency: what its latency.json holds, if it was measured.
         colour: which of the page's colours is its own.
     """
 
@@ -48,6 +49,7 @@ class Run:
     config: ConfigDict
     results: results.Results
     metrics: list[dict[str, Any]]
+    latency: dict[str, Any] | None
     colour: int
 
     @property
@@ -102,13 +104,14 @@ def read_runs(workdirs: Sequence[Path]) -> list[Run]:
     names = [folder.name for folder in folders]
     runs = []
     for i, folder in enumerate(folders):
-        lines = folder / "metrics.jsonl"
+        lines, latency = folder / "metrics.jsonl", folder / results.LATENCY_FILE
         runs.append(
             Run(
                 name=names[i] if names.count(names[i]) == 1 else str(workdirs[i]),
                 config=results.read_config(folder),
                 results=results.read_results(folder),
                 metrics=_read_json_lines(lines) if lines.exists() else [],
+                latency=json.loads(latency.read_text()) if latency.exists() else None,
                 colour=i % SERIES_COLOURS,
             )
         )
@@ -127,6 +130,7 @@ def page(runs: Sequence[Run]) -> str:
         _section("Where images leave", _SHARES_TEXT, _cards(runs, _shares)),
         _section("Which images leave", _EXAMPLES_TEXT, _cards(runs, _examples)),
         _section("What the weights depend on", _WEIGHTS_TEXT, _cards(runs, _weights)),
+        _section("Measured latency", _LATENCY_TEXT, _cards(runs, _latency)),
         _section("Training", "", _training(runs)),
     ]
     return (
@@ -154,6 +158,11 @@ _EXAMPLES_TEXT = (
 )
 _WEIGHTS_TEXT = (
     "Mean learned weight of images of like loss, at each exit; 1 is the weight in plain training."
+)
+
+_LATENCY_TEXT = (
+    "Top-1 accuracy over the measured time per image, for images that come one by one or in "
+    "batches. The full network in one piece is the last row of each table."
 )
 
 
@@ -311,6 +320,33 @@ def _weights(run: Run) -> str:
         )
     chart = line_chart(series, "loss [nats]", "weight", "Weight over loss", log_x=True)
     return chart + _legend(series)
+
+
+def _latency(run: Run) -> str:
+    if run.latency is None:
+        return "<p>Not measured: python -m l2w_jax.benchmark --early-exit --workdir=RUN</p>"
+    parts = [f"<p>{_text(run.latency['device'])}</p>"]
+    for entry in run.latency["batch_sizes"]:
+        fixed = [(row["ms"], row["top1"]) for row in entry["exits"]]
+        early = sorted((row["ms"], row["top1"]) for row in entry["budgeted"])
+        series = [
+            Series("one exit", fixed, run.colour, dashed=True, marks=True),
+            Series("early exit", early, run.colour),
+        ]
+        title = f"Batch of {entry['batch_size']}"
+        chart = line_chart(
+            series,
+            "time per image [ms]",
+            "top-1 [%]",
+            title,
+            least_y_range=LEAST_ACCURACY_RANGE,
+            highest_y=100,
+        )
+        rows = [[f"exit {row['exit']}", f"{row['ms']:.3f}"] for row in entry["exits"]]
+        rows.append(["full network", f"{entry['full_ms']:.3f}"])
+        table = _table(["stops at", "time per image [ms]"], rows)
+        parts.append(f"<h3>{title}</h3>{chart}{_legend(series)}{table}")
+    return "".join(parts)
 
 
 def _training(runs: Sequence[Run]) -> str:

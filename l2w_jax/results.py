@@ -14,6 +14,7 @@ from l2w_jax.early_exit.budget import checked_thresholds
 from l2w_jax.errors import UserError
 
 THRESHOLDS_FILE = "thresholds.json"
+LATENCY_FILE = "latency.json"
 
 
 @dataclasses.dataclass(frozen=True)

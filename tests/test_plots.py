@@ -62,6 +62,25 @@ def test_one_image_is_no_cliff_in_the_accuracy_figure():
     assert np.ptp(axes.get_ylim()) >= 2
 
 
+def test_accuracy_ends_at_100_percent():
+    rows = [{**row, "top1": 100} for row in ANYTIME]
+    (axes,) = plots.accuracy_figure(rows, rows).axes
+    assert 100 < axes.get_ylim()[1] < 100.5
+
+
+def test_latency_figure_has_a_panel_for_each_batch_size_and_marks_the_full_network():
+    rows = [{"ms": 2.0, "top1": 80}, {"ms": 1.0, "top1": 70}]
+    entries = [
+        {"batch_size": size, "full_ms": 3.0, "exits": rows, "budgeted": rows} for size in (1, 32)
+    ]
+    panels = plots.latency_figure(entries).axes
+    assert [axes.get_title("left") for axes in panels] == ["batch of 1", "batch of 32"]
+    for axes in panels:
+        assert axes.get_xlabel() == "time per image [ms]"
+        assert line_named(axes, "each image").get_xydata().tolist() == [[1, 70], [2, 80]]
+        assert set(line_named(axes, "full network").get_xdata()) == {3}
+
+
 def test_equal_losses_and_a_single_budget_are_drawn_too():
     assert plots.png(plots.weights_figure(np.zeros((5, 2)), np.ones((5, 2))))
     assert plots.png(plots.exit_shares_figure(BUDGETED[:1]))

@@ -165,6 +165,17 @@ def test_every_section_is_there_and_plain_training_has_no_weights(two_runs):
     assert "every image has weight 1" in report.write_report(two_runs).read_text()
 
 
+def test_measured_latency_is_shown_where_there_is_some(two_runs):
+    assert "Not measured" in report.write_report(two_runs).read_text()
+    rows = [{"exit": k, "ms": 0.5 * k, "top1": 70.0 + k} for k in (1, 2, 3)]
+    entry = {"batch_size": 32, "full_ms": 1.25, "exits": rows, "budgeted": rows}
+    write_json(two_runs[0] / "latency.json", {"device": "some cpu", "batch_sizes": [entry]})
+    page = read(two_runs)
+    assert "Batch of 32" in page.headings
+    assert ["exit 3", "1.500"] in page.rows
+    assert ["full network", "1.250"] in page.rows
+
+
 def test_folders_of_one_name_are_told_apart(tmp_path):
     for parent in ("first", "second"):
         (tmp_path / parent).mkdir()

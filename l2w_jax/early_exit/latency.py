@@ -1,7 +1,7 @@
 """How long a network takes on this machine, exit by exit."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -29,11 +29,11 @@ def milliseconds_per_exit(
     """
     num_exits = model.num_exits
     predictor = EarlyExitPredictor(
-        model, variables, _all_leave_at(0, num_exits), batch_sizes=[len(images)]
+        model, variables, all_leave_at(0, num_exits), batch_sizes=[len(images)]
     )
     return np.array(
         [
-            milliseconds(predictor.with_thresholds(_all_leave_at(k, num_exits)), images, repeats)
+            milliseconds(predictor.with_thresholds(all_leave_at(k, num_exits)), images, repeats)
             for k in range(num_exits)
         ]
     )
@@ -52,5 +52,6 @@ def milliseconds(
     return 1000 * float(np.median(durations)) / len(images)
 
 
-def _all_leave_at(k: int, num_exits: int) -> Sequence[np.float32]:
+def all_leave_at(k: int, num_exits: int) -> list[np.float32]:
+    """Thresholds with which every image goes to exit k, from 0, and stops there: [K]."""
     return [NOBODY_LEAVES] * k + [EVERYBODY_LEAVES] * (num_exits - k)
