@@ -21,4 +21,6 @@ def get_config(variant: str = "") -> ConfigDict:
     config.optimizer.update(learning_rate=0.2, epochs=10)
     if "baseline" in split_variant(variant, ["baseline"]):
         config.weighting.kind = "none"
+        # As many updates, each on as many images: an iteration with weighting makes two.
+        config.dataset.batch_size //= 2
     return config

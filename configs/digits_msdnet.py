@@ -36,4 +36,6 @@ def get_config(variant: str = "") -> ConfigDict:
     config.log.update(every_steps=10, histogram_every_steps=100)
     if "baseline" in split_variant(variant, ["baseline"]):
         config.weighting.kind = "none"
+        # As many updates, each on as many images: an iteration with weighting makes two.
+        config.dataset.batch_size //= 2
     return config
