@@ -3,6 +3,7 @@
 Percentages are 0 to 100 in all of them.
 """
 
+import concurrent.futures
 import json
 import math
 import time
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from clu import metric_writers, periodic_actions
 from ml_collections import ConfigDict
 
 from l2w_jax import processes
@@ -61,19 +61,12 @@ class RunLog(SilentLog):
         self._steps_per_epoch = source.num_train // self._batch_size
         self._total_steps = config.optimizer.epochs * self._steps_per_epoch
         self._json_lines = _reopen_json_lines(workdir / "metrics.jsonl", first_step)
-        self._writer = metric_writers.AsyncMultiWriter([metric_writers.SummaryWriter(str(workdir))])
-        self._hooks: list[periodic_actions.PeriodicAction] = [
-            periodic_actions.ReportProgress(
-                num_train_steps=self._total_steps, writer=self._writer, every_secs=60
-            )
-        ]
-        if config.log.profile:
-            # Not the first steps, which compile.
-            self._hooks.append(
-                periodic_actions.Profile(
-                    logdir=str(workdir), first_profile=first_step + 5, every_secs=None
-                )
-            )
+        # In the background, while the first step compiles: clu imports TensorFlow, which takes
+        # seconds.
+        self._background = concurrent.futures.ThreadPoolExecutor(max_workers=1)
+        self._tensorboard = self._background.submit(
+            _TensorBoard, workdir, config.log.profile, self._total_steps, first_step
+        )
         self._window: list[HostMetrics] = []
         self._clock = _StepClock()
 
@@ -82,7 +75,8 @@ class RunLog(SilentLog):
 
     def __exit__(self, *_: object) -> None:
         self._json_lines.close()
-        self._writer.close()
+        with self._background:
+            self._tensorboard.result().writer.close()
 
     def start_clock(self) -> None:
         """From now on iterations, and the time that they take, count for the images per second."""
@@ -99,7 +93,7 @@ class RunLog(SilentLog):
           step: iterations done, with this one.
           metrics: of `make_train_step`, on the host.
         """
-        for hook in self._hooks:
+        for hook in self._tensorboard.result().hooks:
             hook(step)
         self._window.append({name: metrics[name] for name in _AVERAGED})
         self._clock.count_step()
@@ -107,14 +101,14 @@ class RunLog(SilentLog):
             self._write_window(step)
         if step % self._settings.histogram_every_steps == 0:
             weights = np.asarray(metrics["weights"])
-            self._writer.write_histograms(
+            self._tensorboard.result().writer.write_histograms(
                 step, {f"weights/exit_{k + 1}": weights[:, k] for k in range(weights.shape[1])}
             )
 
     def add_holdout(self, step: int, top1: np.ndarray) -> None:
         """Writes the accuracy on held-out images, percent [K]."""
         self._write_json({"step": step, "holdout_top1": _rounded(top1)})
-        self._writer.write_scalars(step, _per_exit("holdout", "top1", top1))
+        self._tensorboard.result().writer.write_scalars(step, _per_exit("holdout", "top1", top1))
         say(f"held-out images after step {step}: top-1 {_join(top1)} %")
 
     def _write_window(self, step: int) -> None:
@@ -149,7 +143,7 @@ class RunLog(SilentLog):
             "images_per_second": speed,
             "bad_images": self._source.num_bad,
         }
-        self._writer.write_scalars(
+        self._tensorboard.result().writer.write_scalars(
             step, {name: float(value) for name, value in scalars.items() if np.isfinite(value)}
         )
         say(
@@ -162,6 +156,27 @@ class RunLog(SilentLog):
     def _write_json(self, line: Mapping[str, Any]) -> None:
         self._json_lines.write(json.dumps(line, allow_nan=False) + "\n")
         self._json_lines.flush()
+
+
+class _TensorBoard:
+    """clu's writer, and its hooks to be called after every iteration."""
+
+    def __init__(self, workdir: Path, profile: bool, total_steps: int, first_step: int):
+        from clu import metric_writers, periodic_actions
+
+        self.writer = metric_writers.AsyncMultiWriter([metric_writers.SummaryWriter(str(workdir))])
+        self.hooks: list[periodic_actions.PeriodicAction] = [
+            periodic_actions.ReportProgress(
+                num_train_steps=total_steps, writer=self.writer, every_secs=60
+            )
+        ]
+        if profile:
+            # Not the first steps, which compile.
+            self.hooks.append(
+                periodic_actions.Profile(
+                    logdir=str(workdir), first_profile=first_step + 5, every_secs=None
+                )
+            )
 
 
 class _StepClock:
