@@ -32,8 +32,8 @@ def training_image(encoded: tf.Tensor, draws: tf.Tensor, mirrored: tf.Tensor, si
         size: pixels of the square that the network sees.
     """
     crop = _decode_crop(encoded, lambda height, width: _drawn_box(draws, height, width))
-    image = _resize(crop, size)
-    return tf.cond(mirrored, lambda: tf.reverse(image, [1]), lambda: image)
+    # Unlike tf.reverse, this takes the choice as a tensor; a branch of the graph would cost more.
+    return tf.raw_ops.Reverse(tensor=_resize(crop, size), dims=[False, mirrored, False])
 
 
 @tf.function(autograph=False)
@@ -82,7 +82,12 @@ def _decode_crop(
 ) -> tf.Tensor:
     """Returns the chosen box of the upright image, uint8[h, w, 3]."""
     is_jpeg = tf.io.is_jpeg(encoded)
-    orientation = tf.cond(is_jpeg, lambda: _orientation(encoded), lambda: 1)
+    # The EXIF segment follows the first two bytes and its own header, or a JFIF segment of 18 bytes
+    # besides. Python, which is slow, is called only for files that have one.
+    header = tf.strings.join([tf.strings.substr(encoded, 0, 28), "\0" * 28])
+    has_exif = (tf.strings.substr(header, 6, 4) == "Exif") | (
+        tf.strings.substr(header, 24, 4) == "Exif"
+    )
 
     def only_the_crop() -> tf.Tensor:
         shape = tf.io.extract_jpeg_shape(encoded)
@@ -91,28 +96,12 @@ def _decode_crop(
 
     def crop_of_the_whole() -> tf.Tensor:
         whole = tf.image.decode_image(encoded, channels=3, expand_animations=False)
-        upright = _turn(whole, orientation)
+        upright = tf.cond(is_jpeg, lambda: _turn(whole, encoded), lambda: whole)
         shape = tf.shape(upright)
         top, left, height, width = choose_box(shape[0], shape[1])
         return upright[top : top + height, left : left + width]
 
-    return tf.cond(is_jpeg & (orientation == 1), only_the_crop, crop_of_the_whole)
-
-
-def _orientation(encoded: tf.Tensor) -> tf.Tensor:
-    """Returns the EXIF orientation of a JPEG, 1 (upright) to 8, int32.
-
-    Python is called only for a file with an EXIF segment, which follows the first two bytes and a
-    segment header, or a JFIF segment of 18 bytes besides.
-    """
-    has_exif = (tf.strings.substr(encoded, 6, 4) == "Exif") | (
-        tf.strings.substr(encoded, 24, 4) == "Exif"
-    )
-    return tf.cond(
-        has_exif,
-        lambda: tf.ensure_shape(tf.numpy_function(_exif_orientation, [encoded], tf.int32), []),
-        lambda: 1,
-    )
+    return tf.cond(is_jpeg & ~has_exif, only_the_crop, crop_of_the_whole)
 
 
 def _exif_orientation(encoded: bytes) -> np.int32:
@@ -125,8 +114,9 @@ def _exif_orientation(encoded: bytes) -> np.int32:
     return np.int32(orientation if orientation in range(1, 9) else 1)
 
 
-def _turn(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
+def _turn(image: tf.Tensor, encoded: tf.Tensor) -> tf.Tensor:
     """Turns a stored image upright. The eight orientations are a transposition and two mirrors."""
+    orientation = tf.ensure_shape(tf.numpy_function(_exif_orientation, [encoded], tf.int32), [])
     image = tf.cond(orientation >= 5, lambda: tf.transpose(image, [1, 0, 2]), lambda: image)
     mirrored = tf.reduce_any(orientation == [2, 3, 6, 7])
     image = tf.cond(mirrored, lambda: tf.reverse(image, [1]), lambda: image)
@@ -135,20 +125,16 @@ def _turn(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
 
 
 def _resize(image: tf.Tensor, size: int) -> tf.Tensor:
-    """Returns uint8[size, size, 3], bilinear; a crop of the right size stays as it is.
+    """Returns uint8[size, size, 3], bilinear, which leaves a crop of the right size as it is.
 
     The filter widens (at three times the cost) only where an image shrinks by more than half:
     before that, plain bilinear interpolation skips no pixel.
     """
-    height, width = tf.unstack(tf.shape(image)[:2])
 
     def resized(antialias: bool) -> tf.Tensor:
         pixels = tf.image.resize(image, [size, size], "bilinear", antialias=antialias)
         return tf.cast(pixels + 0.5, tf.uint8)
 
-    def fitted() -> tf.Tensor:
-        is_large = tf.maximum(height, width) > 2 * size
-        return tf.cond(is_large, lambda: resized(True), lambda: resized(False))
-
-    image = tf.cond((height == size) & (width == size), lambda: image, fitted)
-    return tf.ensure_shape(image, [size, size, 3])
+    is_large = tf.reduce_max(tf.shape(image)[:2]) > 2 * size
+    fitted = tf.cond(is_large, lambda: resized(True), lambda: resized(False))
+    return tf.ensure_shape(fitted, [size, size, 3])
