@@ -14,10 +14,14 @@ from l2w_jax import config_checks
 from l2w_jax.errors import UserError
 
 
-def default_config() -> ConfigDict:
+def default_config(model: Any = None) -> ConfigDict:
     """Returns a configuration with every field that exists, unlocked.
 
     `model.num_classes` is a reference to `dataset.num_classes`: setting the latter sets both.
+
+    Args:
+        model: a network (`l2w_jax.models.MultiExitNetwork`) that takes the place of the fields that
+            describe one.
     """
     config = ConfigDict()
     config.seed = 0
@@ -58,6 +62,9 @@ def default_config() -> ConfigDict:
             "compress_factor": 0.25,
         }
     )
+    if model is not None:
+        with config.ignore_type():
+            config.model = model
     config.weighting = ConfigDict(
         {
             "kind": "meta",  # meta | none | allocation | fixed | frozen

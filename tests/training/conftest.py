@@ -19,10 +19,8 @@ def x64():
 @pytest.fixture
 def small_config():
     """A 2-exit network on 8x8 images of 10 classes, in float64."""
-    config = default_config()
+    config = default_config(model=ConvNetwork(dtype=jnp.float64))
     config.dataset.image_size = 8
-    with config.ignore_type():
-        config.model = ConvNetwork(dtype=jnp.float64)
     config.weighting.hidden = 8
     config.weighting.learning_rate = 1e-2
     config.optimizer.learning_rate = 0.1

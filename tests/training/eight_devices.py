@@ -19,10 +19,8 @@ ITERATIONS = 2
 
 def config_of_scope(scope):
     """Weighting whose every mean runs over the batch."""
-    config = default_config()
+    config = default_config(model=ConvNetwork(dtype=jnp.float64))
     config.dataset.image_size = 8
-    with config.ignore_type():
-        config.model = ConvNetwork(dtype=jnp.float64)
     config.weighting.update(hidden=8, learning_rate=1e-2, constraint="mat", input="both")
     config.weighting.scope = scope
     config.optimizer.learning_rate = 0.1
