@@ -28,7 +28,7 @@ h3 { font-size: 1rem; margin: 1rem 0 .3rem; }
 p { margin: .3rem 0 .8rem; color: var(--faint); max-width: 46rem; }
 .grid {
   display: grid; gap: 1rem;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 25rem), 1fr));
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 25rem), 1fr));
 }
 .card {
   background: var(--card); border: 1px solid var(--line); border-radius: 10px;
