@@ -133,7 +133,7 @@ def _read_into_memory(
 
 
 def _read_split(images: ImageFiles, size: int, bad: BadImages) -> LabelledImages:
-    batch_size = min(_BATCH_SIZE, len(images))
+    batch_size = max(1, min(_BATCH_SIZE, len(images)))
 
     def transform(encoded: tf.Tensor) -> tf.Tensor:
         return decode.evaluation_image(encoded, size, share=1.0)

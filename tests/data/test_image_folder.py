@@ -123,6 +123,13 @@ def test_absent_splits_are_cut_from_the_training_images_the_same_every_time(tmp_
         assert set(first[split].labels) == {0, 1, 2}
 
 
+@pytest.mark.parametrize("augmentation", ["resized_crop", "crop"])
+def test_nothing_need_be_held_out(folder, augmentation):
+    source = open_source(folder_config(folder, augmentation=augmentation, holdout=0))
+    assert (source.num_train, source.num_holdout) == (30, 0)
+    assert list(source.evaluation_batches("holdout", 5)) == []
+
+
 def test_a_val_folder_is_what_is_held_out(folder):
     write_split(folder / "val", 5, 9000)
     source = open_source(folder_config(folder))
