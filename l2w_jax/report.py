@@ -9,7 +9,6 @@ otherwise, needs no network and no other file.
 import argparse
 import base64
 import dataclasses
-import html
 import io
 import json
 import sys
@@ -28,8 +27,16 @@ from l2w_jax import command_line, results
 from l2w_jax.charts import Series, line_chart, stacked_chart
 from l2w_jax.config import default_config, differences
 from l2w_jax.files import write_atomically
+from l2w_jax.page_parts import (
+    CSS,
+    SERIES_COLOURS,
+    band_css,
+    legend,
+    section,
+    table,
+    text,
+)
 from l2w_jax.plots import LEAST_ACCURACY_RANGE, SMALLEST_LOSS_SHOWN
-from l2w_jax.report_style import CSS, SERIES_COLOURS, band_css
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,21 +131,21 @@ def page(runs: Sequence[Run]) -> str:
     bands = matplotlib.colormaps["cividis"](np.linspace(0.05, 0.95, most_exits))
     names = ", ".join(run.name for run in runs)
     sections = [
-        _section("Results", "", _results_table(runs)),
-        _section("Configuration", _CONFIG_TEXT[len(runs) > 1], _config_table(runs)),
-        _section("Accuracy over compute", _ACCURACY_TEXT, _accuracy(runs)),
-        _section("Where images leave", _SHARES_TEXT, _cards(runs, _shares)),
-        _section("Which images leave", _EXAMPLES_TEXT, _cards(runs, _examples)),
-        _section("What the weights depend on", _WEIGHTS_TEXT, _cards(runs, _weights)),
-        _section("Measured latency", _LATENCY_TEXT, _cards(runs, _latency)),
-        _section("Training", "", _training(runs)),
+        section("Results", "", _results_table(runs)),
+        section("Configuration", _CONFIG_TEXT[len(runs) > 1], _config_table(runs)),
+        section("Accuracy over compute", _ACCURACY_TEXT, _accuracy(runs)),
+        section("Where images leave", _SHARES_TEXT, _cards(runs, _shares)),
+        section("Which images leave", _EXAMPLES_TEXT, _cards(runs, _examples)),
+        section("What the weights depend on", _WEIGHTS_TEXT, _cards(runs, _weights)),
+        section("Measured latency", _LATENCY_TEXT, _cards(runs, _latency)),
+        section("Training", "", _training(runs)),
     ]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{_text(names)}: early exits</title>"
+        f"<title>{text(names)}: early exits</title>"
         f"<style>{CSS}{band_css([to_hex(colour) for colour in bands])}</style></head><body>"
-        f"<h1>Early exits: {_text(names)}</h1>" + "".join(sections) + "</body></html>\n"
+        f"<h1>Early exits: {text(names)}</h1>" + "".join(sections) + "</body></html>\n"
     )
 
 
@@ -184,7 +191,7 @@ def _results_table(runs: Sequence[Run]) -> str:
                 f"{summary['step']}",
             ]
         )
-    return _table(
+    return table(
         [
             "run",
             "exits",
@@ -203,7 +210,7 @@ def _results_table(runs: Sequence[Run]) -> str:
 def _config_table(runs: Sequence[Run]) -> str:
     if len(runs) == 1:
         lines = differences(default_config(), runs[0].config)
-        return _table(
+        return table(
             ["field", "default", runs[0].name],
             [[field, *change.split(" -> ")] for field, change in (s.split(": ", 1) for s in lines)],
         )
@@ -216,7 +223,7 @@ def _config_table(runs: Sequence[Run]) -> str:
     )
     if not fields:
         return "<p>None: the runs have the same configuration.</p>"
-    return _table(
+    return table(
         ["field", *(run.name for run in runs)],
         [[field, *(repr(_value(run.config, field)) for run in runs)] for field in fields],
     )
@@ -237,15 +244,15 @@ def _accuracy(runs: Sequence[Run]) -> str:
         least_y_range=LEAST_ACCURACY_RANGE,
         highest_y=100,
     )
-    tables = "".join(f"<h3>{_text(run.name)}</h3>{_exits_table(run)}" for run in runs)
+    tables = "".join(f"<h3>{text(run.name)}</h3>{_exits_table(run)}" for run in runs)
     return (
-        f'<div class="grid"><div class="card">{chart}{_legend(series)}</div>'
+        f'<div class="grid"><div class="card">{chart}{legend(series)}</div>'
         f'<div class="card">{tables}</div></div>'
     )
 
 
 def _exits_table(run: Run) -> str:
-    return _table(
+    return table(
         ["exit", "mul-adds [M]", "top-1 [%]", "top-5 [%]", "loss [nats]"],
         [
             [
@@ -299,8 +306,8 @@ def _figure(arrays: Mapping[str, NDArray[Any]], row: int, names: Sequence[str]) 
     data = base64.b64encode(buffer.getvalue()).decode()
     return (
         f'<figure class="{"right" if predicted == label else "wrong"}">'
-        f'<img alt="{_text(names[label])}" src="data:image/png;base64,{data}">'
-        f"<figcaption>{_text(caption)}</figcaption></figure>"
+        f'<img alt="{text(names[label])}" src="data:image/png;base64,{data}">'
+        f"<figcaption>{text(caption)}</figcaption></figure>"
     )
 
 
@@ -319,13 +326,13 @@ def _weights(run: Run) -> str:
             Series(f"exit {k + 1}", points, k % SERIES_COLOURS, k >= SERIES_COLOURS, True)
         )
     chart = line_chart(series, "loss [nats]", "weight", "Weight over loss", log_x=True)
-    return chart + _legend(series)
+    return chart + legend(series)
 
 
 def _latency(run: Run) -> str:
     if run.latency is None:
         return "<p>Not measured: python -m l2w_jax.benchmark --early-exit --workdir=RUN</p>"
-    parts = [f"<p>{_text(run.latency['device'])}</p>"]
+    parts = [f"<p>{text(run.latency['device'])}</p>"]
     for entry in run.latency["batch_sizes"]:
         fixed = [(row["ms"], row["top1"]) for row in entry["exits"]]
         early = sorted((row["ms"], row["top1"]) for row in entry["budgeted"])
@@ -344,8 +351,8 @@ def _latency(run: Run) -> str:
         )
         rows = [[f"exit {row['exit']}", f"{row['ms']:.3f}"] for row in entry["exits"]]
         rows.append(["full network", f"{entry['full_ms']:.3f}"])
-        table = _table(["stops at", "time per image [ms]"], rows)
-        parts.append(f"<h3>{title}</h3>{chart}{_legend(series)}{table}")
+        times = table(["stops at", "time per image [ms]"], rows)
+        parts.append(f"<h3>{title}</h3>{chart}{legend(series)}{times}")
     return "".join(parts)
 
 
@@ -365,37 +372,13 @@ def _training(runs: Sequence[Run]) -> str:
         ]
         if series:
             chart = line_chart(series, "step", y_label, title)
-            charts.append(f'<div class="card"><h3>{title}</h3>{chart}{_legend(series)}</div>')
+            charts.append(f'<div class="card"><h3>{title}</h3>{chart}{legend(series)}</div>')
     return f'<div class="grid">{"".join(charts)}</div>' if charts else "<p>No metrics.jsonl.</p>"
 
 
 def _cards(runs: Sequence[Run], content: Callable[[Run], str]) -> str:
-    cards = (f'<div class="card"><h3>{_text(run.name)}</h3>{content(run)}</div>' for run in runs)
+    cards = (f'<div class="card"><h3>{text(run.name)}</h3>{content(run)}</div>' for run in runs)
     return f'<div class="grid">{"".join(cards)}</div>'
-
-
-def _section(title: str, text: str, content: str) -> str:
-    paragraph = f"<p>{text}</p>" if text else ""
-    return f"<section><h2>{title}</h2>{paragraph}{content}</section>"
-
-
-def _legend(series: Sequence[Series]) -> str:
-    items = "".join(
-        f'<li><i class="s{s.colour}{" dashed" if s.dashed else ""}"></i>{_text(s.label)}</li>'
-        for s in series
-    )
-    return f'<ul class="legend">{items}</ul>'
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{_text(name)}</th>" for name in header)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in rows
-    )
-    return (
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
 
 
 def _value(config: ConfigDict, field: str) -> Any:
@@ -410,10 +393,6 @@ def _read_json_lines(path: Path) -> list[dict[str, Any]]:
     # A run that is still going on may be half-way through its last line.
     complete = path.read_text().split("\n")[:-1]
     return [json.loads(line) for line in complete]
-
-
-def _text(text: str) -> str:
-    return html.escape(str(text), quote=True)
 
 
 if __name__ == "__main__":

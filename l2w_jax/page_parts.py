@@ -1,4 +1,9 @@
-"""How the report looks: narrow and wide, in light and in the dark."""
+"""What the report is made of: its looks, narrow and wide, in light and dark, and pieces of HTML."""
+
+import html
+from collections.abc import Sequence
+
+from l2w_jax.charts import Series
 
 # Series colours are Okabe and Ito's, told apart by every kind of colour vision; the exits' bands go
 # from dark to light like matplotlib's cividis.
@@ -84,3 +89,35 @@ def band_css(colours: list[str]) -> str:
         f"svg .e{k}, .legend i.e{k} {{ fill: {colour}; background: {colour}; }}\n"
         for k, colour in enumerate(colours)
     )
+
+
+def section(title: str, explanation: str, content: str) -> str:
+    """A section of the page; explanation and content are HTML."""
+    paragraph = f"<p>{explanation}</p>" if explanation else ""
+    return f"<section><h2>{title}</h2>{paragraph}{content}</section>"
+
+
+def legend(series: Sequence[Series]) -> str:
+    """What the colours and dashes of a chart stand for."""
+    items = "".join(
+        f'<li><i class="s{s.colour}{" dashed" if s.dashed else ""}"></i>{text(s.label)}</li>'
+        for s in series
+    )
+    return f'<ul class="legend">{items}</ul>'
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of plain texts, that scrolls by itself where the page is narrow."""
+    head = "".join(f"<th>{text(name)}</th>" for name in header)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{text(cell)}</td>" for cell in row) + "</tr>" for row in rows
+    )
+    return (
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def text(plain: str) -> str:
+    """Plain text as HTML."""
+    return html.escape(plain, quote=True)
