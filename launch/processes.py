@@ -17,8 +17,8 @@ import time
 from collections.abc import Sequence
 from typing import IO
 
-# How long the processes have to save and end once one of them failed or a signal came.
-SECONDS_TO_END = 60
+# How long the others have to end once one process failed. After a signal they may take their time.
+SECONDS_TO_END = 30
 
 
 def main(argv: Sequence[str]) -> int:
@@ -26,7 +26,12 @@ def main(argv: Sequence[str]) -> int:
     if len(argv) < 2 or not argv[1].isdigit() or int(argv[1]) < 1:
         print("usage: python launch/processes.py N --config=configs/NAME.py ...", file=sys.stderr)
         return 2
-    processes = start(int(argv[1]), argv[2:])
+    return run(int(argv[1]), [sys.executable, "-m", "l2w_jax.main", *argv[2:]])
+
+
+def run(count: int, command: Sequence[str]) -> int:
+    """Runs a command as `count` processes to its end; returns the exit status."""
+    processes = start(count, command)
     printers = [
         threading.Thread(target=print_prefixed, args=(f"[{index}] ", process.stdout))
         for index, process in enumerate(processes)
@@ -47,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
     return status
 
 
-def start(count: int, arguments: Sequence[str]) -> list[subprocess.Popen[str]]:
+def start(count: int, command: Sequence[str]) -> list[subprocess.Popen[str]]:
     """Starts the processes, which find each other at a free port of this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -62,7 +67,7 @@ def start(count: int, arguments: Sequence[str]) -> list[subprocess.Popen[str]]:
         }
         processes.append(
             subprocess.Popen(
-                [sys.executable, "-m", "l2w_jax.main", *arguments],
+                command,
                 env=environment,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

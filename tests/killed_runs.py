@@ -13,52 +13,8 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 from conftest import TinyNetwork
-
-from l2w_jax import evaluate, loop
-from l2w_jax.config import default_config
-from l2w_jax.data.source import LabelledImages, MemorySource
-
-TOTAL_STEPS = 60
-
-
-def make_config():
-    config = default_config()
-    config.dataset.update(
-        name="digits", image_size=8, num_classes=4, batch_size=16, eval_batch_size=24, holdout=24
-    )
-    config.dataset.augmentation = "shift"
-    with config.ignore_type():
-        config.model = TinyNetwork()
-    config.weighting.hidden = 8
-    config.optimizer.update(epochs=TOTAL_STEPS // 3, learning_rate=0.1)
-    config.checkpoint.every_steps = 2
-    config.log.every_steps = 5
-    return config
-
-
-class ReportingSource(MemorySource):
-    """Noise with labels; writes a byte to a pipe before each batch."""
-
-    def __init__(self, config, pipe):
-        generator = np.random.default_rng(0)
-
-        def images(count):
-            labels = generator.integers(0, 4, count).astype(np.int32)
-            noise = generator.integers(0, 40, (count, 8, 8, 3))
-            return LabelledImages(
-                (noise + 50 * labels[:, None, None, None]).astype(np.uint8), labels
-            )
-
-        splits = {"train": images(48), "holdout": images(24), "test": images(40)}
-        super().__init__(config, splits, ("a", "b", "c", "d"))
-        self.pipe = pipe
-
-    def train_batches(self, first_step, process_index=0, process_count=1):
-        for batch in super().train_batches(first_step, process_index, process_count):
-            os.write(self.pipe, b".")
-            yield batch
+from tiny_run import TinySource, make_config, train_and_evaluate
 
 
 def start_child(workdir):
@@ -70,11 +26,11 @@ def start_child(workdir):
         return child, reading
     status = 1
     try:
-        config = make_config()
-        source = ReportingSource(config, writing)
+        config = make_config(TinyNetwork())
+        config.checkpoint.every_steps = 2
         workdir.mkdir(parents=True, exist_ok=True)
-        loop.train(config, source, workdir)
-        evaluate.evaluate(config, loop.restore_best(config, workdir), source, workdir)
+        source = TinySource(config, before_batch=lambda: os.write(writing, b"."))
+        train_and_evaluate(config, source, workdir)
         status = 0
     finally:
         os._exit(status)

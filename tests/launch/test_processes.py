@@ -14,60 +14,45 @@ import orbax.checkpoint as ocp
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TINY = (
-    f"--config={ROOT}/configs/digits_msdnet.py",
-    "--config.model.num_exits=2",
-    "--config.model.channels=4",
-    "--config.model.growth_rate=2",
-    # A sign flip of one activation moves a float32 run visibly.
-    "--config.model.dtype=float64",
-    "--config.weighting.hidden=8",
-    "--config.checkpoint.every_epochs=1",
-    "--config.log.every_steps=1",
-)
+RUN_TINY = """
+import sys
+sys.path.insert(0, "launch")
+import processes
+program = [sys.executable, "tests/tiny_run.py", sys.argv[2]]
+sys.exit(processes.run(int(sys.argv[1]), program))
+"""
 
 
-def launch(processes, devices, workdir, cache, *arguments):
+def launch(processes, devices, workdir, **environment):
+    """Starts a tiny run on some processes with some devices each."""
     return subprocess.Popen(
-        [
-            sys.executable,
-            str(ROOT / "launch" / "processes.py"),
-            str(processes),
-            *TINY,
-            f"--workdir={workdir}",
-            *arguments,
-        ],
+        [sys.executable, "-c", RUN_TINY, str(processes), str(workdir)],
         cwd=ROOT,
         env=os.environ
         | {
             "JAX_PLATFORMS": "cpu",
             "JAX_ENABLE_X64": "1",
-            "JAX_COMPILATION_CACHE_DIR": str(cache),
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        },
+        }
+        | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
 
 
-def finish(process, seconds=600):
-    output, _ = process.communicate(timeout=seconds)
+def finish(process):
+    """The output of a launched run, which must end well."""
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
     return output
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
-def one_process(tmp_path_factory, cache):
-    """A run of two epochs on one process with four devices."""
+def one_process(tmp_path_factory):
+    """The folder of a run on one process with four devices."""
     workdir = tmp_path_factory.mktemp("layouts") / "1x4"
-    process = launch(1, 4, workdir, cache, "--config.optimizer.epochs=2")
-    output = finish(process)
-    assert process.returncode == 0, output
+    finish(launch(1, 4, workdir))
     return workdir
 
 
@@ -92,54 +77,45 @@ def assert_same_run(workdir, reference):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("processes", "devices"), [(2, 2), (4, 1)])
-def test_any_layout_gives_the_same_parameters_and_curves(
-    processes, devices, one_process, cache, tmp_path
-):
-    workdir = tmp_path / "run"
-    process = launch(processes, devices, workdir, cache, "--config.optimizer.epochs=2")
-    output = finish(process)
-    assert process.returncode == 0, output
-    assert len(re.findall("written to", output)) == 1, "only the first process writes"
-    assert_same_run(workdir, one_process)
+def test_any_layout_gives_the_same_parameters_and_curves(processes, devices, one_process, tmp_path):
+    output = finish(launch(processes, devices, tmp_path / "run"))
+    assert output.count("evaluated") == 1
+    assert output.count("step 60/60") == 1, "only the first process writes"
+    assert_same_run(tmp_path / "run", one_process)
 
 
 @pytest.mark.slow
-def test_a_stopped_run_goes_on_in_another_layout(one_process, cache, tmp_path):
-    workdir = tmp_path / "run"
-    process = launch(2, 2, workdir, cache, "--config.optimizer.epochs=2")
+def test_a_stopped_run_goes_on_in_another_layout(one_process, tmp_path):
+    process = launch(2, 2, tmp_path / "run", TINY_DELAY="0.2")
+    output = []
     for line in process.stdout:
-        if " step 3/" in line:
+        output.append(line)
+        if " step 15/" in line:
             process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 75
-    process = launch(1, 4, workdir, cache, "--config.optimizer.epochs=2")
-    output = finish(process)
-    assert process.returncode == 0, output
-    assert "goes on after step" in output
-    assert_same_run(workdir, one_process)
+    assert process.wait(60) == 75, "".join(output)
+    stopped_after = int(re.search(r"stopped by SIGTERM after step (\d+)", "".join(output))[1])
+    output = finish(launch(1, 4, tmp_path / "run"))
+    assert f"goes on after step {stopped_after}/60" in output
+    assert_same_run(tmp_path / "run", one_process)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_dead_process_takes_the_others_with_it_and_the_run_goes_on(
-    victim, one_process, cache, tmp_path
-):
-    workdir = tmp_path / "run"
-    process = launch(2, 2, workdir, cache, "--config.optimizer.epochs=2")
+def test_a_dead_process_takes_the_others_with_it_and_the_run_goes_on(victim, one_process, tmp_path):
+    process = launch(2, 2, tmp_path / "run", TINY_DELAY="0.2")
     killed_at = None
     output = []
     for line in process.stdout:
         output.append(line)
-        if " step 12/" in line and killed_at is None:
+        if " step 15/" in line:
             os.kill(child_of(process.pid, victim), signal.SIGKILL)
             killed_at = time.monotonic()
-    assert process.wait() != 0
+    assert process.wait() == 128 + signal.SIGKILL
     assert time.monotonic() - killed_at < 60
     assert f"process {victim} ended with status 137; the others are ended too" in "".join(output)
-    process = launch(2, 2, workdir, cache, "--config.optimizer.epochs=2")
-    output = finish(process)
-    assert process.returncode == 0, output
-    assert "goes on after step 9/18" in output
-    assert_same_run(workdir, one_process)
+    output = finish(launch(2, 2, tmp_path / "run"))
+    assert re.search(r"goes on after step 1[2-9]/60", output)
+    assert_same_run(tmp_path / "run", one_process)
 
 
 def child_of(parent, process_id):
@@ -168,9 +144,18 @@ def test_a_wrong_number_is_refused():
     assert completed.stderr.startswith("usage: ")
 
 
-def test_a_mistake_ends_all_processes_with_its_line(cache, tmp_path):
-    process = launch(2, 1, tmp_path / "run", cache, "--config.weighting.q=-1")
-    output = finish(process)
-    assert process.returncode == 2
-    assert "weighting.q: -1" in output
+def test_a_mistake_ends_all_processes_with_its_line(tmp_path):
+    completed = subprocess.run(
+        [
+            *(sys.executable, str(ROOT / "launch" / "processes.py"), "2"),
+            *(f"--config={ROOT}/configs/digits_msdnet.py", "--config.weighting.q=-1"),
+            f"--workdir={tmp_path / 'run'}",
+        ],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+    assert completed.returncode == 2
+    assert "weighting.q: -1" in completed.stdout
     assert not (tmp_path / "run").exists()

@@ -1,0 +1,98 @@
+"""A whole run, evaluation included, of a network that compiles in a blink.
+
+    python tests/tiny_run.py FOLDER
+
+As a program it takes its place among the processes of a launcher. TINY_DELAY is the time in seconds
+that each batch takes to make, for those who want to disturb the run.
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from conftest import TinyNetwork
+from flax import linen as nn
+
+from l2w_jax import command_line, evaluate, loop, processes
+from l2w_jax.config import default_config
+from l2w_jax.data.source import LabelledImages, MemorySource
+from l2w_jax.errors import UserError
+
+TOTAL_STEPS = 60
+
+
+class DoubleNetwork(TinyNetwork):
+    """In float64, so that a sum in another order shows in the last digits only."""
+
+    dtype: jnp.dtype = jnp.float64
+
+    def setup(self):
+        types = {"dtype": jnp.float64, "param_dtype": jnp.float64}
+        self.blocks = [nn.Dense(6, **types) for _ in range(3)]
+        self.norms = [nn.BatchNorm(axis_name=self.axis_name, **types) for _ in range(3)]
+        self.heads = [nn.Dense(4, **types) for _ in range(3)]
+
+
+class TinySource(MemorySource):
+    """Noise, brighter by class; something may happen before each batch is made."""
+
+    def __init__(self, config, before_batch=lambda: None):
+        generator = np.random.default_rng(0)
+
+        def images(count):
+            labels = generator.integers(0, 4, count).astype(np.int32)
+            noise = generator.integers(0, 40, (count, 8, 8, 3))
+            brighter = 50 * labels[:, None, None, None]
+            return LabelledImages((noise + brighter).astype(np.uint8), labels)
+
+        splits = {"train": images(48), "holdout": images(24), "test": images(43)}
+        super().__init__(config, splits, ("a", "b", "c", "d"))
+        self.before_batch = before_batch
+
+    def train_batches(self, first_step, process_index=0, process_count=1):
+        for batch in super().train_batches(first_step, process_index, process_count):
+            self.before_batch()
+            yield batch
+
+
+def make_config(model):
+    config = default_config()
+    config.dataset.update(
+        name="digits", image_size=8, num_classes=4, batch_size=16, eval_batch_size=24, holdout=24
+    )
+    config.dataset.augmentation = "shift"
+    with config.ignore_type():
+        config.model = model
+    config.weighting.hidden = 8
+    config.optimizer.update(epochs=TOTAL_STEPS // 3, learning_rate=0.1)
+    config.log.every_steps = 5
+    return config
+
+
+def train_and_evaluate(config, source, workdir):
+    loop.train(config, source, workdir)
+    evaluate.evaluate(config, loop.restore_best(config, workdir), source, workdir)
+
+
+def main(workdir):
+    command_line.set_up_libraries()
+    config = make_config(DoubleNetwork())
+    config.checkpoint.update(every_epochs=1, every_steps=4)
+    config.log.check_replicas = 10
+    delay = float(os.environ.get("TINY_DELAY", "0"))
+    with processes.joined():
+        workdir.mkdir(parents=True, exist_ok=True)
+        train_and_evaluate(config, TinySource(config, lambda: time.sleep(delay)), workdir)
+        if processes.is_first():
+            print("evaluated")
+
+
+if __name__ == "__main__":
+    try:
+        main(Path(sys.argv[1]))
+    except UserError as error:
+        print(error)
+        sys.exit(error.exit_status)
