@@ -7,7 +7,7 @@ A name here is that of a module: the last component ("weight", "running_mean", â
 import re
 from collections.abc import Callable
 
-from l2w_jax.models import MSDNet, MultiExitNetwork, RANet
+from l2w_jax.models import CollaborativeExits, MSDNet, MultiExitNetwork, RANet
 
 ModulePath = tuple[str, ...]
 
@@ -15,6 +15,8 @@ ModulePath = tuple[str, ...]
 # branch of two of those.
 _CONV_BN_RELU = {"conv": 0, "bn": 1}
 _BRANCH = {"reduce": 0, "conv": 3}
+# And in that of linear layer, batch norm and ReLU between two collaborating exits.
+_HINT = {"hint": 0, "bn": 1}
 
 
 def module_namer(model: MultiExitNetwork) -> Callable[[ModulePath], str]:
@@ -73,6 +75,18 @@ def _ranet_module_name(model: RANet, path: ModulePath) -> str:
     return f"{prefix}.layers.{layer}.conv_{branch}.net.{_branch_position(rest[1:])}"
 
 
+def _collaboration_module_name(model: CollaborativeExits, path: ModulePath) -> str:
+    root, *rest = path
+    if root == "net":
+        return f"net.{module_namer(model.backbone)(tuple(rest))}"
+    k = int(root.removeprefix("classifiers_"))
+    (layer,) = rest
+    if layer == "linear":
+        return f"classifier.{k}"
+    # The first exit reads no other, so that PyTorch's list begins with the second.
+    return f"isc_modules.{k - 1}.{_HINT[layer]}"
+
+
 def _sequential_position(model: MSDNet, k: int, kind: str, i: int) -> int:
     """Place of layer or transition i in PyTorch's block k, where each takes a place of its own."""
     before = sum(1 + (plan.transition_width is not None) for plan in model.block_plans[k][:i])
@@ -102,4 +116,8 @@ def _branch_position(parts: list[str]) -> int:
     return _BRANCH[parts[0]] + _CONV_BN_RELU[parts[1]]
 
 
-_NAMERS = {MSDNet: _msdnet_module_name, RANet: _ranet_module_name}
+_NAMERS = {
+    MSDNet: _msdnet_module_name,
+    RANet: _ranet_module_name,
+    CollaborativeExits: _collaboration_module_name,
+}

@@ -4,9 +4,30 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
+from l2w_jax.models.collaboration import CollaborativeExits
 from l2w_jax.models.msdnet import MSDNet
 from l2w_jax.models.multi_exit import MultiExitNetwork
 from l2w_jax.models.ranet import RANet
+
+
+def create_network(config: ConfigDict) -> MultiExitNetwork:
+    """The network that a run trains: `config.model`, as `config.imta` has it trained.
+
+    A configuration without a section `imta` trains the network as it is.
+
+    Args:
+        config: a run's configuration; `config.model` may be a module.
+
+    Raises:
+        ValueError: `config.model.name` is not known.
+    """
+    model = create_model(config.model)
+    imta = config.get("imta", {})
+    if imta.get("gradient_equilibrium", False):
+        model = model.clone(gradient_equilibrium=True)
+    if imta.get("collaboration", False):
+        model = CollaborativeExits(model, dtype=model.dtype)
+    return model
 
 
 def create_model(config: ConfigDict | nn.Module) -> MultiExitNetwork:

@@ -152,8 +152,8 @@ class Classifier(nn.Module):
     options: LayerOptions
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """[N, H, W, C] -> logits [N, num_classes].
+    def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
+        """[N, H, W, C] -> what the linear layer reads [N, F], and the logits [N, num_classes].
 
         Raises:
             ValueError: H or W does not pool to one pixel, which the linear layer expects.
@@ -167,15 +167,16 @@ class Classifier(nn.Module):
                 f"the coarsest features of an exit are {in_size[0]}x{in_size[1]} pixels, "
                 "but must be 5 to 12 on each side for the classifier to pool them to one"
             )
-        x = nn.avg_pool(x, (2, 2), strides=(2, 2)).reshape(x.shape[0], width)
-        return nn.Dense(
+        pooled = nn.avg_pool(x, (2, 2), strides=(2, 2)).reshape(x.shape[0], width)
+        logits = nn.Dense(
             self.num_classes,
             dtype=self.options.dtype,
             param_dtype=self.options.param_dtype,
             kernel_init=torch_default(width),
             bias_init=Constant(0.0) if self.options.fan_out_init else torch_default(width),
             name="linear",
-        )(x)
+        )(pooled)
+        return pooled, logits
 
 
 @functools.partial(jax.jit, static_argnames=("height", "width"))

@@ -249,8 +249,11 @@ class MSDNet(MultiExitNetwork):
         """All scales of the first layer."""
         return self.first_layer(images, train)
 
-    def stage(self, k: int, carry: Features, train: bool) -> tuple[jax.Array, Features]:
+    def stage_with_features(
+        self, k: int, carry: Features, train: bool
+    ) -> tuple[jax.Array, jax.Array, Features]:
         """Block k and the classifier on its coarsest scale."""
-        features = self.blocks[k](carry, train)
-        logits = self.classifiers[k](features[-1], train)
-        return logits, features if k + 1 < self.num_exits else ()
+        *finer, coarsest = self.blocks[k](carry, train)
+        for_classifier, for_blocks = self.balance_gradients(k, coarsest)
+        pooled, logits = self.classifiers[k](for_classifier, train)
+        return pooled, logits, (*finer, for_blocks) if k + 1 < self.num_exits else ()

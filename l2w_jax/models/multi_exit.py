@@ -1,6 +1,7 @@
 """What every multi-exit network offers: its exits one by one, or all at once."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -18,19 +19,29 @@ class MultiExitNetwork(nn.Module):
     exit ask for. Every batch norm in it should take `axis_name=self.axis_name`, so that its
     statistics are those of the batch of all devices.
 
+    For the training of Li et al., ICCV 2019, it defines `stage_with_features` in place of `stage`,
+    and calls `balance_gradients` on what each classifier reads.
+
     Attributes:
         axis_name: name of the device axis that the network runs under, or None. The training step
             sets it.
         dtype: type of the computation: float32, bfloat16, or float64 under `jax_enable_x64`.
+        gradient_equilibrium: whether `balance_gradients` does anything.
     """
 
     axis_name: str | None = dataclasses.field(default=None, kw_only=True)
     dtype: jnp.dtype = dataclasses.field(default=jnp.float32, kw_only=True)
+    gradient_equilibrium: bool = dataclasses.field(default=False, kw_only=True)
 
     @property
     def num_exits(self) -> int:
         """K, the number of classifiers."""
         raise NotImplementedError(f"{type(self).__name__} must define the property num_exits")
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Names of the top-level parts whose parameters training leaves as they are."""
+        return ()
 
     def init_carry(self, images: jax.Array, train: bool) -> Carry:
         """What stage 0 starts from: any pytree of arrays whose leading axis is the batch."""
@@ -38,7 +49,29 @@ class MultiExitNetwork(nn.Module):
 
     def stage(self, k: int, carry: Carry, train: bool) -> tuple[jax.Array, Carry]:
         """Block k (from 0) and its exit: logits [N, C] and what stage k + 1 starts from."""
-        raise NotImplementedError(f"{type(self).__name__} must define stage(k, carry, train)")
+        _, logits, carry = self.stage_with_features(k, carry, train)
+        return logits, carry
+
+    def stage_with_features(
+        self, k: int, carry: Carry, train: bool
+    ) -> tuple[jax.Array, jax.Array, Carry]:
+        """`stage`, preceded by the pooled features [N, F] that the exit's linear layer reads."""
+        raise NotImplementedError(
+            f"{type(self).__name__} must define stage(k, carry, train) or stage_with_features"
+        )
+
+    def balance_gradients(self, k: int, features: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """What classifier k (from 0) and what later blocks should read of the exit's features.
+
+        Both are `features`. With gradient equilibrium (Li et al., ICCV 2019, section 3.2) what
+        flows back from classifier k is scaled by 1/(K-k), and what flows back from later blocks by
+        (K-k-1)/(K-k), so that a block's gradient does not grow with the number of exits after it.
+        """
+        if not self.gradient_equilibrium:
+            return features, features
+        exits_left = self.num_exits - k
+        features = scale_gradient(features, 1 / exits_left)
+        return features, scale_gradient(features, exits_left - 1)
 
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
         """Logits of all exits, [N, H, W, 3] -> [K, N, C]."""
@@ -48,3 +81,17 @@ class MultiExitNetwork(nn.Module):
             exit_logits, carry = self.stage(k, carry, train)
             logits.append(exit_logits)
         return jnp.stack(logits)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def scale_gradient(x: jax.Array, scale: float) -> jax.Array:
+    """`x` itself, whose derivative is taken to be `scale` instead of 1."""
+    del scale
+    return x
+
+
+@scale_gradient.defjvp
+def _scale_tangent(
+    scale: float, primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    return primals[0], scale * tangents[0]

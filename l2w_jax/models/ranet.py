@@ -277,7 +277,9 @@ class RANet(MultiExitNetwork):
         """The image at every resolution."""
         return RANetCarry(starts=self.first_layer(images, train), x=None, features=())
 
-    def stage(self, k: int, carry: RANetCarry, train: bool) -> tuple[jax.Array, RANetCarry]:
+    def stage_with_features(
+        self, k: int, carry: RANetCarry, train: bool
+    ) -> tuple[jax.Array, jax.Array, RANetCarry]:
         """The block of exit k and its classifier.
 
         Where a sub-network begins, all its blocks that fuse go before.
@@ -291,14 +293,17 @@ class RANet(MultiExitNetwork):
                 x = self._close(i, fusing, x, train)
                 features = (*features, handed)
         x, handed = self.blocks[f"{i}_{j}"](x, train)
-        x = self._close(i, j, x, train)
-        logits = self.classifiers[k](x, train)
+        for_classifier, x = self.balance_gradients(k, self._close(i, j, x, train))
+        pooled, logits = self.classifiers[k](for_classifier, train)
         if k + 1 == self.num_exits:
-            return logits, ()
+            return pooled, logits, ()
+        if f"{i}_{j}" not in self.transitions:
+            # The next sub-network too reads the very features of this exit.
+            handed = (*handed[:-1], x)
         # Nothing is carried that no later block reads: survivors are copied at every exit.
         features = (*features, handed) if starts else ()
         ends = self._exits[k + 1][0] != i
-        return logits, RANetCarry(starts, None if ends else x, features)
+        return pooled, logits, RANetCarry(starts, None if ends else x, features)
 
     @property
     def _exits(self) -> list[tuple[int, int]]:

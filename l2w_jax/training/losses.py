@@ -5,6 +5,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
 
 from l2w_jax.models import MultiExitNetwork
 
@@ -48,26 +50,88 @@ def at_least_float32(x: jax.Array) -> jax.Array:
 
 
 @dataclasses.dataclass(frozen=True)
+class Distillation:
+    """One-for-all distillation (Li et al., ICCV 2019, section 3.4): the deepest exit teaches.
+
+    Attributes:
+        share: γ, in [0, 1): weight of the teacher's term at every exit but the last, where that of
+            the cross-entropy is 1 - γ.
+        temperature: T, which divides the logits of both.
+    """
+
+    share: float
+    temperature: float
+
+    def label_shares(self, num_exits: int) -> np.ndarray:
+        """Weight of the cross-entropy at each exit, [K]: 1 - γ, and 1 at the last."""
+        return np.array([1 - self.share] * (num_exits - 1) + [1.0])
+
+    def loss(self, logits: jax.Array, teacher: jax.Array) -> jax.Array:
+        """Σ_{k<K} γ·T²·KL(softmax(teacher/T) || softmax(logits_k/T)).
+
+        The divergence is a mean over samples and over classes. No gradient reaches the teacher.
+
+        Args:
+            logits: [K, N, C].
+            teacher: logits [N, C].
+        """
+        teacher = jax.lax.stop_gradient(teacher)
+        wanted = jax.nn.log_softmax(at_least_float32(teacher) / self.temperature)
+        given = jax.nn.log_softmax(at_least_float32(logits[:-1]) / self.temperature)
+        divergences = (jnp.exp(wanted) * (wanted - given)).mean(axis=(1, 2))
+        return self.share * self.temperature**2 * divergences.sum()
+
+
+def create_distillation(config: ConfigDict) -> Distillation | None:
+    """What `config.imta` describes; None without distillation, or without that section."""
+    imta = config.get("imta", {})
+    if not imta.get("distillation", 0):
+        return None
+    return Distillation(imta.distillation, imta.get("temperature", 1.0))
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainingLosses:
     """The losses of a network in training mode, as a function of its parameters.
 
     Attributes:
         model: the network; its batch statistics are those of the batch over `model.axis_name`.
         label_smoothing: s of `cross_entropy`.
+        distillation: what the exits learn from a teacher, which `model.with_teacher` gives.
     """
 
     model: MultiExitNetwork
     label_smoothing: float
+    distillation: Distillation | None = None
+
+    @property
+    def label_shares(self) -> float | np.ndarray:
+        """Weight of the cross-entropy at each exit: 1, or [K] where the exits have a teacher."""
+        if self.distillation is None:
+            return 1.0
+        return self.distillation.label_shares(self.model.num_exits)
 
     def __call__(
         self, params: Any, batch_stats: Any, batch: Batch
     ) -> tuple[jax.Array, tuple[jax.Array, Any]]:
         """Losses [N, K], with the logits [K, N, C] and the moved running statistics."""
-        logits, moved = self.model.apply(
+        (losses, _), outputs = self.with_distilled(params, batch_stats, batch)
+        return losses, outputs
+
+    def with_distilled(
+        self, params: Any, batch_stats: Any, batch: Batch
+    ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, Any]]:
+        """As a call, with the loss of distillation, 0 where there is none, beside the losses."""
+        outputs, moved = self.model.apply(
             {"params": params, "batch_stats": batch_stats},
             batch["image"],
             train=True,
             mutable=["batch_stats"],
+            method="with_teacher" if self.distillation else "__call__",
         )
+        logits, teacher = outputs if self.distillation else (outputs, None)
         losses = cross_entropy(logits, batch["label"], self.label_smoothing)
-        return losses, (logits, moved.get("batch_stats", {}))
+        distilled = jnp.zeros((), losses.dtype)
+        if self.distillation:
+            distilled = self.distillation.loss(logits, teacher)
+        return (losses, distilled), (logits, moved.get("batch_stats", {}))

@@ -27,6 +27,7 @@ from l2w_jax.training.collectives import mean_over
 from l2w_jax.training.losses import Batch, TrainingLosses, confidences_of_logits
 from l2w_jax.training.optimizers import descend
 from l2w_jax.training.state import TrainState
+from l2w_jax.training.weighting import weighted_loss
 
 Params = Any
 MetaObjective = Callable[[jax.Array, jax.Array], jax.Array]
@@ -36,31 +37,58 @@ MetaObjective = Callable[[jax.Array, jax.Array], jax.Array]
 class TrainingForward:
     """What the forward pass of x1 at θ leaves, for the pseudo-update and for the real one.
 
+    Where the exits also learn from a teacher (`Distillation`), the training loss is
+    Σ_k mean_i w·s_k·l plus a term D without weights; elsewhere s_k = 1 and D = 0.
+
     Attributes:
         losses, confidences: l and c, [N, K].
+        distilled: D.
+        label_shares: s, [K] or one number.
         logits: [K, N, C].
         batch_stats: running statistics after this pass.
-        pull_back: from a cotangent of the losses to the gradient on θ.
+        pull_back: from cotangents of the losses and of D to the gradient on θ, which is 0 on the
+            parts of the network that are frozen.
     """
 
     losses: jax.Array
     confidences: jax.Array
+    distilled: jax.Array
+    label_shares: float | np.ndarray
     logits: jax.Array
     batch_stats: Any
-    pull_back: Callable[[jax.Array], tuple[Params]]
+    pull_back: Callable[[tuple[jax.Array, jax.Array]], tuple[Params]]
+
+    def weighted_loss(self, weights: jax.Array) -> jax.Array:
+        """The training loss Σ_k mean_i w[i, k]·s_k·l[i, k] + D, of this device's samples."""
+        return weighted_loss(weights * self.label_shares, self.losses) + self.distilled
 
     def weighted_gradient(self, weights: jax.Array) -> Params:
-        """∇_θ Σ_k mean_i w[i, k]·l[i, k], of this device's samples; linear in w."""
-        (gradient,) = self.pull_back((weights / len(weights)).astype(self.losses.dtype))
+        """∇_θ of the training loss, of this device's samples; but for that of D linear in w."""
+        cotangent = (weights * self.label_shares / len(weights)).astype(self.losses.dtype)
+        (gradient,) = self.pull_back((cotangent, jnp.ones_like(self.distilled)))
         return gradient
 
 
 def training_forward(network: TrainingLosses, state: TrainState, batch: Batch) -> TrainingForward:
     """Forward pass of x1 at θ in training mode, ready to be pulled back."""
-    losses, pull_back, (logits, batch_stats) = jax.vjp(
-        lambda params: network(params, state.batch_stats, batch), state.params, has_aux=True
+
+    def losses_of(params):
+        for name in network.model.frozen:
+            params = {**params, name: jax.lax.stop_gradient(params[name])}
+        return network.with_distilled(params, state.batch_stats, batch)
+
+    (losses, distilled), pull_back, (logits, batch_stats) = jax.vjp(
+        losses_of, state.params, has_aux=True
     )
-    return TrainingForward(losses, confidences_of_logits(logits), logits, batch_stats, pull_back)
+    return TrainingForward(
+        losses=losses,
+        confidences=confidences_of_logits(logits),
+        distilled=distilled,
+        label_shares=network.label_shares,
+        logits=logits,
+        batch_stats=batch_stats,
+        pull_back=pull_back,
+    )
 
 
 def meta_gradient(

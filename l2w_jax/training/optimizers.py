@@ -6,7 +6,7 @@ and the pseudo-update is the same function as the real one.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -17,9 +17,20 @@ from ml_collections import ConfigDict
 Params = TypeVar("Params")
 
 
-def sgd(momentum: float, weight_decay: float) -> optax.GradientTransformation:
-    """buf <- μ·buf + g + wd·θ, on every parameter; the direction is buf (no Nesterov)."""
-    return optax.chain(optax.add_decayed_weights(weight_decay), optax.trace(decay=momentum))
+def sgd(
+    momentum: float, weight_decay: float, frozen: Sequence[str] = ()
+) -> optax.GradientTransformation:
+    """buf <- μ·buf + g + wd·θ, on every parameter; the direction is buf (no Nesterov).
+
+    The parameters under the names `frozen` stay as they are, and have no buffer.
+    """
+    optimizer = optax.chain(optax.add_decayed_weights(weight_decay), optax.trace(decay=momentum))
+    if not frozen:
+        return optimizer
+    return optax.partition(
+        {"trained": optimizer, "frozen": optax.set_to_zero()},
+        lambda params: {name: "frozen" if name in frozen else "trained" for name in params},
+    )
 
 
 def adam(weight_decay: float) -> optax.GradientTransformation:

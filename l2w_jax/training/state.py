@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from l2w_jax.models import create_model, initial_variables
+from l2w_jax.models import create_network, initial_variables
 from l2w_jax.models.layers import parameter_dtype
 from l2w_jax.training.optimizers import adam, sgd
 from l2w_jax.training.weighting import PREDICTED_KINDS, create_predictor
@@ -41,7 +41,7 @@ def create_train_state(config: ConfigDict, rng: jax.Array) -> TrainState:
         config: a run's configuration; `config.model` may be a module.
         rng: a `jax.random` key.
     """
-    model = create_model(config.model)
+    model = create_network(config)
     model_rng, wpn_rng = jax.random.split(rng)
     size = config.dataset.image_size
     dtype = parameter_dtype(model.dtype)
@@ -58,7 +58,7 @@ def create_train_state(config: ConfigDict, rng: jax.Array) -> TrainState:
         wpn_params = initial_variables(predictor, wpn_rng, inputs)["params"]
     if config.weighting.kind == "meta":
         wpn_opt_state = jax.jit(adam(config.weighting.weight_decay).init)(wpn_params)
-    optimizer = sgd(config.optimizer.momentum, config.optimizer.weight_decay)
+    optimizer = sgd(config.optimizer.momentum, config.optimizer.weight_decay, model.frozen)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

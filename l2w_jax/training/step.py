@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from l2w_jax.models import create_model
+from l2w_jax.models import create_network
 from l2w_jax.training.collectives import gather_rows, mean_over
-from l2w_jax.training.losses import Batch, TrainingLosses, correctness
+from l2w_jax.training.losses import Batch, TrainingLosses, correctness, create_distillation
 from l2w_jax.training.meta import (
     MetaLearner,
     TrainingForward,
@@ -18,7 +18,7 @@ from l2w_jax.training.meta import (
 )
 from l2w_jax.training.optimizers import adam, descend, learning_rate_factor, sgd
 from l2w_jax.training.state import TrainState
-from l2w_jax.training.weighting import create_weighting, weighted_loss
+from l2w_jax.training.weighting import create_weighting
 
 Metrics = dict[str, jax.Array]
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -46,10 +46,10 @@ def make_train_step(config: ConfigDict, total_steps: int, axis_name: str | None 
         "meta_learning_rate"; "weights" and "losses" of all samples, [N, K].
     """
     batch_axis = axis_name if config.weighting.scope == "global" else None
-    model = create_model(config.model).clone(axis_name=batch_axis)
-    network = TrainingLosses(model, config.optimizer.label_smoothing)
+    model = create_network(config).clone(axis_name=batch_axis)
+    network = TrainingLosses(model, config.optimizer.label_smoothing, create_distillation(config))
     weigh = create_weighting(config.weighting, model, batch_axis)
-    optimizer = sgd(config.optimizer.momentum, config.optimizer.weight_decay)
+    optimizer = sgd(config.optimizer.momentum, config.optimizer.weight_decay, model.frozen)
     learner = MetaLearner(
         network=network,
         weigh=weigh,
@@ -81,7 +81,7 @@ def make_train_step(config: ConfigDict, total_steps: int, axis_name: str | None 
         batch_means = {
             "loss": forward.losses.mean(axis=0),
             "top1": correctness(forward.logits, labels).mean(axis=0),
-            "weighted_loss": weighted_loss(weights, forward.losses),
+            "weighted_loss": forward.weighted_loss(weights),
         }
         metrics = {
             **mean_over(axis_name, batch_means),

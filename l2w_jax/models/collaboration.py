@@ -1,0 +1,116 @@
+"""Inline subnetwork collaboration (Li et al., "Improved Techniques for Training Adaptive Deep
+Networks", ICCV 2019, section 3.3): each exit reads what the one before it has concluded.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from l2w_jax.models.initializers import torch_default
+from l2w_jax.models.layers import LayerOptions, batch_norm
+from l2w_jax.models.multi_exit import Carry, MultiExitNetwork
+
+# Of the backbone's carry and the logits of the new classifier before; None before the first.
+CollaborationCarry = tuple[Carry, jax.Array | None]
+
+
+class CollaborativeClassifier(nn.Module):
+    """A linear layer on pooled features and on what the logits of the exit before say."""
+
+    num_classes: int
+    options: LayerOptions
+
+    @nn.compact
+    def __call__(self, pooled: jax.Array, previous: jax.Array | None, train: bool) -> jax.Array:
+        """[N, F] and the logits of the exit before, [N, C] or None -> logits [N, C]."""
+        x = pooled
+        if previous is not None:
+            hint = self._linear(previous, pooled.shape[-1], "hint")
+            hint = nn.relu(batch_norm(self.options, train, "bn")(hint))
+            x = jnp.concatenate([pooled, hint], axis=-1)
+        return self._linear(x, self.num_classes, "linear")
+
+    def _linear(self, x: jax.Array, features: int, name: str) -> jax.Array:
+        init = torch_default(x.shape[-1])
+        return nn.Dense(
+            features,
+            dtype=self.options.dtype,
+            param_dtype=self.options.param_dtype,
+            kernel_init=init,
+            bias_init=init,
+            name=name,
+        )(x)
+
+
+class CollaborativeExits(MultiExitNetwork):
+    """A trained network with new classifiers, of which each reads the logits of the one before.
+
+    The network itself, under "net" among the variables, is not trained any further; its running
+    statistics still move. Its own type of computation and device axis are those given here.
+
+    Attributes:
+        backbone: a network with `stage_with_features` and the attributes `num_classes`, C, and
+            `stem`, "cifar" or "imagenet".
+    """
+
+    backbone: MultiExitNetwork
+
+    @property
+    def num_exits(self) -> int:
+        """K, as many as the backbone has."""
+        return self.backbone.num_exits
+
+    @property
+    def num_classes(self) -> int:
+        """C, as many as the backbone has."""
+        return self.backbone.num_classes
+
+    @property
+    def stem(self) -> str:
+        """The kind of the backbone's first layer."""
+        return self.backbone.stem
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """The backbone."""
+        return ("net",)
+
+    def setup(self) -> None:
+        """Declares the backbone and the new classifiers."""
+        self.net = self.backbone.clone(dtype=self.dtype, axis_name=self.axis_name, name=None)
+        options = LayerOptions(self.dtype, self.axis_name)
+        self.classifiers = [
+            CollaborativeClassifier(self.num_classes, options) for _ in range(self.num_exits)
+        ]
+
+    def init_carry(self, images: jax.Array, train: bool) -> CollaborationCarry:
+        """What the backbone starts from; no exit has spoken yet."""
+        return self.net.init_carry(images, train), None
+
+    def stage(
+        self, k: int, carry: CollaborationCarry, train: bool
+    ) -> tuple[jax.Array, CollaborationCarry]:
+        """Block k of the backbone and the new classifier k."""
+        logits, _, carry = self._stage_with_backbone(k, carry, train)
+        return logits, carry
+
+    def with_teacher(self, images: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
+        """[N, H, W, 3] -> logits of all exits [K, N, C], and the backbone's own last [N, C]."""
+        carry = self.init_carry(images, train)
+        logits = []
+        for k in range(self.num_exits):
+            exit_logits, backbone_logits, carry = self._stage_with_backbone(k, carry, train)
+            logits.append(exit_logits)
+        return jnp.stack(logits), backbone_logits
+
+    def _stage_with_backbone(
+        self, k: int, carry: CollaborationCarry, train: bool
+    ) -> tuple[jax.Array, jax.Array, CollaborationCarry]:
+        """Logits of the new classifier and of the backbone's, and what stage k + 1 starts from."""
+        backbone_carry, previous = carry
+        pooled, backbone_logits, backbone_carry = self.net.stage_with_features(
+            k, backbone_carry, train
+        )
+        logits = self.classifiers[k](pooled, previous, train)
+        last = k + 1 == self.num_exits
+        return logits, backbone_logits, () if last else (backbone_carry, logits)
