@@ -77,7 +77,7 @@ class EarlyExitPredictor:
         self.thresholds = checked_thresholds(thresholds, model.num_exits)
         variables = jax.device_put(variables)
         self._stages = [
-            _Stage(_stage_function(model, k, preprocess), variables) for k in range(model.num_exits)
+            _Stage(stage_function(model, k, preprocess), variables) for k in range(model.num_exits)
         ]
         self._takes_stored_images = preprocess is not None
         self._batch_sizes = tuple(sorted(set(batch_sizes)))
@@ -181,7 +181,7 @@ class EarlyExitPredictor:
 StageFunction = Callable[[Mapping[str, Any], Any], tuple[jax.Array, jax.Array, Any]]
 
 
-def _stage_function(
+def stage_function(
     model: MultiExitNetwork, k: int, preprocess: Callable[[jax.Array], jax.Array] | None
 ) -> StageFunction:
     """Stage k with its exit; the first takes images, the last leaves no features."""
@@ -200,45 +200,63 @@ def _stage_function(
     return function
 
 
-class _Stage:
-    """A compiled stage, with those variables alone that it reads.
+def narrowed(
+    function: StageFunction, variables: Mapping[str, Any], features: Any
+) -> tuple[list[int], Callable[[list[jax.Array], Any], Any]]:
+    """A stage as a function of those variables alone that it reads, whatever the batch.
 
     To hand all of a network's hundreds of arrays to a compiled function takes longer than a small
     stage takes on one image.
+
+    Args:
+        function: the stage.
+        variables: all of the network's.
+        features: what the stage starts from; shapes and types are enough.
+
+    Returns:
+        Which leaves of the variables an operation of the stage takes, and the function of the list
+        of these and of features.
     """
+    leaves, structure = jax.tree.flatten(variables)
+
+    def from_leaves(leaves: list[jax.Array | None], features: Any) -> Any:
+        return function(jax.tree.unflatten(structure, leaves), features)
+
+    jaxpr = jax.make_jaxpr(from_leaves)(leaves, features).jaxpr
+    taken = {
+        var
+        for variables in (jaxpr.outvars, *(eqn.invars for eqn in jaxpr.eqns))
+        for var in variables
+        if isinstance(var, core.Var)
+    }
+    read = [i for i, var in enumerate(jaxpr.invars[: len(leaves)]) if var in taken]
+
+    def from_read(read_leaves: list[jax.Array], features: Any) -> Any:
+        leaves: list[jax.Array | None] = [None] * structure.num_leaves
+        for i, leaf in zip(read, read_leaves, strict=True):
+            leaves[i] = leaf
+        return from_leaves(leaves, features)
+
+    return read, from_read
+
+
+class _Stage:
+    """A compiled stage, with those variables alone that it reads."""
 
     def __init__(self, function: StageFunction, variables: Mapping[str, Any]):
         self._function = function
-        self._leaves, self._structure = jax.tree.flatten(variables)
-        self._read: list[int] | None = None
-        self._compiled = jax.jit(self._from_read)
+        self._leaves = jax.tree.leaves(variables)
+        self._variables: Mapping[str, Any] | None = variables
+        self._compiled: Callable[[list[jax.Array], Any], Any] | None = None
 
     def __call__(self, features: Any) -> tuple[jax.Array, jax.Array, Any]:
-        if self._read is None:
-            self._read = self._find_read(features)
-            self._leaves = [self._leaves[i] for i in self._read]
+        if self._compiled is None:
+            # Only the first features tell which variables are read.
+            read, function = narrowed(self._function, self._variables, features)
+            self._leaves = [self._leaves[i] for i in read]
+            self._variables = None
+            self._compiled = jax.jit(function)
         return self._compiled(self._leaves, features)
-
-    def _from_read(self, read_leaves: list[jax.Array], features: Any) -> Any:
-        leaves: list[jax.Array | None] = [None] * self._structure.num_leaves
-        for i, leaf in zip(self._read, read_leaves, strict=True):
-            leaves[i] = leaf
-        return self._function(jax.tree.unflatten(self._structure, leaves), features)
-
-    def _find_read(self, features: Any) -> list[int]:
-        """Which variables the stage reads, whatever the batch: those that an operation takes."""
-
-        def from_leaves(leaves: list[jax.Array], features: Any) -> Any:
-            return self._function(jax.tree.unflatten(self._structure, leaves), features)
-
-        jaxpr = jax.make_jaxpr(from_leaves)(self._leaves, features).jaxpr
-        taken = {
-            var
-            for variables in (jaxpr.outvars, *(eqn.invars for eqn in jaxpr.eqns))
-            for var in variables
-            if isinstance(var, core.Var)
-        }
-        return [i for i, var in enumerate(jaxpr.invars[: len(self._leaves)]) if var in taken]
 
 
 @jax.jit

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from l2w_jax.early_exit.budget import exit_shares
 from l2w_jax.models import MultiExitNetwork, WeightPredictor
+from l2w_jax.models.exit_shares import exit_shares
 from l2w_jax.training.allocation import allocate_globally
 from l2w_jax.training.collectives import (
     axis_size,
