@@ -21,7 +21,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from l2w_jax.early_exit.budget import exit_shares
+from l2w_jax.models.exit_shares import exit_shares
 from l2w_jax.training.allocation import allocate_globally, allocated_mean
 from l2w_jax.training.collectives import mean_over
 from l2w_jax.training.losses import Batch, TrainingLosses, confidences_of_logits
