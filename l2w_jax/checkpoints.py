@@ -203,6 +203,22 @@ def has_checkpoint(workdir: Path) -> bool:
     return bool(_steps(workdir))
 
 
+def array_types(tree: PyTree) -> dict[str, str]:
+    """The element type and the shape of every array of a tree, by its path."""
+    return {name: _describe(array) for name, array in _named_arrays(tree).items()}
+
+
+def first_difference(found: dict[str, str], wanted: dict[str, str]) -> str:
+    """Names the first array that two results of `array_types`, not the same, differ in."""
+    for name in sorted(found.keys() | wanted.keys()):
+        if found.get(name) != wanted.get(name):
+            return (
+                f"{name} is {found.get(name, 'missing')} there and "
+                f"{wanted.get(name, 'missing')} in this run"
+            )
+    raise ValueError("no difference")
+
+
 def _directory(workdir: Path) -> Path:
     # Orbax notices a relative path only when a save in the background fails.
     return workdir.absolute() / "checkpoints"
@@ -265,12 +281,12 @@ def _read_state(step_directory: Path, template: PyTree) -> PyTree:
       UserError: it is intact, but of other arrays than the template's.
     """
     recorded = _read_record(step_directory)["arrays"]
-    wanted = {name: _describe(array) for name, array in _named_arrays(template).items()}
+    wanted = array_types(template)
     found = {name: entry["type"] for name, entry in recorded.items()}
     if found != wanted:
         raise UserError(
             f"{step_directory}: saved by a run with another config: "
-            + _first_difference(found, wanted)
+            + first_difference(found, wanted)
         )
     host_template = jax.tree.map(lambda array: np.empty(array.shape, array.dtype), template)
     with _reading("state"), ocp.StandardCheckpointer() as checkpointer:
@@ -333,16 +349,6 @@ def _checksum(array: np.ndarray) -> str:
 
 def _json_checksum(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _first_difference(found: dict[str, str], wanted: dict[str, str]) -> str:
-    for name in sorted(found.keys() | wanted.keys()):
-        if found.get(name) != wanted.get(name):
-            return (
-                f"{name} is {found.get(name, 'missing')} there and "
-                f"{wanted.get(name, 'missing')} in this run"
-            )
-    raise ValueError("no difference")
 
 
 def _first_line(error: BaseException) -> str:

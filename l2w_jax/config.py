@@ -96,9 +96,10 @@ def default_config(model: Any = None) -> ConfigDict:
     config.imta = ConfigDict(
         {
             "gradient_equilibrium": False,
-            "collaboration": False,
-            "distillation": 0.0,  # gamma; 0 is off
-            "temperature": 1.0,
+            "collaboration": False,  # new exits on a trained network, which stays as it is
+            "checkpoint": "",  # workdir of the run whose network collaboration starts from
+            "distillation": 0.0,  # gamma, the part that the last exit teaches; 0 is off
+            "temperature": 1.0,  # of distillation
         }
     )
     config.checkpoint = ConfigDict({"keep": 3, "every_epochs": 1, "every_steps": 0})

@@ -121,7 +121,7 @@ _RULES = {
     "optimizer.weight_decay": _at_least(0),
     "optimizer.epochs": _at_least(1),
     "optimizer.label_smoothing": _BELOW_ONE,
-    "imta.distillation": _SHARE,
+    "imta.distillation": _BELOW_ONE,
     "imta.temperature": _ABOVE_ZERO,
     "checkpoint.keep": _at_least(1),
     "checkpoint.every_epochs": _at_least(0),
@@ -366,6 +366,12 @@ def _training_faults(config: ConfigDict) -> Iterator[str]:
             "weighting.checkpoint",
             "",
             "the workdir of a run with weighting.kind 'meta' where weighting.kind is 'frozen'",
+        )
+    if config.imta.collaboration and not config.imta.checkpoint:
+        yield _not_allowed(
+            "imta.checkpoint",
+            "",
+            "the workdir of a run of the same network where imta.collaboration is True",
         )
     if config.imta.distillation > 0 and not config.imta.collaboration:
         yield _not_allowed(

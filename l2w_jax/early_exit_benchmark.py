@@ -16,7 +16,7 @@ from l2w_jax.early_exit.latency import all_leave_at, milliseconds
 from l2w_jax.early_exit.selection import thresholds_of
 from l2w_jax.files import write_atomically, write_json
 from l2w_jax.loop import restore_best
-from l2w_jax.models import MultiExitNetwork, create_model
+from l2w_jax.models import MultiExitNetwork, create_network
 from l2w_jax.preprocessing import channel_statistics, normalize
 
 BATCH_SIZES = (1, 32, 256)
@@ -51,7 +51,7 @@ def benchmark_early_exit(
     evaluation = results.read_results(workdir)
     state = restore_best(config, workdir)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    model = create_model(config.model)
+    model = create_network(config)
     mean, deviation = channel_statistics(config.dataset.name)
 
     def preprocess(images: jax.Array) -> jax.Array:

@@ -25,7 +25,7 @@ from l2w_jax.early_exit.budget import budgeted_curve_from_confidences
 from l2w_jax.errors import UserError
 from l2w_jax.examples import read_examples
 from l2w_jax.files import write_arrays, write_atomically, write_csv, write_json
-from l2w_jax.models import MultiExitNetwork, create_model
+from l2w_jax.models import MultiExitNetwork, create_network
 from l2w_jax.preprocessing import channel_statistics, normalize
 from l2w_jax.training.losses import confidences_of_logits, cross_entropy
 from l2w_jax.training.state import TrainState
@@ -131,7 +131,8 @@ def evaluate(
     """Evaluates a state on the test images and leaves the results in the workdir.
 
     Written by the first process, each file atomically: anytime.csv (exit, mul_adds, top1, top5,
-    loss), budgeted.csv (q, mul_adds, top1, share_1 to share_K), evaluation.json (the same numbers
+    loss), budgeted.csv (q, mul_adds, top1, share_1 to share_K), for a long-tailed data set
+    shots.csv (`shots_table`), evaluation.json (the same numbers
     and which images they come from), evaluation.npz (`Predictions` of the test images as test_*, of
     those that set the thresholds as thresholds_*; `sample_weights` as weighted_*; test images that
     leave at each exit, when about as many leave at each, as examples_*) and plots/*.png.
@@ -155,7 +156,7 @@ def evaluate(
             "dataset.thresholds_from: 'holdout' needs held-out images, but dataset.holdout is 0; "
             "set it, or take thresholds from 'train'"
         )
-    model = create_model(config.model)
+    model = create_network(config)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     test = predict_all(config, model, variables, source, "test")
     held_out = predict_all(config, model, variables, source, thresholds_split)
@@ -173,6 +174,8 @@ def evaluate(
             held_out.confidences, test.confidences, test.correct, mul_adds
         ),
     }
+    if config.dataset.imbalance_factor:
+        results["shots"] = shots_table(test, source.train_class_counts)
     weighted = sample_weights(config, model, state, held_out)
     if jax.process_index() == 0:
         even_thresholds = find_thresholds(held_out.confidences, exit_shares(1, model.num_exits))
@@ -202,6 +205,31 @@ def anytime_table(
             "loss": float(predictions.losses[k].mean(dtype=np.float64)),
         }
         for k in range(len(predictions.losses))
+    ]
+
+
+def shots_table(
+    predictions: Predictions, class_counts: NDArray[np.integer]
+) -> list[dict[str, float | None]]:
+    """Accuracy of each exit on frequent and on rare classes (Liu et al., CVPR 2019, section 5).
+
+    Args:
+        predictions: of the test images.
+        class_counts: training images of each class [C].
+
+    Returns:
+        One row for each exit: exit (from 1); many, medium and few, top-1 in percent on the classes
+        with over 100, 20 to 100 and under 20 training images; None where there are none.
+    """
+    counts = class_counts[predictions.labels]
+    groups = {"many": counts > 100, "medium": (counts >= 20) & (counts <= 100), "few": counts < 20}
+    return [
+        {"exit": k + 1}
+        | {
+            name: 100 * float(correct[members].mean()) if members.any() else None
+            for name, members in groups.items()
+        }
+        for k, correct in enumerate(predictions.correct)
     ]
 
 
@@ -325,6 +353,8 @@ def _predictions(rows: Arrays, split: str, num_images: int) -> Predictions:
 def _write(workdir: Path, results: Mapping[str, Any], groups: Mapping[str, Arrays]) -> None:
     write_csv(workdir / "anytime.csv", results["anytime"])
     write_csv(workdir / "budgeted.csv", results["budgeted"])
+    if "shots" in results:
+        write_csv(workdir / "shots.csv", results["shots"])
     write_arrays(
         workdir / "evaluation.npz",
         {

@@ -25,7 +25,7 @@ from l2w_jax.devices import (
 )
 from l2w_jax.errors import RunFailed, RunInterrupted, UserError
 from l2w_jax.evaluate import predict_all
-from l2w_jax.models import create_model
+from l2w_jax.models import create_network
 from l2w_jax.run_log import HostMetrics, RunLog, SilentLog, say
 from l2w_jax.training import TrainState, create_train_state
 from l2w_jax.training.step import Metrics
@@ -134,30 +134,64 @@ def _create_or_restore(config: ConfigDict, workdir: Path) -> TrainState:
     if restored is not None:
         return restored
     if config.weighting.kind == "frozen":
-        return created.replace(wpn_params=_trained_predictor(config, created.wpn_params))
+        created = _with_trained_predictor(config, created)
+    if config.imta.collaboration:
+        created = _with_trained_backbone(config, created)
     return created
 
 
-def _trained_predictor(config: ConfigDict, template: Any) -> Any:
-    """Θ of the run that `config.weighting.checkpoint` names.
+def _with_trained_predictor(config: ConfigDict, state: TrainState) -> TrainState:
+    """The state with Θ of the run that `config.weighting.checkpoint` names.
 
     Raises:
       UserError: that run has no good checkpoint, or its predictor has another shape.
     """
-    folder = Path(config.weighting.checkpoint)
+    trained = _earlier_run("weighting.checkpoint", config.weighting.checkpoint)
+    _check_types("weighting.checkpoint", trained.wpn_params, state.wpn_params)
+    return state.replace(wpn_params=trained.wpn_params)
+
+
+def _with_trained_backbone(config: ConfigDict, state: TrainState) -> TrainState:
+    """The state with the network of the run that `config.imta.checkpoint` names as backbone.
+
+    Raises:
+      UserError: that run has no good checkpoint, or its network has another shape.
+    """
+    trained = _earlier_run("imta.checkpoint", config.imta.checkpoint)
+    (backbone,) = create_network(config).frozen
+    params = {**state.params, backbone: trained.params}
+    batch_stats = {**state.batch_stats, backbone: trained.batch_stats}
+    _check_types("imta.checkpoint", params, state.params)
+    return state.replace(params=params, batch_stats=batch_stats)
+
+
+def _earlier_run(field: str, workdir: str) -> TrainState:
+    """The best state of the run that a field of the configuration names.
+
+    Raises:
+      UserError: it has no good checkpoint.
+    """
+    folder = Path(workdir)
     if not checkpoints.has_checkpoint(folder):
         raise UserError(
-            f"config.weighting.checkpoint: {folder} is not allowed: must be the workdir of a run "
-            "that has a checkpoint"
+            f"config.{field}: {folder} is not allowed: must be the workdir of a run that has a "
+            "checkpoint"
         )
-    trained = restore_best(results.read_config(folder), folder).wpn_params
-    shapes, wanted = (jax.tree.map(np.shape, tree) for tree in (trained, template))
-    if shapes != wanted:
+    return restore_best(results.read_config(folder), folder)
+
+
+def _check_types(field: str, found: Any, wanted: Any) -> None:
+    """Compares the arrays of the run that a field of the configuration names with this one's.
+
+    Raises:
+      UserError: an array is missing, extra, or of another type or shape.
+    """
+    there, here = checkpoints.array_types(found), checkpoints.array_types(wanted)
+    if there != here:
         raise UserError(
-            f"config.weighting.checkpoint: the predictor of {folder} has shapes {shapes}, but "
-            f"config.weighting and config.model ask for {wanted}"
+            f"config.{field}: a run with another network: "
+            + checkpoints.first_difference(there, here)
         )
-    return trained
 
 
 class _WatchedMetrics:
@@ -214,7 +248,7 @@ def _score(config: ConfigDict, source: Source, state: TrainState, log: SilentLog
     if source.num_holdout == 0:
         return None
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    predictions = predict_all(config, create_model(config.model), variables, source, "holdout")
+    predictions = predict_all(config, create_network(config), variables, source, "holdout")
     log.add_holdout(int(state.step), predictions.top1)
     return float(predictions.top1[-1])
 

@@ -27,7 +27,7 @@ from l2w_jax import command_line, results
 from l2w_jax.early_exit import EarlyExitPredictor
 from l2w_jax.early_exit.selection import candidates, cheapest_reaching
 from l2w_jax.errors import UserError
-from l2w_jax.models import create_model
+from l2w_jax.models import create_network
 from l2w_jax.preprocessing import channel_statistics, normalize
 
 # Read, classified and printed together.
@@ -170,7 +170,7 @@ def _restore_predictor(
     state = restore_best(config, workdir)
     mean, deviation = channel_statistics(config.dataset.name)
     return EarlyExitPredictor(
-        create_model(config.model),
+        create_network(config),
         {"params": state.params, "batch_stats": state.batch_stats},
         thresholds,
         preprocess=lambda images: normalize(images, mean, deviation),

@@ -228,14 +228,14 @@ def _milliseconds(workdir: Path, batch_size: int) -> list[float]:
     # Imported here, since only this needs the network and what comes with its checkpoints.
     from l2w_jax.early_exit.latency import milliseconds_per_exit
     from l2w_jax.loop import restore_best
-    from l2w_jax.models import create_model
+    from l2w_jax.models import create_network
 
     config = results.read_config(workdir)
     state = restore_best(config, workdir)
     size = config.dataset.image_size
     images = np.random.default_rng(0).normal(size=(batch_size, size, size, 3))
     return milliseconds_per_exit(
-        create_model(config.model),
+        create_network(config),
         {"params": state.params, "batch_stats": state.batch_stats},
         images.astype(np.float32),
     ).tolist()

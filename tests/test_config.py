@@ -54,6 +54,7 @@ SHIPPED = {
     "cifar10_folder_msdnet": ["", "baseline"],
     "cifar10_ranet": ["", "baseline"],
     "cifar100_ranet": ["", "baseline"],
+    "cifar100_imta_msdnet": ["", "collaboration"],
     "imagenet_ranet": ["", "channels=64", "baseline"],
     "imagenet_msdnet": ["", "step=6", "step=7,smooth", "step=4,baseline"],
 }
@@ -169,7 +170,7 @@ IMPOSSIBLE = [
     ("optimizer.weight_decay", -1.0),
     ("optimizer.epochs", 0),
     ("optimizer.label_smoothing", 1.0),
-    ("imta.distillation", 1.5),
+    ("imta.distillation", 1.0),
     ("imta.distillation", 0.1),
     ("imta.temperature", 0.0),
     ("checkpoint.keep", 0),
@@ -209,6 +210,15 @@ def test_the_line_of_the_documentation():
     config = default_config()
     config.weighting.q = -1.0
     assert faults_of(config) == ["config.weighting.q: -1.0 is not allowed: must be > 0"]
+
+
+def test_collaboration_needs_a_run_to_start_from():
+    config = default_config()
+    config.imta.update(collaboration=True, distillation=0.1)
+    (line,) = faults_of(config)
+    assert line.startswith("config.imta.checkpoint: '' is not allowed: must be the workdir")
+    config.imta.checkpoint = "runs/first_stage"
+    validate(config)
 
 
 def test_every_fault_gets_its_own_line():
@@ -252,7 +262,7 @@ def test_every_field_but_switches_and_texts_has_a_rule():
                 yield f"{prefix}{name}", value
 
     free = {name for name, value in fields(default_config()) if isinstance(value, bool)}
-    free |= {"dataset.data_dir", "weighting.checkpoint"}
+    free |= {"dataset.data_dir", "weighting.checkpoint", "imta.checkpoint"}
     assert {name for name, _ in fields(default_config())} == set(config_checks._RULES) | free
 
 

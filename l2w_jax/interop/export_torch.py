@@ -20,7 +20,7 @@ from l2w_jax.errors import UserError
 from l2w_jax.interop.import_torch import EXTRAS_FILE
 from l2w_jax.interop.torch_checkpoint import TorchCheckpoint, write_torch_checkpoint
 from l2w_jax.interop.torch_tensors import variables_to_torch, wpn_to_torch
-from l2w_jax.models import create_model
+from l2w_jax.models import create_network
 from l2w_jax.training import TrainState
 
 
@@ -64,7 +64,7 @@ def state_to_torch(config: ConfigDict, state: TrainState) -> TorchCheckpoint:
     """The tensors of a training state."""
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     return TorchCheckpoint(
-        network=variables_to_torch(create_model(config.model), variables),
+        network=variables_to_torch(create_network(config), variables),
         predictor=wpn_to_torch(state.wpn_params) if state.wpn_params else {},
     )
 

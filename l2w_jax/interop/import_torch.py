@@ -20,7 +20,7 @@ from l2w_jax.errors import UserError
 from l2w_jax.files import write_atomically
 from l2w_jax.interop.torch_checkpoint import TorchCheckpoint, read_torch_checkpoint
 from l2w_jax.interop.torch_tensors import COUNTER, variables_from_torch, wpn_from_torch
-from l2w_jax.models import create_model
+from l2w_jax.models import create_network
 from l2w_jax.training import TrainState
 
 # What the file held that a training state has no place for, so that an export gives it back.
@@ -83,7 +83,7 @@ def state_from_torch(config: ConfigDict, checkpoint: TorchCheckpoint, path: Path
 
     state = create_train_state(config, jax.random.key(config.seed))
     try:
-        variables = variables_from_torch(create_model(config.model), checkpoint.network)
+        variables = variables_from_torch(create_network(config), checkpoint.network)
         state = state.replace(**variables)
         if checkpoint.predictor and state.wpn_params:
             wpn_params = wpn_from_torch(checkpoint.predictor)

@@ -1,5 +1,5 @@
 """Inline subnetwork collaboration (Li et al., "Improved Techniques for Training Adaptive Deep
-Networks", ICCV 2019, section 3.3): each exit reads what the one before it has concluded.
+Networks", ICCV 2019): each exit reads what the one before it has concluded.
 """
 
 import jax

@@ -51,7 +51,7 @@ def at_least_float32(x: jax.Array) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class Distillation:
-    """One-for-all distillation (Li et al., ICCV 2019, section 3.4): the deepest exit teaches.
+    """One-for-all distillation (Li et al., ICCV 2019): the deepest exit teaches.
 
     Attributes:
         share: γ, in [0, 1): weight of the teacher's term at every exit but the last, where that of
