@@ -267,3 +267,35 @@ def test_an_image_that_could_not_be_read_is_left_out(config, source, tiny_networ
     assert read.positions.tolist() == [*range(20), *range(21, 37)]
     np.testing.assert_array_equal(read.labels, np.delete(everything.labels, 20))
     np.testing.assert_allclose(read.losses[:, 32 - 1 :], everything.losses[:, 32:], rtol=1e-5)
+
+
+def test_accuracy_is_split_by_how_often_a_class_was_seen_in_training():
+    labels = np.array([0, 0, 1, 1, 2, 2, 2, 2])
+    correct = np.array([[1, 0, 1, 1, 0, 0, 0, 1]], bool)
+    predictions = evaluate.Predictions(
+        positions=np.arange(8),
+        labels=labels,
+        losses=np.zeros((1, 8)),
+        confidences=np.zeros((1, 8)),
+        predicted=np.where(correct, labels, 9),
+        correct=correct,
+        correct_top5=correct,
+    )
+    (row,) = evaluate.shots_table(predictions, np.array([101, 100, 20]))
+    assert row == {"exit": 1, "many": 50.0, "medium": 50.0, "few": None}
+    (row,) = evaluate.shots_table(predictions, np.array([500, 50, 19]))
+    assert row == {"exit": 1, "many": 50.0, "medium": 100.0, "few": 25.0}
+
+
+def test_a_long_tailed_data_set_gets_its_table(config, source, state, tiny_network, tmp_path):
+    config.dataset.imbalance_factor = 10
+    network_config = with_network(config, tiny_network[0])
+    results = evaluate.evaluate(network_config, state, source, tmp_path)
+    with open(tmp_path / "shots.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["exit"], row["many"], row["medium"]) for row in rows] == [
+        (str(k), "", "") for k in (1, 2, 3)
+    ]
+    assert [float(row["few"]) for row in rows] == pytest.approx(
+        [row["few"] for row in results["shots"]]
+    )
