@@ -19,8 +19,7 @@ def read_image(path: Path, config: ConfigDict) -> np.ndarray:
     Raises:
         UnreadableImage: the file cannot be read or decoded.
     """
-    # Small images are trained on whole, large ones in crops: evaluation then sees their centre.
-    share = decode.EVALUATED_SHARE if config.dataset.augmentation == "resized_crop" else 1.0
+    share = evaluated_share(config)
     try:
         # A tensor, because bytes would be a constant of the graph: a new graph for each image.
         encoded = tf.constant(path.read_bytes())
@@ -29,3 +28,9 @@ def read_image(path: Path, config: ConfigDict) -> np.ndarray:
         raise UnreadableImage(f"{path}: cannot be read: {error.strerror}") from error
     except tf.errors.OpError as error:
         raise UnreadableImage(f"{path}: is no image that can be decoded") from error
+
+
+def evaluated_share(config: ConfigDict) -> float:
+    """Share of the shorter side of an image that evaluation sees, in a square at its centre."""
+    # Small images are trained on whole, large ones in crops: evaluation then sees their centre.
+    return decode.EVALUATED_SHARE if config.dataset.augmentation == "resized_crop" else 1.0

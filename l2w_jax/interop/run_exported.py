@@ -1,0 +1,63 @@
+"""Classifies images with the network exported to this folder, each with as much as it takes.
+
+    python run_exported.py IMAGES.npy       # uint8 [N, size, size, 3], as numpy.save writes it
+
+or `ExportedNetwork()(images)`. Needs jax, numpy and what jax reads exported functions with,
+flatbuffers; network.json tells the classes, and how images become pixels.
+"""
+
+import functools
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax import export
+
+
+class ExportedNetwork:
+    """What the folder holds, ready to run."""
+
+    def __init__(self, folder=Path(__file__).parent):
+        self.description = json.loads((folder / "network.json").read_text())
+        self._sizes = self.description["batch_sizes"]
+        self._pack = jax.jit(lambda features, rows: [array[rows] for array in features])
+        self._stages = []
+        with np.load(folder / "variables.npz") as arrays:
+            for stage in self.description["stages"]:
+                function = export.deserialize(bytearray((folder / stage["file"]).read_bytes()))
+                named = zip(stage["variables"], function.in_avals, strict=False)
+                variables = jax.device_put([arrays[name].view(a.dtype) for name, a in named])
+                self._stages.append(functools.partial(jax.jit(function.call), variables))
+
+    def __call__(self, images):
+        """Images uint8 [N, size, size, 3] -> labels [N], exits from 0 [N], confidences [N]."""
+        labels, exits = np.zeros((2, len(images)), np.int32)
+        confidences = np.zeros(len(images), np.float32)
+        for start in range(0, len(images), self._sizes[-1]):
+            left = np.arange(start, min(start + self._sizes[-1], len(images)))
+            features = [images[self._padded(left)]]
+            for k, threshold in enumerate(self.description["thresholds"]):
+                *answers, features = self._stages[k](features)
+                label, confidence = (np.asarray(answer)[: len(left)] for answer in answers)
+                if not np.isfinite(confidence).all():
+                    raise ValueError(f"the network's answer at exit {k + 1} is not finite")
+                leaves, stays = confidence >= threshold, np.flatnonzero(confidence < threshold)
+                labels[left[leaves]], exits[left[leaves]] = label[leaves], k
+                confidences[left[leaves]] = confidence[leaves]
+                if not stays.size:
+                    break
+                left, features = left[stays], self._pack(features, self._padded(stays))
+        return labels, exits, confidences
+
+    def _padded(self, rows):
+        size = next(size for size in self._sizes if size >= len(rows))
+        return np.pad(rows, (0, size - len(rows)), mode="edge")
+
+
+if __name__ == "__main__":
+    network = ExportedNetwork()
+    for label, exit_index, confidence in zip(*network(np.load(sys.argv[1])), strict=True):
+        name = network.description["class_names"][label]
+        print(f"{name}\t{100 * confidence:.1f}%\texit {exit_index + 1}")

@@ -1,0 +1,201 @@
+"""An exported network answers as the one it came from, where nothing of this project is."""
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+
+import golden_files
+import jax
+import numpy as np
+import pytest
+from conftest import TinyNetwork
+from tiny_run import TinySource, make_config, train_and_evaluate
+
+from l2w_jax import loop, results
+from l2w_jax.early_exit import EarlyExitPredictor
+from l2w_jax.early_exit.budget import NOBODY_LEAVES
+from l2w_jax.errors import UserError
+from l2w_jax.interop import export
+from l2w_jax.models import create_model, initial_variables
+from l2w_jax.preprocessing import channel_statistics, normalize
+
+_RNG = np.random.default_rng(7)
+IMAGES = _RNG.integers(0, 200, (300, 1, 1, 3)) + _RNG.integers(0, 56, (300, 8, 8, 3))
+IMAGES = IMAGES.astype(np.uint8)
+FORMAT = export.ImageFormat(8, 1.0, [0.4, 0.5, 0.6], [0.2, 0.25, 0.3])
+
+# Runs the loader where nothing but jax and what that itself needs can be imported.
+ALONE = """
+import importlib.machinery
+import sys
+
+import numpy as np
+
+ALLOWED = {"jax", "jaxlib", "numpy", "flatbuffers", "ml_dtypes", "opt_einsum", "scipy"}
+ALLOWED |= {"run_exported", *sys.stdlib_module_names}
+
+class AllowedFinder(importlib.machinery.PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name.partition(".")[0] in ALLOWED or name.startswith("_sysconfigdata"):
+            return super().find_spec(name, path, target)
+
+builtin, frozen = importlib.machinery.BuiltinImporter, importlib.machinery.FrozenImporter
+sys.meta_path[:] = [builtin, frozen, AllowedFinder]
+for name in ("flax", "l2w_jax"):
+    try:
+        __import__(name)
+    except ModuleNotFoundError:
+        continue
+    sys.exit(name + " can be imported")
+
+folder, images, output = sys.argv[1:]
+sys.path.insert(0, folder)
+import run_exported
+
+np.save(output, np.stack(run_exported.ExportedNetwork()(np.load(images))))
+"""
+
+
+def preprocess(images):
+    return normalize(images, np.float32(FORMAT.mean), np.float32(FORMAT.deviation))
+
+
+def load(folder):
+    spec = importlib.util.spec_from_file_location("run_exported", folder / export.LOADER)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.ExportedNetwork(folder)
+
+
+def check_same(exported, decisions):
+    np.testing.assert_array_equal(exported[0], decisions.labels)
+    np.testing.assert_array_equal(exported[1], decisions.exits)
+    np.testing.assert_allclose(exported[2], decisions.confidences, rtol=1e-5)
+
+
+def thresholds_between(predictor, images, share):
+    """Of each exit, half-way between two confidences of these images, so that rounding is none."""
+    num_exits = len(predictor.thresholds)
+    thresholds = []
+    for k in range(num_exits):
+        at_k = np.where(np.arange(num_exits) == k, 0, NOBODY_LEAVES)
+        confidences = np.sort(predictor.with_thresholds(at_k)(images).confidences)
+        cut = int(share * len(images))
+        thresholds.append(confidences[cut : cut + 2].mean())
+    return np.float32(thresholds)
+
+
+@pytest.fixture(scope="module")
+def tiny_folder(tiny_network, tmp_path_factory):
+    """The tiny network exported, and what it was made from."""
+    predictor = EarlyExitPredictor(*tiny_network, [0, 0, 0], preprocess)
+    predictor = predictor.with_thresholds(thresholds_between(predictor, IMAGES, 0.6))
+    folder = tmp_path_factory.mktemp("exported")
+    export.export_network(folder, *tiny_network, predictor.thresholds, FORMAT, "abcd")
+    return folder, predictor
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 33, 300])
+def test_answers_are_those_of_the_predictor_for_any_number_of_images(tiny_folder, count):
+    folder, predictor = tiny_folder
+    decisions = predictor(IMAGES[:count])
+    assert count < 300 or set(decisions.exits) == {0, 1, 2}
+    check_same(load(folder)(IMAGES[:count]), decisions)
+
+
+def test_a_network_with_a_carry_of_its_own_type_runs_from_plain_lists(tmp_path):
+    config = golden_files.config_of(golden_files.load("models")["ranet_tiny"]["config"])
+    model = create_model(config.model)
+    images = np.random.default_rng(5).integers(0, 256, (8, 32, 32, 3)).astype(np.uint8)
+    variables = initial_variables(model, jax.random.key(0), preprocess(images[:1]), train=False)
+    predictor = EarlyExitPredictor(model, variables, [0, 0, 0], preprocess, batch_sizes=[8])
+    predictor = predictor.with_thresholds(thresholds_between(predictor, images, 0.6))
+    image_format = export.ImageFormat(32, 1.0, FORMAT.mean, FORMAT.deviation)
+    arguments = (predictor.thresholds, image_format, list("abcdefghij"), [8])
+    export.export_network(tmp_path, model, variables, *arguments)
+    decisions = predictor(images)
+    assert len(set(decisions.exits)) > 1
+    check_same(load(tmp_path)(images), decisions)
+
+
+def test_thresholds_may_be_infinite(tiny_network, tmp_path):
+    export.export_network(tmp_path, *tiny_network, [np.inf, np.inf, 0], FORMAT, "abcd")
+    assert set(load(tmp_path)(IMAGES[:5])[1]) == {2}
+
+
+def test_each_variable_is_stored_once_and_for_the_stages_that_read_it(tiny_folder):
+    description = json.loads((tiny_folder[0] / "network.json").read_text())
+    names = [name for stage in description["stages"] for name in stage["variables"]]
+    with np.load(tiny_folder[0] / "variables.npz") as arrays:
+        assert sorted(names) == sorted(arrays)
+    assert "params/head_2/kernel" in description["stages"][2]["variables"]
+    assert description["image_format"]["mean"] == FORMAT.mean
+
+
+def test_a_network_whose_answer_is_not_finite_is_refused(tiny_folder, tmp_path):
+    folder = shutil.copytree(tiny_folder[0], tmp_path / "broken")
+    with np.load(folder / "variables.npz") as arrays:
+        arrays = dict(arrays)
+    arrays["params/head_0/bias"][0] = np.nan
+    np.savez(folder / "variables.npz", **arrays)
+    with pytest.raises(ValueError, match="exit 1 is not finite"):
+        load(folder)(IMAGES[:3])
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """A run, trained and evaluated, and its configuration."""
+    workdir = tmp_path_factory.mktemp("run")
+    config = make_config(TinyNetwork())
+    config.checkpoint.every_epochs = config.optimizer.epochs
+    # Training leaves config.json to the command, and JSON has no word for a network of our own.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(results, "read_config", lambda folder: config)
+        train_and_evaluate(config, TinySource(config), workdir)
+        yield workdir, config
+
+
+def test_a_run_is_exported_and_runs_alone(run_folder, tmp_path, capsys):
+    workdir, config = run_folder
+    state = loop.restore_best(config, workdir)
+    mean, deviation = channel_statistics("digits")
+    predictor = EarlyExitPredictor(
+        config.model,
+        {"params": state.params, "batch_stats": state.batch_stats},
+        [0, 0, 0],
+        lambda images: normalize(images, mean, deviation),
+    )
+    predictor = predictor.with_thresholds(thresholds_between(predictor, IMAGES, 0.6))
+    chosen, folder = tmp_path / "thresholds.json", tmp_path / "exported"
+    chosen.write_text(json.dumps({"thresholds": predictor.thresholds.tolist()}))
+    export.main([f"--workdir={workdir}", f"--output={folder}", f"--thresholds={chosen}"])
+    assert "3 stages" in capsys.readouterr().out
+
+    np.save(tmp_path / "images.npy", IMAGES)
+    files = [folder, tmp_path / "images.npy", tmp_path / "answers.npy"]
+    subprocess.run([sys.executable, "-I", "-c", ALONE, *map(str, files)], check=True)
+    decisions = predictor(IMAGES)
+    assert set(decisions.exits) == {0, 1, 2}
+    check_same(np.load(tmp_path / "answers.npy"), decisions)
+
+    command = [sys.executable, folder / "run_exported.py", tmp_path / "images.npy"]
+    shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    name = "abcd"[decisions.labels[0]]
+    first = f"{name}\t{100 * decisions.confidences[0]:.1f}%\texit {decisions.exits[0] + 1}"
+    assert shown.splitlines()[0] == first
+
+
+def test_faults_are_told_in_one_line(run_folder, tmp_path):
+    workdir, _ = run_folder
+    with pytest.raises(UserError, match="--output"):
+        export.main([f"--workdir={workdir}"])
+    with pytest.raises(UserError, match="no such file"):
+        none = tmp_path / "none.json"
+        export.main([f"--workdir={workdir}", f"--output={tmp_path}", f"--thresholds={none}"])
+    (tmp_path / "file").write_text("")
+    for output in (tmp_path / "file", tmp_path / "file" / "inner"):
+        with pytest.raises(UserError, match=f"{output}: is no folder and cannot be made one"):
+            export.main([f"--workdir={workdir}", f"--output={output}"])
