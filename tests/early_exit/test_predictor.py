@@ -1,5 +1,8 @@
 """Stopping early gives what looking at all exits afterwards gives, and computes less."""
 
+import functools
+
+import golden_files
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +18,7 @@ from l2w_jax.early_exit.budget import (
     first_exits,
 )
 from l2w_jax.early_exit.predictor import BATCH_SIZES
-from l2w_jax.models import MSDNet, initial_variables
+from l2w_jax.models import create_model, initial_variables
 
 IMAGES = np.random.default_rng(0).normal(0, 1, (512, 8, 8, 3)).astype(np.float32)
 IMAGES += np.random.default_rng(1).normal(0, 1, (512, 1, 1, 3)).astype(np.float32)
@@ -174,28 +177,17 @@ def test_impossible_thresholds_sizes_and_shapes_are_refused(tiny_network):
         EarlyExitPredictor(*tiny_network, [0.5, 0.5, 0])(IMAGES[0])
 
 
-def test_msdnet_exits_early_too():
-    model = MSDNet(
-        num_blocks=3,
-        base=2,
-        step=1,
-        step_mode="even",
-        channels=8,
-        growth_rate=4,
-        growth_factors=(1, 2),
-        bottleneck_factors=(1, 2),
-        reduction=0.5,
-        prune="max",
-        stem="cifar",
-        num_classes=10,
-    )
-    images = np.random.default_rng(3).normal(0, 1, (20, 16, 16, 3)).astype(np.float32)
+@pytest.mark.parametrize("name", ["msdnet_tiny", "ranet_tiny"])
+def test_convolutional_networks_exit_early_too(name):
+    model = create_model(golden_files.config_of(golden_files.load("models")[name]["config"]).model)
+    images = np.random.default_rng(3).normal(0, 1, (20, 32, 32, 3)).astype(np.float32)
     variables = initial_variables(model, jax.random.key(0), images[:1], train=False)
-    probs = np.array(jax.nn.softmax(model.apply(variables, images, train=False)))
+    logits = jax.jit(functools.partial(model.apply, train=False))(variables, images)
+    probs = np.array(jax.nn.softmax(logits))
     thresholds = np.quantile(probs.max(axis=-1), 0.6, axis=1)
     decisions = EarlyExitPredictor(model, variables, thresholds, batch_sizes=(8, 20))(images)
-    assert set(decisions.exits) == {0, 1, 2}
-    check_against_simulation(decisions, probs, [*thresholds[:2], EVERYBODY_LEAVES])
+    assert set(decisions.exits) == set(range(model.num_exits))
+    check_against_simulation(decisions, probs, [*thresholds[:-1], EVERYBODY_LEAVES])
 
 
 def test_the_caller_keeps_its_thresholds(tiny_network):
