@@ -31,6 +31,7 @@ class ConvNetwork(MultiExitNetwork):
     def init_carry(self, images, train):
         return images
 
-    def stage(self, k, carry, train):
-        features = self.convolutions[k](carry, train)
-        return self.heads[k](features.mean(axis=(1, 2))), features
+    def stage_with_features(self, k, carry, train):
+        for_head, carry = self.balance_gradients(k, self.convolutions[k](carry, train))
+        pooled = for_head.mean(axis=(1, 2))
+        return pooled, self.heads[k](pooled), carry

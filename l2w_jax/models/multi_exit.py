@@ -63,9 +63,9 @@ class MultiExitNetwork(nn.Module):
     def balance_gradients(self, k: int, features: jax.Array) -> tuple[jax.Array, jax.Array]:
         """What classifier k (from 0) and what later blocks should read of the exit's features.
 
-        Both are `features`. With gradient equilibrium (Li et al., ICCV 2019) what
-        flows back from classifier k is scaled by 1/(K-k), and what flows back from later blocks by
-        (K-k-1)/(K-k), so that a block's gradient does not grow with the number of exits after it.
+        Both are `features`. With gradient equilibrium (Li et al., ICCV 2019) what flows back from
+        classifier k is scaled by 1/(K-k), and what flows back from later blocks by (K-k-1)/(K-k),
+        so that a block's gradient does not grow with the number of exits after it.
         """
         if not self.gradient_equilibrium:
             return features, features

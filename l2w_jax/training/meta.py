@@ -21,13 +21,14 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from l2w_jax.models import MultiExitNetwork
 from l2w_jax.models.exit_shares import exit_shares
 from l2w_jax.training.allocation import allocate_globally, allocated_mean
 from l2w_jax.training.collectives import mean_over
 from l2w_jax.training.losses import Batch, TrainingLosses, confidences_of_logits
-from l2w_jax.training.optimizers import descend
+from l2w_jax.training.optimizers import adam, descend, sgd
 from l2w_jax.training.state import TrainState
-from l2w_jax.training.weighting import weighted_loss
+from l2w_jax.training.weighting import create_weighting, weighted_loss
 
 Params = Any
 MetaObjective = Callable[[jax.Array, jax.Array], jax.Array]
@@ -159,7 +160,7 @@ class MetaLearner:
     """How Θ learns from a half-step.
 
     Attributes:
-        network: training-mode losses.
+        network: training-mode losses of x2.
         weigh: w(Θ), a function of Θ, losses and confidences.
         objective: the meta loss, from the losses and confidences of x2.
         optimizer: SGD of θ.
@@ -220,6 +221,31 @@ class MetaLearner:
             meta_learning_rate,
         )
         return state.replace(wpn_params=wpn_params, wpn_opt_state=wpn_opt_state), loss
+
+
+def create_meta_learner(
+    config: ConfigDict, model: MultiExitNetwork, batch_axis: str | None, device_axis: str | None
+) -> MetaLearner:
+    """How Θ learns in a run.
+
+    Gradient equilibrium and distillation are part of how θ learns, and so of the pseudo-update;
+    what comes out is judged by its plain loss, with the true gradient.
+
+    Args:
+        config: the run's configuration.
+        model: its network.
+        batch_axis, device_axis: `MetaLearner`.
+    """
+    plain = model.clone(gradient_equilibrium=False)
+    return MetaLearner(
+        network=TrainingLosses(plain, config.optimizer.label_smoothing),
+        weigh=create_weighting(config.weighting, model, batch_axis),
+        objective=meta_objective(config.weighting, model.num_exits, batch_axis),
+        optimizer=sgd(config.optimizer.momentum, config.optimizer.weight_decay, model.frozen),
+        meta_optimizer=adam(config.weighting.weight_decay),
+        batch_axis=batch_axis,
+        device_axis=device_axis,
+    )
 
 
 def every(

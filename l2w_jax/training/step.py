@@ -10,15 +10,13 @@ from l2w_jax.models import create_network
 from l2w_jax.training.collectives import gather_rows, mean_over
 from l2w_jax.training.losses import Batch, TrainingLosses, correctness, create_distillation
 from l2w_jax.training.meta import (
-    MetaLearner,
     TrainingForward,
+    create_meta_learner,
     every,
-    meta_objective,
     training_forward,
 )
-from l2w_jax.training.optimizers import adam, descend, learning_rate_factor, sgd
+from l2w_jax.training.optimizers import descend, learning_rate_factor
 from l2w_jax.training.state import TrainState
-from l2w_jax.training.weighting import create_weighting
 
 Metrics = dict[str, jax.Array]
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -48,17 +46,8 @@ def make_train_step(config: ConfigDict, total_steps: int, axis_name: str | None 
     batch_axis = axis_name if config.weighting.scope == "global" else None
     model = create_network(config).clone(axis_name=batch_axis)
     network = TrainingLosses(model, config.optimizer.label_smoothing, create_distillation(config))
-    weigh = create_weighting(config.weighting, model, batch_axis)
-    optimizer = sgd(config.optimizer.momentum, config.optimizer.weight_decay, model.frozen)
-    learner = MetaLearner(
-        network=network,
-        weigh=weigh,
-        objective=meta_objective(config.weighting, model.num_exits, batch_axis),
-        optimizer=optimizer,
-        meta_optimizer=adam(config.weighting.weight_decay),
-        batch_axis=batch_axis,
-        device_axis=axis_name,
-    )
+    learner = create_meta_learner(config, model, batch_axis, axis_name)
+    weigh, optimizer = learner.weigh, learner.optimizer
     rate_factor = learning_rate_factor(config.optimizer, total_steps)
 
     def rates_at(step: jax.Array) -> Metrics:

@@ -1,0 +1,148 @@
+"""Iterations that train over a frozen network, with a teacher, and with sample weights."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from l2w_jax.models import create_network
+from l2w_jax.training import create_train_state, make_train_step
+from l2w_jax.training.losses import Distillation, TrainingLosses, create_distillation
+from l2w_jax.training.meta import create_meta_learner, training_forward
+
+BACKBONE = "net"
+
+
+@pytest.fixture
+def second_stage(small_config, x64):
+    """Collaboration and distillation with learned weights."""
+    small_config.imta.update(collaboration=True, distillation=0.3, temperature=2.0)
+    return small_config
+
+
+def run(config, state, batches):
+    step = jax.jit(make_train_step(config, 100))
+    for batch in batches:
+        state, metrics = step(state, batch)
+    return state, metrics
+
+
+def assert_trees_equal(ours, theirs):
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_backbone_stays_as_it_is_while_its_statistics_move_and_weights_matter(
+    second_stage, make_batch
+):
+    start = create_train_state(second_stage, jax.random.key(0))
+    batches = [make_batch(seed, 12) for seed in range(2)]
+    end, metrics = run(second_stage, start, batches)
+    assert np.ptp(metrics["weights"]) > 0.01
+    assert_trees_equal(end.params[BACKBONE], start.params[BACKBONE])
+    for before, after in zip(
+        jax.tree.leaves(start.batch_stats), jax.tree.leaves(end.batch_stats), strict=True
+    ):
+        assert (np.asarray(before) != after).all()
+    for name in ("classifiers_0", "classifiers_1"):
+        for before, after in zip(
+            *(jax.tree.leaves(state.params[name]) for state in (start, end)), strict=True
+        ):
+            assert (np.asarray(before) != after).any()
+
+    second_stage.weighting.kind = "none"
+    plain, _ = run(second_stage, start, batches)
+    kernels = (state.params["classifiers_0"]["linear"]["kernel"] for state in (plain, end))
+    assert np.abs(np.subtract(*kernels)).max() > 1e-4
+
+
+def test_frozen_parameters_have_no_momentum(second_stage):
+    state = create_train_state(second_stage, jax.random.key(0))
+    trained = [state.params["classifiers_0"], state.params["classifiers_1"]]
+    assert sum(leaf.size for leaf in jax.tree.leaves(state.opt_state)) == sum(
+        leaf.size for leaf in jax.tree.leaves(trained)
+    )
+
+
+def test_weights_count_at_the_cross_entropies_and_not_at_the_distillation(second_stage, make_batch):
+    state = create_train_state(second_stage, jax.random.key(0))
+    network = TrainingLosses(create_network(second_stage), 0.0, create_distillation(second_stage))
+    weights = jax.random.uniform(jax.random.key(1), (12, 2))
+
+    @jax.jit
+    def compute(state, batch, weights):
+        forward = training_forward(network, state, batch)
+
+        def written_out(params):
+            (losses, distilled), _ = network.with_distilled(params, state.batch_stats, batch)
+            first, last = (weights * losses).mean(axis=0)
+            return 0.7 * first + last + distilled
+
+        return (
+            (forward.weighted_loss(weights), forward.weighted_gradient(weights)),
+            jax.value_and_grad(written_out)(state.params),
+            forward.distilled,
+        )
+
+    (loss, gradient), (expected_loss, expected), distilled = compute(
+        state, make_batch(0, 12), weights
+    )
+    assert distilled > 0
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-12)
+    assert not any(leaf.any() for leaf in jax.tree.leaves(gradient.pop(BACKBONE)))
+    assert any(leaf.any() for leaf in jax.tree.leaves(expected.pop(BACKBONE)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9), gradient, expected)
+
+
+@pytest.mark.parametrize("collaboration", [False, True])
+def test_meta_gradient_equals_finite_differences(small_config, make_batch, x64, collaboration):
+    imta = {"collaboration": True, "distillation": 0.3} if collaboration else {}
+    small_config.imta.update(imta or {"gradient_equilibrium": True})
+    model = create_network(small_config)
+    network = TrainingLosses(model, 0.0, create_distillation(small_config))
+    learner = create_meta_learner(small_config, model, None, None)
+    state = create_train_state(small_config, jax.random.key(0))
+
+    @jax.jit
+    def loss_and_gradient(wpn_params):
+        shifted = state.replace(wpn_params=wpn_params)
+        forward = training_forward(network, shifted, make_batch(0, 12))
+        return learner.meta_gradient(shifted, forward, make_batch(1, 12), 0.1)
+
+    def loss_at(distance):
+        moved = jax.tree.map(lambda p: p + distance, state.wpn_params)
+        return float(loss_and_gradient(moved)[0])
+
+    _, gradient = loss_and_gradient(state.wpn_params)
+    slope = sum(float(leaf.sum()) for leaf in jax.tree.leaves(gradient))
+    difference = (loss_at(1e-5) - loss_at(-1e-5)) / 2e-5
+    assert abs(slope) > 1e-6
+    assert slope == pytest.approx(difference, rel=1e-4)
+
+
+def test_distillation_of_the_teachers_own_logits_is_zero_and_never_teaches_the_teacher():
+    logits = jax.random.normal(jax.random.key(0), (3, 5, 4))
+    distillation = Distillation(share=0.1, temperature=2.0)
+    same = jnp.broadcast_to(logits[-1], logits.shape)
+    assert abs(distillation.loss(same, logits[-1])) < 1e-7
+    assert distillation.loss(logits, logits[-1]) > 0
+    of_logits, of_teacher = jax.grad(distillation.loss, argnums=(0, 1))(logits, logits[-1])
+    assert of_logits[:-1].any() and not of_logits[-1].any()
+    assert not of_teacher.any()
+
+
+def test_distillation_over_devices_is_that_of_the_whole_batch():
+    logits = jax.random.normal(jax.random.key(0), (4, 3, 6, 5))
+    distillation = Distillation(share=0.1, temperature=1.0)
+    per_device = jax.vmap(lambda x: distillation.loss(x, x[-1]))(logits)
+    whole = jnp.concatenate(list(logits), axis=1)
+    np.testing.assert_allclose(per_device.mean(), distillation.loss(whole, whole[-1]), rtol=1e-6)
+
+
+def test_configuration_without_the_section_trains_as_with_all_of_it_off(
+    small_config, make_batch, x64
+):
+    del small_config["imta"]
+    state = create_train_state(small_config, jax.random.key(0))
+    step = make_train_step(small_config, 100)
+    after, _ = jax.eval_shape(step, state, make_batch(0, 12))
+    assert jax.tree.structure(after) == jax.tree.structure(state)
