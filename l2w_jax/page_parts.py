@@ -26,6 +26,7 @@ body {
   margin: 0 auto; padding: 1.2rem 1rem 3rem; max-width: 76rem;
   background: var(--page); color: var(--ink);
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif;
+  overflow-wrap: anywhere;
 }
 h1 { font-size: 1.6rem; margin: 0 0 .3rem; }
 h2 { font-size: 1.2rem; margin: 2.2rem 0 .4rem; }
@@ -66,7 +67,7 @@ svg .band { stroke: var(--page); stroke-width: .7; }
 .examples { display: flex; flex-wrap: wrap; gap: .4rem; margin-bottom: .4rem; }
 figure {
   margin: 0; width: 60px; text-align: center;
-  font-size: .72rem; line-height: 1.25; overflow-wrap: anywhere;
+  font-size: .72rem; line-height: 1.25;
 }
 figure img {
   width: 58px; height: 58px; object-fit: contain;
