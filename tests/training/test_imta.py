@@ -130,12 +130,17 @@ def test_distillation_of_the_teachers_own_logits_is_zero_and_never_teaches_the_t
     assert not of_teacher.any()
 
 
-def test_distillation_over_devices_is_that_of_the_whole_batch():
-    logits = jax.random.normal(jax.random.key(0), (4, 3, 6, 5))
-    distillation = Distillation(share=0.1, temperature=1.0)
-    per_device = jax.vmap(lambda x: distillation.loss(x, x[-1]))(logits)
-    whole = jnp.concatenate(list(logits), axis=1)
-    np.testing.assert_allclose(per_device.mean(), distillation.loss(whole, whole[-1]), rtol=1e-6)
+def test_two_devices_train_as_one_does(second_stage, make_batch):
+    second_stage.weighting.kind = "none"
+    start = create_train_state(second_stage, jax.random.key(0))
+    batch = make_batch(0, 12)
+    one, metrics_of_one = run(second_stage, start, [batch])
+    step = make_train_step(second_stage, 100, "device")
+    shards = jax.tree.map(lambda x: x.reshape(2, 6, *x.shape[1:]), batch)
+    two, metrics = jax.jit(jax.vmap(step, in_axes=(None, 0), axis_name="device"))(start, shards)
+    for ours, theirs in zip(jax.tree.leaves(two), jax.tree.leaves(one), strict=True):
+        np.testing.assert_allclose(ours[1], theirs, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(metrics["weighted_loss"][0], metrics_of_one["weighted_loss"])
 
 
 def test_configuration_without_the_section_trains_as_with_all_of_it_off(
