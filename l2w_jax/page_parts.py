@@ -48,9 +48,13 @@ th, td {
   border-bottom: 1px solid var(--line);
 }
 th:first-child, td:first-child { text-align: left; }
-th { color: var(--faint); font-weight: 600; }
+th {
+  color: var(--faint); font-weight: 600; vertical-align: bottom;
+  white-space: normal; overflow-wrap: normal;
+}
 svg { display: block; width: 100%; max-width: 40rem; height: auto; }
 svg text { fill: var(--ink); font-size: 12px; }
+@media (max-width: 30rem) { svg text { font-size: 15px; } }
 svg .grid { stroke: var(--line); stroke-width: 1; }
 svg .line { fill: none; stroke-width: 2; }
 svg .band { stroke: var(--page); stroke-width: .7; }

@@ -13,6 +13,8 @@ from l2w_jax import report
 from l2w_jax.files import write_json
 
 PHONE, DESKTOP = 390, 1280
+SMALLEST_LETTERS = 10.5  # pixels
+
 # WCAG 2.2, success criteria 1.4.3 (text) and 1.4.11 (graphics).
 LEAST_TEXT_CONTRAST, LEAST_LINE_CONTRAST = 4.5, 3.0
 
@@ -51,6 +53,7 @@ frame.onload = () => {
     outside: all("body *").filter(e => !e.closest("table")
       && (box(e).left < 0 || box(e).right > page.documentElement.clientWidth))
       .map(e => e.tagName),
+    scrolling: all("table").filter(e => box(e).width > box(e.parentElement).width).length,
     cut_off: all("table").filter(e => box(e).right > box(e.parentElement).right
       && style(e.parentElement).overflowX !== "auto").length,
     headings: all("h1, h2, h3").map(e => e.innerText),
@@ -59,6 +62,8 @@ frame.onload = () => {
     images: all("img").map(e => e.complete && e.naturalWidth * box(e).width),
     charts: all("svg").map(svg => ({
       title: svg.getAttribute("aria-label"), width: box(svg).width, height: box(svg).height,
+      letters: Math.min(...all("text", svg).map(e =>
+        parseFloat(style(e).fontSize) * box(svg).width / svg.viewBox.baseVal.width)),
       within: all("text, polyline, polygon, circle", svg).every(e => inside(e, box(svg))),
       marks: all("circle", svg).map(e =>
         [e.textContent, box(e).left + box(e).width / 2, box(e).top + box(e).height / 2]),
@@ -131,6 +136,8 @@ def test_the_page_is_as_wide_as_the_window(shown):
     assert seen["content_width"] == width
     assert seen["outside"] == []
     assert seen["cut_off"] == 0
+    # On a phone wide tables scroll by themselves.
+    assert width == PHONE or seen["scrolling"] == 0
 
 
 def test_runs_stand_side_by_side_where_there_is_room(shown):
@@ -164,6 +171,7 @@ def test_charts_place_what_they_say_within_them(shown):
         assert chart["within"], chart["title"]
         assert 0.7 * min(width, 400) < chart["width"] <= width
         assert chart["height"] > 0.5 * chart["width"]
+        assert chart["letters"] >= SMALLEST_LETTERS
     marks = seen["charts"][titles.index("Accuracy over compute")]["marks"]
     values = [tuple(map(float, text.rsplit(": ")[-1].split(", "))) for text, _, _ in marks]
     assert values == [
