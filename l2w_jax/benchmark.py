@@ -3,12 +3,11 @@
     python -m l2w_jax.benchmark --config=configs/NAME.py[:VARIANT] [--config.a.b=VALUE ...]
         [--steps=N] [--no-cache] [--compare=OLD.json]
 
-Two steps of the configuration's network are compared, each by what one update of the network costs:
-"plain" is SGD on half the batch; "weighted" is what the configuration says, half of whose iteration
-on the whole batch is counted, since it makes two updates. Reported are XLA's counts of
-floating-point operations and of temporary memory, the median time of an update, and the seconds
-from the start of the program to the end of the first step, with what they were spent on. Images are
-random: no data set is read.
+Two ways to update the configuration's network on the same number of images are compared: "plain",
+an SGD step on half the batch, and "weighted", a half-step of what the configuration says, meta
+update included. Reported are XLA's counts of floating-point operations and of temporary memory, the
+median time of an update, and the seconds from the start of the program to the end of the first
+update, with what they were spent on. Images are random: no data set is read.
 
 --no-cache compiles anew. --compare prints the ratio of each number to that of an earlier output.
 
@@ -79,11 +78,9 @@ def measure(config: ConfigDict, num_steps: int, started: float) -> dict[str, Any
     """
     import jax
 
-    from l2w_jax.training.step import half_steps_compiled
-
     halved = config.weighting.kind != "none"
     batch_size = config.dataset.batch_size
-    weighted = measure_step(config, batch_size, num_steps, started)
+    weighted = measure_update(config, batch_size, num_steps, started)
     report = {
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "jax": jax.__version__,
@@ -93,9 +90,7 @@ def measure(config: ConfigDict, num_steps: int, started: float) -> dict[str, Any
         return report | {"plain": weighted}
     plain_config = config.copy_and_resolve_references()
     plain_config.weighting.kind = "none"
-    plain = measure_step(plain_config, batch_size // 2, num_steps, time.monotonic())
-    weighted["gigaflops"] /= half_steps_compiled()
-    weighted["seconds"] /= 2
+    plain = measure_update(plain_config, batch_size // 2, num_steps, time.monotonic())
     compared = ("gigaflops", "temporary_megabytes", "seconds")
     return report | {
         "plain": plain,
@@ -104,19 +99,19 @@ def measure(config: ConfigDict, num_steps: int, started: float) -> dict[str, Any
     }
 
 
-def measure_step(
+def measure_update(
     config: ConfigDict, batch_size: int, num_steps: int, started: float
 ) -> dict[str, float]:
-    """What one step over all devices costs and how long it takes to get there.
+    """What one update over all devices costs and how long it takes to get there.
 
     Args:
         config: a run's configuration.
-        batch_size: images over all devices.
-        num_steps: steps to time.
-        started: when the seconds to the first step began, by `time.monotonic()`.
+        batch_size: images of an iteration, over all devices.
+        num_steps: updates to time.
+        started: when the seconds to the first update began, by `time.monotonic()`.
 
     Returns:
-        gigaflops and temporary_megabytes of one device, seconds (median) of a step,
+        gigaflops and temporary_megabytes of one device, seconds (median) of an update,
         images_per_second of all devices, and seconds_to_first_step, of which seconds_tracing and
         seconds_compiling (or reading from the cache).
     """
@@ -130,13 +125,14 @@ def measure_step(
     batches = device_batches(_random_batches(config, batch_size))
     step = step_on_devices(config, _TOTAL_STEPS)
     batch = next(batches)
+    first = np.int32(0)
 
     start = time.monotonic()
-    lowered = step.lower(state, batch)
+    lowered = step.update.lower(state, batch, first)
     traced = time.monotonic()
     compiled = lowered.compile()
     compiled_at = time.monotonic()
-    state, metrics = compiled(state, batch)
+    state, metrics = compiled(state, batch, first)
     jax.block_until_ready((state, metrics))
     first_step_done = time.monotonic()
 
@@ -144,7 +140,7 @@ def measure_step(
     for _ in range(num_steps):
         batch = next(batches)
         begun = time.monotonic()
-        state, metrics = compiled(state, batch)
+        state, metrics = compiled(state, batch, first)
         jax.block_until_ready((state, metrics))
         durations.append(time.monotonic() - begun)
     batches.close()
@@ -153,7 +149,7 @@ def measure_step(
         "gigaflops": compiled.cost_analysis()["flops"] / 1e9,
         "temporary_megabytes": compiled.memory_analysis().temp_size_in_bytes / 1e6,
         "seconds": seconds,
-        "images_per_second": batch_size / seconds,
+        "images_per_second": batch_size / step.num_updates / seconds,
         "seconds_to_first_step": first_step_done - started,
         "seconds_tracing": traced - start,
         "seconds_compiling": compiled_at - traced,

@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -15,21 +16,21 @@ from ml_collections import ConfigDict
 from l2w_jax.preprocessing import channel_statistics, normalize
 from l2w_jax.training import DEVICE_AXIS, TrainState, make_train_step, pmap_train_step
 from l2w_jax.training.losses import Batch
-from l2w_jax.training.step import Metrics, Step
+from l2w_jax.training.step import Metrics, PmappedTrainStep
 
 # The step that runs, the batch it will be followed by, and one that is being made.
 _BATCHES_AHEAD = 2
 
 
-def step_on_devices(config: ConfigDict, total_steps: int) -> Step:
+def step_on_devices(config: ConfigDict, total_steps: int) -> PmappedTrainStep:
     """An iteration over all devices, on batches of stored (uint8) images."""
     step = make_train_step(config, total_steps, axis_name=DEVICE_AXIS)
     mean, deviation = channel_statistics(config.dataset.name)
 
-    def step_on_stored(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        return step(state, {**batch, "image": normalize(batch["image"], mean, deviation)})
+    def update(state: TrainState, batch: Batch, i: jax.Array) -> tuple[TrainState, Metrics]:
+        return step.update(state, {**batch, "image": normalize(batch["image"], mean, deviation)}, i)
 
-    return pmap_train_step(step_on_stored)
+    return pmap_train_step(dataclasses.replace(step, update=update))
 
 
 def place_replicated(tree: Any) -> Any:

@@ -1,9 +1,11 @@
 """One training iteration (Han et al., ECCV 2022, section 3), as a pure function of one device."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from l2w_jax.models import create_network
@@ -19,13 +21,61 @@ from l2w_jax.training.optimizers import descend, learning_rate_factor
 from l2w_jax.training.state import TrainState
 
 Metrics = dict[str, jax.Array]
-Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+Update = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]
 
 # Name of the device axis of `pmap_train_step`.
 DEVICE_AXIS = "batch"
 
 
-def make_train_step(config: ConfigDict, total_steps: int, axis_name: str | None = None) -> Step:
+@dataclasses.dataclass(frozen=True)
+class TrainStep:
+    """The function step(state, batch) -> (state, metrics) of one iteration.
+
+    Attributes:
+        update: (state, batch, i) -> (state, metrics), the i-th update of θ in the iteration.
+        num_updates: 1, or 2 where each half of the batch makes one.
+    """
+
+    update: Update
+    num_updates: int
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """One iteration, as one pure function."""
+        # XLA's CPU compiler takes slow convolutions inside a loop: 2.8 times the time of the step.
+        unroll = self.num_updates if jax.default_backend() == "cpu" else 1
+        state, metrics = jax.lax.scan(
+            lambda state, i: self.update(state, batch, i),
+            state,
+            jnp.arange(self.num_updates, dtype=jnp.int32),
+            unroll=unroll,
+        )
+        return state, _join_updates(metrics)
+
+
+@dataclasses.dataclass(frozen=True)
+class PmappedTrainStep:
+    """A `TrainStep` over all devices, one program for all updates, so that it compiles once.
+
+    Attributes:
+        update: the pmapped update.
+        num_updates: of an iteration.
+    """
+
+    update: Update
+    num_updates: int
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """One iteration; the state is donated."""
+        metrics = []
+        for i in range(self.num_updates):
+            state, of_update = self.update(state, batch, np.int32(i))
+            metrics.append(of_update)
+        return state, _stack_and_join(metrics)
+
+
+def make_train_step(
+    config: ConfigDict, total_steps: int, axis_name: str | None = None
+) -> TrainStep:
     """The function step(state, batch) -> (state, metrics) of one iteration.
 
     With `weighting.kind` "none" an iteration is one SGD step on the batch. Otherwise the batch has
@@ -86,74 +136,76 @@ def make_train_step(config: ConfigDict, total_steps: int, axis_name: str | None 
         )
         return state, metrics
 
-    def plain_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def meta_update(state: TrainState, forward: TrainingForward, meta_half: Batch):
+        rates = rates_at(state.step)
+
+        def update(state: TrainState) -> tuple[TrainState, jax.Array]:
+            return learner.update(
+                state, forward, meta_half, rates["learning_rate"], rates["meta_learning_rate"]
+            )
+
+        return every(config.weighting.interval, state.step, update, state)
+
+    def plain_step(state: TrainState, batch: Batch, i: jax.Array) -> tuple[TrainState, Metrics]:
+        del i
         forward = training_forward(network, state, batch)
         state, metrics = sgd_step(state, forward, batch["label"], jnp.nan)
         return state.replace(step=state.step + 1), metrics
 
-    def half_step(state: TrainState, halves: tuple[Batch, Batch]) -> tuple[TrainState, Metrics]:
-        training_half, meta_half = halves
+    def half_step(state: TrainState, batch: Batch, i: jax.Array) -> tuple[TrainState, Metrics]:
+        training_half, meta_half = _half(batch, i), _half(batch, 1 - i)
         forward = training_forward(network, state, training_half)
         meta_loss = jnp.nan
         if config.weighting.kind == "meta":
-            rates = rates_at(state.step)
+            state, meta_loss = meta_update(state, forward, meta_half)
+        state, metrics = sgd_step(state, forward, training_half["label"], meta_loss)
+        return state.replace(step=state.step + i), metrics
 
-            def update(state: TrainState) -> tuple[TrainState, jax.Array]:
-                return learner.update(
-                    state,
-                    forward,
-                    meta_half,
-                    rates["learning_rate"],
-                    rates["meta_learning_rate"],
-                )
-
-            state, meta_loss = every(config.weighting.interval, state.step, update, state)
-        return sgd_step(state, forward, training_half["label"], meta_loss)
-
-    def two_half_steps(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        halves = jax.tree.map(_split_in_halves, batch)
-        swapped = jax.tree.map(lambda x: x[::-1], halves)
-        state, metrics = jax.lax.scan(
-            half_step, state, (halves, swapped), unroll=half_steps_compiled()
-        )
-        return state.replace(step=state.step + 1), _join_halves(metrics)
-
-    return plain_step if config.weighting.kind == "none" else two_half_steps
+    if config.weighting.kind == "none":
+        return TrainStep(plain_step, num_updates=1)
+    return TrainStep(half_step, num_updates=2)
 
 
-def half_steps_compiled() -> int:
-    """How many copies of the half-step the compiled iteration holds: 1, a loop, or 2.
-
-    A loop compiles faster, but inside one XLA's CPU compiler takes slow convolutions, which makes
-    the whole step 2.8 times slower.
-    """
-    return 2 if jax.default_backend() == "cpu" else 1
-
-
-def pmap_train_step(step: Step) -> Step:
+def pmap_train_step(step: TrainStep) -> PmappedTrainStep:
     """`step` over all devices of all processes, on batches [local devices, n, ...].
 
     The state has no device axis: it is the same on every device, and donated. `step` must have
     been made with `axis_name=DEVICE_AXIS`.
     """
-    return jax.pmap(step, axis_name=DEVICE_AXIS, in_axes=(None, 0), out_axes=None, donate_argnums=0)
+    over_devices = jax.pmap(
+        step.update,
+        axis_name=DEVICE_AXIS,
+        in_axes=(None, 0, None),
+        out_axes=None,
+        donate_argnums=0,
+    )
+    return PmappedTrainStep(over_devices, step.num_updates)
 
 
-def _split_in_halves(x: jax.Array) -> jax.Array:
-    """[N, ...] -> [2, N/2, ...]: the first N/2 samples, then the rest.
+def _half(batch: Batch, i: jax.Array) -> Batch:
+    """The first half of the samples (i = 0) or the others (i = 1): [N, ...] -> [N/2, ...].
 
     Raises:
         ValueError: N is odd.
     """
-    if len(x) % 2:
-        raise ValueError(f"a batch of {len(x)} samples on a device has no two equal halves")
-    return x.reshape(2, len(x) // 2, *x.shape[1:])
+
+    def of_array(x: jax.Array) -> jax.Array:
+        if len(x) % 2:
+            raise ValueError(f"a batch of {len(x)} samples on a device has no two equal halves")
+        return jnp.reshape(x, (2, len(x) // 2, *x.shape[1:]))[i]
+
+    return jax.tree.map(of_array, batch)
 
 
-def _join_halves(metrics: Metrics) -> Metrics:
-    """Metrics of an iteration from those of its half-steps: means, and the samples of both."""
+def _join_updates(metrics: Metrics) -> Metrics:
+    """Metrics of an iteration from those of its U updates, [U, ...]: means, and all samples."""
     per_sample = {name: metrics[name].reshape(-1, metrics[name].shape[-1]) for name in _PER_SAMPLE}
     return {name: value.mean(axis=0) for name, value in metrics.items()} | per_sample
+
+
+@jax.jit
+def _stack_and_join(metrics: list[Metrics]) -> Metrics:
+    return _join_updates(jax.tree.map(lambda *values: jnp.stack(values), *metrics))
 
 
 _PER_SAMPLE = ("weights", "losses")
