@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from l2w_jax import devices, loop
-from l2w_jax.config import default_config
+from l2w_jax import checkpoints, devices, loop
+from l2w_jax.config import default_config, to_json
 from l2w_jax.data.source import LabelledImages, MemorySource
 from l2w_jax.errors import RunFailed, RunInterrupted, UserError
+from l2w_jax.training import create_train_state
 
 BATCH = 16
 STEPS_PER_EPOCH = 5
@@ -306,3 +307,38 @@ def test_the_best_checkpoint_is_the_one_to_evaluate(config, undisturbed):
 def test_without_checkpoints_there_is_nothing_to_evaluate(config, tmp_path):
     with pytest.raises(UserError, match="no checkpoint to evaluate"):
         loop.restore_best(config, tmp_path)
+
+
+@pytest.fixture
+def trained_run(tmp_path):
+    """The folder of a small MSDNet's run with a checkpoint, its configuration and its state."""
+    config = default_config()
+    config.model.update(num_exits=2, channels=4, growth_rate=4)
+    config.weighting.hidden = 6
+    state = create_train_state(config, jax.random.key(7))
+    folder = tmp_path / "trained"
+    folder.mkdir()
+    (folder / "config.json").write_text(to_json(config))
+    writer = checkpoints.CheckpointWriter(folder, keep=1)
+    writer.save(state)
+    writer.wait()
+    writer.close()
+    return folder, config, state
+
+
+def test_a_frozen_predictor_is_that_of_the_named_run(trained_run, tmp_path):
+    folder, config, trained = trained_run
+    config.weighting.update(kind="frozen", checkpoint=str(folder))
+    state = loop._create_or_restore(config, tmp_path / "new")
+    assert_bit_identical(state.wpn_params, trained.wpn_params)
+    assert jax.tree.leaves(state.wpn_opt_state) == []
+
+
+def test_a_frozen_predictor_of_another_shape_or_of_no_run_is_refused(trained_run, tmp_path):
+    folder, config, _ = trained_run
+    config.weighting.update(kind="frozen", checkpoint=str(folder), hidden=5)
+    with pytest.raises(UserError, match=r"float32\[6\] there and float32\[5\]"):
+        loop._create_or_restore(config, tmp_path / "new")
+    config.weighting.checkpoint = str(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="must be the workdir of a run that has a checkpoint"):
+        loop._create_or_restore(config, tmp_path / "new")
