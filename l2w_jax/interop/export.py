@@ -68,18 +68,18 @@ def main(argv: Sequence[str]) -> None:
     config = results.read_config(arguments.workdir)
     evaluation = results.read_results(arguments.workdir)
     thresholds = choose_thresholds(arguments.workdir, arguments.thresholds, evaluation)
-    try:
-        arguments.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"--output={arguments.output}: is no folder and cannot be made one: {error.strerror}"
-        ) from error
 
     # Imported late: they bring Orbax and TensorFlow, which take seconds.
     from l2w_jax.data.single import evaluated_share
     from l2w_jax.loop import restore_best
 
     state = restore_best(config, arguments.workdir)
+    try:
+        arguments.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"--output={arguments.output}: is no folder and cannot be made one: {error.strerror}"
+        ) from error
     mean, deviation = channel_statistics(config.dataset.name)
     image_format = ImageFormat(
         config.dataset.image_size, evaluated_share(config), mean.tolist(), deviation.tolist()
