@@ -325,6 +325,14 @@ def _ranet_faults(model: ConfigDict) -> Iterator[str]:
         yield _not_allowed(
             "model.scale_list", scales, "numbers that start at 1 and go up by 0 or 1 each"
         )
+    for i, factor in enumerate(model.growth_factors[1:], start=2):
+        if math.floor(model.growth_rate * factor * model.compress_factor) < 1:
+            yield _not_allowed(
+                "model.compress_factor",
+                model.compress_factor,
+                f"such that sub-network {i} reads at least 1 of the {model.growth_rate * factor} "
+                "channels that a layer adds from the one before",
+            )
     num_exits = model.first_blocks + model.block_step * (len(scales) - 1)
     if model.num_exits != num_exits:
         yield _not_allowed(

@@ -326,6 +326,15 @@ def test_ranet_counts_its_own_exits():
     assert line.startswith("config.model.num_exits: 5 is not allowed: must be 6")
 
 
+def test_ranet_too_thin_to_read_from_the_resolution_below_is_refused():
+    config = default_config()
+    config.model.update(name="ranet", step_mode="lg", num_exits=6, growth_rate=3)
+    config.model.update(growth_factors=(4, 2, 1), bottleneck_factors=(4, 2, 1))
+    (line,) = faults_of(config)
+    assert line.startswith("config.model.compress_factor: 0.25 is not allowed: must be such that")
+    assert "sub-network 3" in line
+
+
 def test_a_configuration_survives_the_disk():
     config = load("digits_msdnet")
     restored = from_json(to_json(config))

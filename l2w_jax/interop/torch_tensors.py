@@ -77,7 +77,8 @@ def wpn_to_torch(wpn_params: dict) -> dict[str, np.ndarray]:
 
 def _abstract_variables(model: MultiExitNetwork) -> Variables:
     """Shapes of the variables; no parameter's shape depends on the size of the image."""
-    size = {"cifar": 32, "imagenet": 224}[model.stem]
+    # One that leaves 8x8 pixels to the exits, which every classifier can pool.
+    size = 8 * 2 ** (model.num_scales - 1) * {"cifar": 1, "imagenet": 4}[model.stem]
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     return jax.eval_shape(lambda rng, x: model.init(rng, x, train=False), jax.random.key(0), images)
 

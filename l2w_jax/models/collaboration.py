@@ -66,6 +66,11 @@ class CollaborativeExits(MultiExitNetwork):
         return self.backbone.num_classes
 
     @property
+    def num_scales(self) -> int:
+        """Of the backbone."""
+        return self.backbone.num_scales
+
+    @property
     def stem(self) -> str:
         """The kind of the backbone's first layer."""
         return self.backbone.stem

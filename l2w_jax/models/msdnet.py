@@ -220,12 +220,17 @@ class MSDNet(MultiExitNetwork):
         return self.num_blocks
 
     @property
+    def num_scales(self) -> int:
+        """S, each half as large as the one before."""
+        return len(self.growth_factors)
+
+    @property
     def block_plans(self) -> tuple[tuple[LayerPlan, ...], ...]:
         """The layers of every block."""
         counts = layers_per_block(self.num_blocks, self.base, self.step, self.step_mode)
         return plan_blocks(
             counts,
-            len(self.growth_factors),
+            self.num_scales,
             self.channels,
             self.growth_rate,
             self.reduction,

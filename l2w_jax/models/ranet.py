@@ -233,6 +233,11 @@ class RANet(MultiExitNetwork):
     num_classes: int
 
     @property
+    def num_scales(self) -> int:
+        """Resolutions between the highest and that of the exits, each half of the one before."""
+        return max(self.scale_list)
+
+    @property
     def plans(self) -> tuple[tuple[BlockPlan, ...], ...]:
         """The blocks of every sub-network."""
         return plan_sub_networks(

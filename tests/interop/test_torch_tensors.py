@@ -1,5 +1,6 @@
 """The authors' tensors in and out."""
 
+import jax
 import numpy as np
 import pytest
 from golden_files import config_of, load, named_tensor
@@ -80,3 +81,15 @@ def test_weight_predictor_there_and_back_is_exact(num_layers):
 def test_weight_predictor_without_an_output_layer_is_refused():
     with pytest.raises(ValueError, match=r"^output_layer\.weight: missing$"):
         wpn_from_torch({"first_hidden_layer.fc.weight": np.zeros((3, 2))})
+
+
+def test_network_of_two_scales_goes_there_and_back():
+    config = config_of(GOLDEN["msdnet_tiny"]["config"])
+    config.model.update(growth_factors=(1, 2), bottleneck_factors=(1, 2))
+    config.dataset.image_size = 16
+    model = create_model(config.model)
+    image = np.zeros((1, 16, 16, 3), np.float32)
+    shapes = jax.eval_shape(lambda key: model.init(key, image, False), jax.random.key(0))
+    variables = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), shapes)
+    back = variables_from_torch(model, variables_to_torch(model, variables))
+    assert jax.tree.map(np.shape, back) == jax.tree.map(np.shape, variables)
