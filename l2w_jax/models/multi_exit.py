@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ class MultiExitNetwork(nn.Module):
     and calls `balance_gradients` on what each classifier reads.
 
     Attributes:
+        num_exits: K, the number of classifiers; a field or a property of the subclass.
         axis_name: name of the device axis that the network runs under, or None. The training step
             sets it.
         dtype: type of the computation: float32, bfloat16, or float64 under `jax_enable_x64`.
@@ -33,10 +34,7 @@ class MultiExitNetwork(nn.Module):
     dtype: jnp.dtype = dataclasses.field(default=jnp.float32, kw_only=True)
     gradient_equilibrium: bool = dataclasses.field(default=False, kw_only=True)
 
-    @property
-    def num_exits(self) -> int:
-        """K, the number of classifiers."""
-        raise NotImplementedError(f"{type(self).__name__} must define the property num_exits")
+    num_exits: ClassVar[int]
 
     @property
     def frozen(self) -> tuple[str, ...]:

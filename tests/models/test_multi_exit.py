@@ -99,3 +99,18 @@ def test_network_without_a_stage_says_what_it_must_define():
 
     with pytest.raises(NotImplementedError, match=r"Nothing must define stage\(k, carry, train\)"):
         Nothing().apply({}, 0, (), False, method="stage")
+
+
+def test_number_of_exits_may_be_a_field_or_a_property():
+    class WithField(MultiExitNetwork):
+        num_exits: int
+
+    class WithProperty(MultiExitNetwork):
+        num_blocks: int
+
+        @property
+        def num_exits(self):
+            return self.num_blocks
+
+    assert WithField(3).num_exits == WithProperty(3).num_exits == 3
+    assert WithField(3).clone(axis_name="device").axis_name == "device"
