@@ -95,7 +95,9 @@ def wait_for_all(processes: Sequence[subprocess.Popen[str]]) -> int:
     deadline = float("inf")
     running = dict(enumerate(processes))
     while running:
-        for index, process in list(running.items()):
+        # One that a signal ended comes first: those that ended since the last look may have done so
+        # because of it.
+        for index, process in sorted(running.items(), key=lambda item: (item[1].poll() or 0) >= 0):
             status = process.poll()
             if status is None:
                 continue

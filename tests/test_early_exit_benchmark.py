@@ -55,7 +55,7 @@ def test_files_lie_beside_the_run(tiny_network, evaluation, tmp_path, monkeypatc
     monkeypatch.setattr(results, "read_results", lambda workdir: evaluation)
     for name, value in {
         "restore_best": lambda config, workdir: State,
-        "create_model": lambda config: model,
+        "create_network": lambda config: model,
         "open_source": lambda config: source,
     }.items():
         monkeypatch.setattr(early_exit_benchmark, name, value)
