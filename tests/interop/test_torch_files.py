@@ -1,17 +1,27 @@
 """The authors' checkpoint files: in, evaluated, and out again bit for bit."""
 
+import csv
 import json
 
+import jax
 import numpy as np
 import pytest
 from golden_files import named_tensor
 
-from l2w_jax import checkpoints
+from l2w_jax import checkpoints, main
 from l2w_jax.config import default_config
+from l2w_jax.data.digits import open_digits
 from l2w_jax.errors import UserError
-from l2w_jax.interop import export_torch, import_torch, variables_to_torch
+from l2w_jax.interop import (
+    export_torch,
+    import_torch,
+    variables_from_torch,
+    variables_to_torch,
+)
 from l2w_jax.interop.torch_checkpoint import read_torch_checkpoint
+from l2w_jax.interop.torch_tensors import COUNTER
 from l2w_jax.models import create_model
+from l2w_jax.preprocessing import channel_statistics, normalize
 from l2w_jax.training import create_train_state
 
 # An extra of its own, with gigabytes of libraries on some machines.
@@ -28,20 +38,22 @@ def get_config(variant=""):
 """
 
 
+def tensors_of(config):
+    """Arrays of a fresh network, by the names of the authors' programs."""
+    state = create_train_state(config, jax.random.key(0))
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    return variables_to_torch(create_model(config.model), variables)
+
+
 @pytest.fixture(scope="module")
 def tensors():
     """Tensors of the network that CONFIG describes, with counters as after 7 batches."""
-    import jax
-
     config = default_config()
     config.model.update(num_exits=2, channels=8, growth_rate=4)
-    state = create_train_state(config, jax.random.key(0))
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
     result = {}
-    for name, value in variables_to_torch(create_model(config.model), variables).items():
-        is_counter = name.endswith("num_batches_tracked")
+    for name, value in tensors_of(config).items():
         drawn = named_tensor(name, value.shape).astype(np.float32)
-        result[name] = torch.tensor(7) if is_counter else torch.tensor(drawn)
+        result[name] = torch.tensor(7) if name.endswith(COUNTER) else torch.tensor(drawn)
     return result
 
 
@@ -86,6 +98,35 @@ def test_import_and_export_give_the_file_back_bit_for_bit(
         for name, value in content[part].items():
             assert torch.equal(back[part][name], value), name
             assert back[part][name].dtype == value.dtype, name
+
+
+def test_imported_network_is_evaluated_by_main(config_path, tmp_path):
+    overrides = ["name=digits", "image_size=16", "holdout=180", "augmentation=none"]
+    flags = [
+        f"--config={config_path}",
+        *(f"--config.dataset.{override}" for override in overrides),
+        "--config.model.growth_factors=(1,2)",
+        "--config.model.bottleneck_factors=(1,2)",
+        f"--workdir={tmp_path / 'run'}",
+    ]
+    config = main.parse(["main", *flags]).config
+    model = create_model(config.model)
+    names = {k: v.shape for k, v in tensors_of(config).items() if not k.endswith(COUNTER)}
+    arrays = {name: named_tensor(name, shape).astype(np.float32) for name, shape in names.items()}
+    file = tmp_path / "theirs.pth.tar"
+    torch.save({"state_dict": {name: torch.tensor(arrays[name]) for name in arrays}}, file)
+    import_torch.main([str(file), *flags])
+    assert main.main(["main", *flags, "--mode=evaluate"]) == 0
+
+    with open(tmp_path / "run" / "anytime.csv", newline="") as table:
+        reported = [float(row["top1"]) for row in csv.DictReader(table)]
+    (batch,) = open_digits(config).evaluation_batches("test", 360)
+    images = normalize(batch["image"], *channel_statistics("digits"))
+    logits = jax.jit(lambda v, x: model.apply(v, x, train=False))(
+        variables_from_torch(model, arrays), images
+    )
+    correct = np.asarray(logits).argmax(axis=-1) == batch["label"]
+    np.testing.assert_allclose(reported, 100 * correct.mean(axis=1), atol=0.006)
 
 
 def test_faulty_tensors_are_named_and_nothing_is_written(tensors, config_path, tmp_path):
