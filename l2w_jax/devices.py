@@ -24,7 +24,9 @@ _BATCHES_AHEAD = 2
 
 def step_on_devices(config: ConfigDict, total_steps: int) -> PmappedTrainStep:
     """An iteration over all devices, on batches of stored (uint8) images."""
-    step = make_train_step(config, total_steps, axis_name=DEVICE_AXIS)
+    # One device has nobody to average with, and hundreds of averages to compile.
+    axis_name = DEVICE_AXIS if jax.device_count() > 1 else None
+    step = make_train_step(config, total_steps, axis_name)
     mean, deviation = channel_statistics(config.dataset.name)
 
     def update(state: TrainState, batch: Batch, i: jax.Array) -> tuple[TrainState, Metrics]:

@@ -7,6 +7,8 @@ too: PyTorch's rule, from which 'SAME' differs.
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -71,6 +73,29 @@ def batch_norm(options: LayerOptions, train: bool, name: str) -> nn.BatchNorm:
     )
 
 
+def convolve(
+    x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Any, **options: Any
+) -> jax.Array:
+    """`jax.lax.conv_general_dilated`, with a 1x1 convolution as the matrix product that it is.
+
+    XLA's gradient of a 1x1 convolution takes up to six times as long on a CPU as that of the
+    product.
+
+    Args:
+        x: [N, H, W, C].
+        kernel: [height, width, C, D].
+        strides: vertical and horizontal.
+        padding, options: of `jax.lax.conv_general_dilated`; a 1x1 convolution is not padded.
+
+    Returns:
+        [N, H', W', D].
+    """
+    if kernel.shape[:2] != (1, 1):
+        return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
+    vertical, horizontal = strides
+    return jnp.dot(x[:, ::vertical, ::horizontal], kernel[0, 0], precision=options["precision"])
+
+
 class ConvBNReLU(nn.Module):
     """Convolution, batch norm, ReLU."""
 
@@ -95,6 +120,7 @@ class ConvBNReLU(nn.Module):
             param_dtype=self.options.param_dtype,
             kernel_init=self.options.kernel_init(self.kernel_size, in_features, self.features),
             bias_init=torch_default(self.kernel_size**2 * in_features),
+            conv_general_dilated=convolve,
             name="conv",
         )(x)
         return nn.relu(batch_norm(self.options, train, "bn")(x))
