@@ -26,7 +26,7 @@ def get_config(variant: str = "") -> ConfigDict:
         growth_factors=(1, 2),
         bottleneck_factors=(1, 2),
     )
-    config.optimizer.update(learning_rate=0.2, epochs=4)
+    config.optimizer.update(learning_rate=0.2, epochs=2)
     if "baseline" in split_variant(variant, ["baseline"]):
         config.weighting.kind = "none"
         # As many updates, each on as many images: an iteration with weighting makes two.

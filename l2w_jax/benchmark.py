@@ -16,6 +16,11 @@ update, with what they were spent on. Images are random: no data set is read.
 times, on test images of an evaluated run, the full network, each exit and stopping early along the
 budgeted curve, one image at a time and in batches; RUN/latency.json and RUN/plots/latency.png show
 it, and so does the run's next report.
+
+    python -m l2w_jax.benchmark --input [--steps=N]
+
+makes a folder of JPEGs of ImageNet's size and times N batches of random crops from it, beside what
+decoding the same crops alone takes on the same cores.
 """
 
 import argparse
@@ -48,12 +53,23 @@ def main(argv: Sequence[str], started: float) -> None:
         UserError: an argument, the configuration or the file to compare with is wrong.
     """
     arguments, config_arguments = _parser().parse_known_args(argv)
+    if arguments.steps < 1:
+        raise UserError(f"--steps: {arguments.steps} is not allowed: must be at least 1")
     if arguments.early_exit:
         if arguments.workdir is None or config_arguments:
             raise UserError("--early-exit: --workdir=RUN is required, and no other argument")
         from l2w_jax.early_exit_benchmark import benchmark_early_exit
 
         print(json.dumps(benchmark_early_exit(arguments.workdir), indent=2))
+        return
+    if arguments.input:
+        if config_arguments or arguments.workdir:
+            raise UserError("--input: takes no other argument than --steps")
+        if arguments.steps < 2:
+            raise UserError("--steps: 1 is not allowed: must be at least 2 with --input")
+        from l2w_jax.input_benchmark import benchmark_input
+
+        print(json.dumps(benchmark_input(arguments.steps), indent=2))
         return
     config = training_command.parse(["benchmark", *config_arguments]).config
     old = _read(arguments.compare) if arguments.compare else None
@@ -196,10 +212,11 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--no-cache", action="store_true")
     parser.add_argument("--compare", type=Path)
     parser.add_argument("--early-exit", action="store_true")
+    parser.add_argument("--input", action="store_true")
     parser.add_argument("--workdir", type=Path)
     return parser
 

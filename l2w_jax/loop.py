@@ -75,7 +75,9 @@ def train(config: ConfigDict, source: Source, workdir: Path) -> TrainState:
         say("the first step compiles; with a warm cache that is quick")
         started = time.monotonic()
         for step in range(first_step + 1, total_steps + 1):
-            state, metrics = train_step(state, next(batches))
+            with log.waiting():
+                batch = next(batches)
+            state, metrics = train_step(state, batch)
             watched.add(step, metrics)
             if step == first_step + 1:
                 jax.block_until_ready(metrics)

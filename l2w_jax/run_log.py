@@ -4,10 +4,11 @@ Percentages are 0 to 100 in all of them.
 """
 
 import concurrent.futures
+import contextlib
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,10 @@ class SilentLog:
 
     def stop_clock(self) -> None:
         """See `RunLog.stop_clock`."""
+
+    def waiting(self) -> contextlib.AbstractContextManager[None]:
+        """See `RunLog.waiting`."""
+        return contextlib.nullcontext()
 
     def add_step(self, step: int, metrics: HostMetrics) -> None:
         """See `RunLog.add_step`."""
@@ -86,6 +91,10 @@ class RunLog(SilentLog):
         """What follows until `start_clock` does not count: compilation, evaluation, saving."""
         self._clock.stop()
 
+    def waiting(self) -> contextlib.AbstractContextManager[None]:
+        """Time spent within is time that the loop waits for data."""
+        return self._clock.waiting()
+
     def add_step(self, step: int, metrics: HostMetrics) -> None:
         """Takes the metrics of one iteration; every `log.every_steps` their means are written.
 
@@ -112,7 +121,7 @@ class RunLog(SilentLog):
         say(f"held-out images after step {step}: top-1 {_join(top1)} %")
 
     def _write_window(self, step: int) -> None:
-        seconds_per_step = self._clock.take_seconds_per_step()
+        seconds_per_step, waiting = self._clock.take()
         means = {
             name: _mean_of_finite([metrics[name] for metrics in self._window]) for name in _AVERAGED
         }
@@ -130,6 +139,7 @@ class RunLog(SilentLog):
                 "meta_loss": _rounded(means["meta_loss"]),
                 **{name: float(rate) for name, rate in rates.items()},
                 "images_per_second": _rounded(np.float64(speed)),
+                "waiting_for_data": _rounded(np.float64(100 * waiting)),
                 "bad_images": self._source.num_bad,
             }
         )
@@ -141,6 +151,7 @@ class RunLog(SilentLog):
             "train/meta_learning_rate": rates["meta_learning_rate"],
             "train/meta_loss": means["meta_loss"],
             "images_per_second": speed,
+            "waiting_for_data": 100 * waiting,
             "bad_images": self._source.num_bad,
         }
         self._tensorboard.result().writer.write_scalars(
@@ -180,11 +191,12 @@ class _TensorBoard:
 
 
 class _StepClock:
-    """How long iterations take, without what comes between them."""
+    """How long iterations take, without what comes between them, and how long they wait."""
 
     def __init__(self) -> None:
         self._started: float | None = None
         self._seconds = 0.0
+        self._waited = 0.0
         self._steps = 0
 
     def start(self) -> None:
@@ -195,18 +207,26 @@ class _StepClock:
             self._seconds += time.monotonic() - self._started
             self._started = None
 
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Counts what is done within as waiting, if the clock runs."""
+        begun = time.monotonic()
+        yield
+        if self._started is not None:
+            self._waited += time.monotonic() - begun
+
     def count_step(self) -> None:
         """An iteration is over; it counts if the clock runs."""
         self._steps += self._started is not None
 
-    def take_seconds_per_step(self) -> float:
-        """Of the iterations since the last call; NaN where none counts."""
+    def take(self) -> tuple[float, float]:
+        """Seconds per iteration since the last call, and the share waited; NaN if none counts."""
         if self._started is not None:
             self.stop()
             self.start()
-        seconds, steps = self._seconds, self._steps
-        self._seconds, self._steps = 0.0, 0
-        return seconds / steps if steps else math.nan
+        seconds, waited, steps = self._seconds, self._waited, self._steps
+        self._seconds, self._waited, self._steps = 0.0, 0.0, 0
+        return (seconds / steps, waited / seconds) if steps else (math.nan, math.nan)
 
 
 _AVERAGED = ("loss", "top1", "weighted_loss", "meta_loss", "learning_rate", "meta_learning_rate")

@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import signal
+import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -267,6 +269,7 @@ def test_metrics_are_in_percent_and_in_tensorboard(undisturbed):
         assert all(0 <= value <= 100 for value in line["top1"])
         assert line["meta_loss"] > 0
         assert 0 < line["images_per_second"] < 1e6
+        assert 0 <= line["waiting_for_data"] <= 100
         assert line["bad_images"] == 1
     assert max(trained[-1]["top1"]) > 1
     events = EventAccumulator(str(workdir), size_guidance={"tensors": 0}).Reload()
@@ -342,3 +345,26 @@ def test_a_frozen_predictor_of_another_shape_or_of_no_run_is_refused(trained_run
     config.weighting.checkpoint = str(tmp_path / "nowhere")
     with pytest.raises(UserError, match="must be the workdir of a run that has a checkpoint"):
         loop._create_or_restore(config, tmp_path / "new")
+
+
+def test_slow_data_show_as_waiting(config, tmp_path):
+    slow = dict.fromkeys(range(1, TOTAL_STEPS + 1), lambda: time.sleep(0.2))
+    loop.train(config, ScriptedSource(config, slow), tmp_path)
+    waiting = [line["waiting_for_data"] for line in metric_lines(tmp_path) if "loss" in line]
+    assert max(waiting) > 50
+
+
+def test_memory_is_flat_over_fifty_epochs(config, tmp_path):
+    config = config.copy_and_resolve_references()
+    config.optimizer.epochs = 50
+    used = []
+
+    def note_memory():
+        used.append(
+            int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+        )
+
+    each_epoch = dict.fromkeys(range(1, 50 * STEPS_PER_EPOCH, STEPS_PER_EPOCH), note_memory)
+    loop.train(config, ScriptedSource(config, each_epoch), tmp_path)
+    assert len(used) == 50
+    assert used[-1] - used[10] < 30e6

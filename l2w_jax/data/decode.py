@@ -31,7 +31,7 @@ def training_image(encoded: tf.Tensor, draws: tf.Tensor, mirrored: tf.Tensor, si
         mirrored: whether to mirror it.
         size: pixels of the square that the network sees.
     """
-    crop = _decode_crop(encoded, lambda height, width: _drawn_box(draws, height, width))
+    crop = _decode_crop(encoded, lambda height, width: drawn_box(draws, height, width))
     # Unlike tf.reverse, this takes the choice as a tensor; a branch of the graph would cost more.
     return tf.raw_ops.Reverse(tensor=_resize(crop, size), dims=[False, mirrored, False])
 
@@ -43,8 +43,11 @@ def evaluation_image(encoded: tf.Tensor, size: int, share: float = EVALUATED_SHA
     return _resize(crop, size)
 
 
-def _drawn_box(draws: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> Box:
-    """Takes the first attempt that fits; if none does, the largest centre crop of a legal ratio."""
+def drawn_box(draws: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> Box:
+    """The crop (`augment.draw_resized_crops`) of an image of this size, both in pixels.
+
+    The first attempt that fits counts; if none does, the largest centre crop of a legal ratio.
+    """
     side = tf.sqrt(tf.cast(height * width, tf.float32))
     heights = tf.cast(tf.round(side * draws[:, 0]), tf.int32)
     widths = tf.cast(tf.round(side * draws[:, 1]), tf.int32)

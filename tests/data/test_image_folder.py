@@ -2,6 +2,7 @@
 
 import itertools
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -377,3 +378,13 @@ def test_images_that_do_not_fit_into_memory_are_refused(folder, monkeypatch):
     monkeypatch.setattr(image_folder, "_MOST_BYTES_IN_MEMORY", 42 * SIZE * SIZE * 3 - 1)
     with pytest.raises(UserError, match="do not fit into memory: must be 'resized_crop'"):
         open_source(folder_config(folder, augmentation="crop"))
+
+
+def test_memory_is_flat_over_fifty_epochs_of_streaming(folder):
+    source = open_source(folder_config(folder))
+    used = []
+    for step, _ in enumerate(itertools.islice(source.train_batches(0), 50 * 3)):
+        if step % 3 == 0:
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            used.append(pages * os.sysconf("SC_PAGESIZE"))
+    assert used[-1] - used[10] < 10e6
