@@ -264,7 +264,7 @@ def _is_due(count: int, interval: int) -> bool:
 def _stop_signals() -> Iterator[list[str]]:
     """Collects the signals that ask a run to stop, for it to do so at the end of a step.
 
-    In a run of several processes JAX listens for SIGTERM, for all of them.
+    In a run of several processes JAX listens for SIGTERM, for all of them, and SIGINT is made one.
     """
     received: list[str] = []
 
@@ -272,8 +272,15 @@ def _stop_signals() -> Iterator[list[str]]:
         del frame
         received.append(signal.Signals(number).name)
 
-    listened_for = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
-    previous = {number: signal.signal(number, note) for number in listened_for}
+    def pass_on(number: int, frame: Any) -> None:
+        del number, frame
+        signal.raise_signal(signal.SIGTERM)
+
+    if jax.process_count() == 1:
+        handlers = {signal.SIGTERM: note, signal.SIGINT: note}
+    else:
+        handlers = {signal.SIGINT: pass_on}
+    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield received
     finally:

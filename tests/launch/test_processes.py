@@ -85,13 +85,14 @@ def test_any_layout_gives_the_same_parameters_and_curves(processes, devices, one
 
 
 @pytest.mark.slow
-def test_a_stopped_run_goes_on_in_another_layout(one_process, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_run_goes_on_in_another_layout(number, one_process, tmp_path):
     process = launch(2, 2, tmp_path / "run", TINY_DELAY="0.2")
     output = []
     for line in process.stdout:
         output.append(line)
         if " step 15/" in line:
-            process.send_signal(signal.SIGTERM)
+            process.send_signal(number)
     assert process.wait(60) == 75, "".join(output)
     stopped_after = int(re.search(r"stopped by SIGTERM after step (\d+)", "".join(output))[1])
     output = finish(launch(1, 4, tmp_path / "run"))

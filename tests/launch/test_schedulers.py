@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from kubeflow_trainer_api.models import JobsetV1alpha2JobSet
 
 from l2w_jax import main
 
@@ -49,6 +50,27 @@ def test_slurm_starts_an_interrupted_run_again_and_no_other(tmp_path, status, re
     assert calls[0].startswith("srun auto --kill-on-bad-exit=1 ")
     assert calls[0].endswith(" -m l2w_jax.main " + " ".join(arguments))
     assert calls[1:] == requeues
+
+
+def assert_part_of(part, whole):
+    """Every field of `part` is in `whole`, with the same value."""
+    if isinstance(part, dict):
+        assert part.keys() <= whole.keys()
+        for name, value in part.items():
+            assert_part_of(value, whole[name])
+    elif isinstance(part, list):
+        assert len(part) == len(whole)
+        for ours, theirs in zip(part, whole, strict=True):
+            assert_part_of(ours, theirs)
+    else:
+        assert part == whole
+
+
+def test_the_job_set_agrees_with_the_schema_of_its_api():
+    # Models made from JobSet's and Kubernetes' own definitions: a field of the wrong type is an
+    # error, one that they do not know is dropped.
+    manifest = yaml.safe_load((ROOT / "launch" / "jobset.yaml").read_text())
+    assert_part_of(manifest, JobsetV1alpha2JobSet.from_dict(manifest).to_dict())
 
 
 def test_the_job_set_starts_one_process_a_host_with_arguments_that_main_takes(monkeypatch):
