@@ -24,17 +24,16 @@ class ExportedNetwork:
         self._sizes = self.description["batch_sizes"]
         self._pack = jax.jit(lambda features, rows: [array[rows] for array in features])
         self._stages = []
-        with np.load(folder / "variables.npz") as arrays:
-            for stage in self.description["stages"]:
-                function = export.deserialize(bytearray((folder / stage["file"]).read_bytes()))
-                named = zip(stage["variables"], function.in_avals, strict=False)
-                variables = jax.device_put([arrays[name].view(a.dtype) for name, a in named])
-                self._stages.append(functools.partial(jax.jit(function.call), variables))
+        arrays = np.load(folder / "variables.npz")
+        for stage in self.description["stages"]:
+            function = export.deserialize(bytearray((folder / stage["file"]).read_bytes()))
+            named = zip(stage["variables"], function.in_avals, strict=False)
+            variables = jax.device_put([arrays[name].view(a.dtype) for name, a in named])
+            self._stages.append(functools.partial(jax.jit(function.call), variables))
 
     def __call__(self, images):
         """Images uint8 [N, size, size, 3] -> labels [N], exits from 0 [N], confidences [N]."""
-        labels, exits = np.zeros((2, len(images)), np.int32)
-        confidences = np.zeros(len(images), np.float32)
+        (labels, exits), confidences = np.zeros((2, len(images)), int), np.zeros(len(images))
         for start in range(0, len(images), self._sizes[-1]):
             left = np.arange(start, min(start + self._sizes[-1], len(images)))
             features = [images[self._padded(left)]]
@@ -43,9 +42,8 @@ class ExportedNetwork:
                 label, confidence = (np.asarray(answer)[: len(left)] for answer in answers)
                 if not np.isfinite(confidence).all():
                     raise ValueError(f"the network's answer at exit {k + 1} is not finite")
-                leaves, stays = confidence >= threshold, np.flatnonzero(confidence < threshold)
-                labels[left[leaves]], exits[left[leaves]] = label[leaves], k
-                confidences[left[leaves]] = confidence[leaves]
+                labels[left], exits[left], confidences[left] = label, k, confidence
+                stays = np.flatnonzero(confidence < threshold)
                 if not stays.size:
                     break
                 left, features = left[stays], self._pack(features, self._padded(stays))
