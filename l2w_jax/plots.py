@@ -6,7 +6,7 @@ is needed and no figure outlives its function.
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import matplotlib
 import numpy as np
@@ -189,6 +189,57 @@ def latency_figure(timed: Sequence[Mapping[str, Any]]) -> Figure:
             _widen_accuracy(axes)
         panels[0].set_ylabel("top-1 accuracy on test images [%]")
         _legend_below(figure, panels[0])
+    return figure
+
+
+class WayOfTraining(Protocol):
+    """What `comparison_figure` shows of several runs; see `l2w_jax.compare.Way`."""
+
+    name: str
+    mul_adds: NDArray[np.float64]
+    anytime: NDArray[np.float64]
+
+    def top1_at(self, mul_adds: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Top-1 with samples leaving early, in percent, [runs, n]."""
+
+
+def comparison_figure(ways: Sequence[WayOfTraining]) -> Figure:
+    """Top-1 over mul-adds of several ways of training: means over runs, and their range.
+
+    Squares and bars are samples that all stop at one exit; lines and bands, samples that leave
+    early.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.5, 5), layout="constrained")
+        axes = figure.add_subplot()
+        largest = max(way.mul_adds[-1] for way in ways)
+        divisor, unit = _mul_adds_unit(largest)
+        budgets = np.linspace(0, largest, 400)
+        colours = [BUDGETED_COLOUR, ANYTIME_COLOUR, *_ordered_colours(max(len(ways) - 2, 0))]
+        for way, colour in zip(ways, colours, strict=False):
+            early = way.top1_at(budgets)
+            everywhere = ~np.isnan(early).any(axis=0)
+            x, early = budgets[everywhere] / divisor, early[:, everywhere]
+            number = f"{len(early)} runs" if len(early) > 1 else "1 run"
+            axes.plot(x, early.mean(axis=0), color=colour, label=f"{way.name} ({number})")
+            axes.fill_between(
+                x, early.min(axis=0), early.max(axis=0), color=colour, alpha=0.2, linewidth=0
+            )
+            mean = way.anytime.mean(axis=0)
+            axes.errorbar(
+                way.mul_adds / divisor,
+                mean,
+                yerr=[mean - way.anytime.min(axis=0), way.anytime.max(axis=0) - mean],
+                fmt="s",
+                color=colour,
+                capsize=3,
+            )
+        axes.set_title("Accuracy over compute")
+        axes.set_xlabel(f"mean mul-adds per image [{unit}]")
+        axes.set_ylabel("top-1 accuracy on test images [%]")
+        axes.set_xlim(left=0)
+        _widen_accuracy(axes)
+        _legend_below(figure, axes)
     return figure
 
 

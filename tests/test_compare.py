@@ -1,0 +1,76 @@
+"""Runs that differ in the seed alone are one way of training, told by mean and deviation."""
+
+import pytest
+
+from l2w_jax import compare, plots, results
+from l2w_jax.config import default_config, to_json
+from l2w_jax.errors import UserError
+
+
+def write_run(folder, seed, kind, top1):
+    """A run with two exits, of 1 and 3 million mul-adds, whose early exit gains a point."""
+    config = default_config()
+    config.seed = seed
+    config.weighting.kind = kind
+    folder.mkdir()
+    (folder / "config.json").write_text(to_json(config))
+    return results.Results(
+        summary={
+            "anytime": [
+                {"exit": 1, "mul_adds": 1e6, "top1": top1[0]},
+                {"exit": 2, "mul_adds": 3e6, "top1": top1[1]},
+            ],
+            "budgeted": [
+                {"mul_adds": 3e6, "top1": top1[1]},
+                {"mul_adds": 1e6, "top1": top1[0] + 1},
+            ],
+        },
+        arrays={},
+    )
+
+
+@pytest.fixture
+def workdirs(tmp_path, monkeypatch):
+    evaluations = {
+        tmp_path / f"{name}-{seed}": write_run(
+            tmp_path / f"{name}-{seed}", seed, kind, (50.0 + 2 * seed, 60.0 + gain)
+        )
+        for name, kind, gain in (("weighted", "meta", 4), ("plain", "none", 0))
+        for seed in (0, 1)
+    }
+    monkeypatch.setattr(results, "read_results", evaluations.__getitem__)
+    return list(evaluations)
+
+
+def test_table_has_mean_and_deviation_over_the_seeds(workdirs, capsys):
+    compare.main(list(map(str, workdirs)))
+    header, _, weighted, plain = capsys.readouterr().out.splitlines()
+    assert header == (
+        "| top-1 [%] | runs | exit 1 | exit 2 | early, 25% | early, 50% | early, 75% |"
+    )
+    # Half of 3 million lies a quarter of the way from (1 million, 51 or 53%) to (3 million, 64%).
+    assert weighted == (
+        "| weighted | 2 | 51.00 ± 1.41 | 64.00 ± 0.00 | – | 55.00 ± 1.06 | 59.50 ± 0.53 |"
+    )
+    assert plain.startswith("| plain | 2 | 51.00 ± 1.41 | 60.00 ± 0.00 |")
+
+
+def test_figure_has_a_line_for_each_way_over_the_budgets_of_all_its_runs(workdirs):
+    (axes,) = plots.comparison_figure(compare.read_ways(workdirs)).axes
+    lines = {line.get_label(): line for line in axes.lines if line.get_label().endswith("runs)")}
+    assert list(lines) == ["weighted (2 runs)", "plain (2 runs)"]
+    x, y = lines["weighted (2 runs)"].get_data()
+    assert x.min() == pytest.approx(1, abs=0.01) and x.max() == 3
+    assert y[-1] == pytest.approx(64)
+    assert axes.get_xlabel() == "mean mul-adds per image [millions]"
+
+
+def test_picture_is_written(workdirs, tmp_path):
+    compare.main([*map(str, workdirs), f"--output={tmp_path / 'curves.png'}"])
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_folder_that_is_no_run_is_one_line(tmp_path):
+    with pytest.raises(UserError) as error:
+        compare.main([str(tmp_path)])
+    assert "\n" not in str(error.value)
