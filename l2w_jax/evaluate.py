@@ -63,7 +63,7 @@ class Predictions:
     @property
     def top1(self) -> NDArray[np.float64]:
         """Accuracy of each exit in percent [K]."""
-        return 100 * self.correct.mean(axis=1)
+        return (100.0 * self.correct).mean(axis=1)
 
 
 def predict_all(
@@ -201,7 +201,7 @@ def anytime_table(
             "exit": k + 1,
             "mul_adds": float(mul_adds[k]),
             "top1": float(predictions.top1[k]),
-            "top5": 100 * float(predictions.correct_top5[k].mean()),
+            "top5": float((100.0 * predictions.correct_top5[k]).mean()),
             "loss": float(predictions.losses[k].mean(dtype=np.float64)),
         }
         for k in range(len(predictions.losses))

@@ -159,7 +159,7 @@ def operating_point(
     shares = np.bincount(exits, minlength=num_exits) / num_samples
     return {
         "mul_adds": float(shares @ np.asarray(mul_adds, dtype=np.float64)),
-        "top1": 100 * float(correct[exits, np.arange(num_samples)].mean()),
+        "top1": float((100.0 * correct[exits, np.arange(num_samples)]).mean()),
         **{f"share_{k}": float(share) for k, share in enumerate(shares, start=1)},
     }
 
