@@ -5,7 +5,7 @@
 The runs must have been evaluated. Those whose configurations differ in the seed alone are one way
 of training, named by the first one's folder without the number that it may end in. The table has,
 for each way, the mean and the standard deviation over its runs of top-1 at every exit, and of top-1
-with images leaving early at a quarter, a half and three quarters of the mul-adds of the last exit.
+with images leaving early at 40, 60 and 80% of the mul-adds of the last exit.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from l2w_jax.errors import UserError
 from l2w_jax.files import write_atomically
 
 # Of the last exit's mul-adds: what the budgeted curves are read at.
-BUDGETS = (0.25, 0.5, 0.75)
+BUDGETS = (0.4, 0.6, 0.8)
 
 
 @dataclasses.dataclass(frozen=True)

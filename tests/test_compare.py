@@ -46,11 +46,12 @@ def test_table_has_mean_and_deviation_over_the_seeds(workdirs, capsys):
     compare.main(list(map(str, workdirs)))
     header, _, weighted, plain = capsys.readouterr().out.splitlines()
     assert header == (
-        "| top-1 [%] | runs | exit 1 | exit 2 | early, 25% | early, 50% | early, 75% |"
+        "| top-1 [%] | runs | exit 1 | exit 2 | early, 40% | early, 60% | early, 80% |"
     )
-    # Half of 3 million lies a quarter of the way from (1 million, 51 or 53%) to (3 million, 64%).
+    # 40% of 3 million lies a tenth of the way from (1 million, 51 or 53%) to (3 million, 64%).
     assert weighted == (
-        "| weighted | 2 | 51.00 ± 1.41 | 64.00 ± 0.00 | – | 55.00 ± 1.06 | 59.50 ± 0.53 |"
+        "| weighted | 2 | 51.00 ± 1.41 | 64.00 ± 0.00 "
+        "| 53.20 ± 1.27 | 56.80 ± 0.85 | 60.40 ± 0.42 |"
     )
     assert plain.startswith("| plain | 2 | 51.00 ± 1.41 | 60.00 ± 0.00 |")
 
