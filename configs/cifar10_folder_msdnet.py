@@ -1,9 +1,9 @@
 """A CPU-sized MSDNet with learned sample weights on CIFAR-10 as a folder of JPEGs.
 
 For `train|test/CLASS/*.jpg`; the images are read into memory once, made 16x16 pixels, so that a run
-takes minutes on two CPU cores. No figure of a paper: a short run on a real data set. Run here, three
-seeds: top-1 57.1 58.2 58.4 58.0% at the exits with weighting, 57.9 58.5 58.8 59.1% without, which
-differ less than the seeds do.
+takes minutes on two CPU cores. No figure of a paper: a short run on a real data set. Run here with
+three seeds: top-1 57.1 58.2 58.4 58.0% at the exits with weighting, 57.9 58.5 58.8 59.1% without,
+which differ less than the seeds do.
 
     python -m l2w_jax.main --config=configs/cifar10_folder_msdnet.py --config.dataset.data_dir=DIR
     python -m l2w_jax.main --config=configs/cifar10_folder_msdnet.py:baseline \\
