@@ -12,21 +12,14 @@ which differ less than the seeds do.
 
 from ml_collections import ConfigDict
 
-from l2w_jax.config import default_config, split_variant
+from l2w_jax.config import default_config, split_variant, use_small_msdnet
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """Returns the configuration; `variant` is "" or "baseline". Set dataset.data_dir besides."""
     config = default_config()
     config.dataset.update(name="image_folder", image_size=16, batch_size=256, augmentation="shift")
-    config.model.update(
-        num_exits=4,
-        step_mode="even",
-        channels=8,
-        growth_rate=4,
-        growth_factors=(1, 2),
-        bottleneck_factors=(1, 2),
-    )
+    use_small_msdnet(config)
     config.optimizer.update(learning_rate=0.2, epochs=2)
     if "baseline" in split_variant(variant, ["baseline"]):
         config.weighting.kind = "none"

@@ -10,7 +10,7 @@ compilation): top-1 98.9 98.9 99.7 100.0% at the exits, all of it from 35% of th
 
 from ml_collections import ConfigDict
 
-from l2w_jax.config import default_config, split_variant
+from l2w_jax.config import default_config, split_variant, use_small_msdnet
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -24,14 +24,7 @@ def get_config(variant: str = "") -> ConfigDict:
         eval_batch_size=180,
         augmentation="shift",
     )
-    config.model.update(
-        num_exits=4,
-        step_mode="even",
-        channels=8,
-        growth_rate=4,
-        growth_factors=(1, 2),
-        bottleneck_factors=(1, 2),
-    )
+    use_small_msdnet(config)
     config.optimizer.update(learning_rate=0.1, epochs=8)
     config.checkpoint.every_epochs = 4
     config.log.update(every_steps=10, histogram_every_steps=100)
