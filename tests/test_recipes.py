@@ -37,6 +37,7 @@ SMALL_RANET = [
     "scale_list=(1,2)",
 ]
 NETWORKS = {
+    "cifar100_msdnet.py": SMALL_MSDNET,
     "cifar10_ranet.py": SMALL_RANET,
     "cifar100_ranet.py:baseline": SMALL_RANET,
     "imagenet_ranet.py": SMALL_RANET,
