@@ -74,6 +74,7 @@ def default_config(model: Any = None) -> ConfigDict:
             "hidden": 500,
             "num_layers": 1,
             "q": 0.75,  # exit k is given a share proportional to q**k of the meta data
+            "schedule": "exact",  # exact | pipelined (each meta update one half-step late)
             "interval": 1,  # iterations from one meta update to the next
             "objective": "allocated",  # allocated | vanilla
             "scope": "global",  # global | device (the authors': each device by itself)

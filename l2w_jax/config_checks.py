@@ -109,6 +109,7 @@ _RULES = {
     "weighting.hidden": _at_least(1),
     "weighting.num_layers": _at_least(1),
     "weighting.q": _ABOVE_ZERO,
+    "weighting.schedule": _one_of("exact", "pipelined"),
     "weighting.interval": _at_least(1),
     "weighting.objective": _one_of("allocated", "vanilla"),
     "weighting.scope": _one_of("global", "device"),
@@ -374,6 +375,13 @@ def _training_faults(config: ConfigDict) -> Iterator[str]:
             "weighting.checkpoint",
             "",
             "the workdir of a run with weighting.kind 'meta' where weighting.kind is 'frozen'",
+        )
+    if config.weighting.schedule == "pipelined" and config.imta.gradient_equilibrium:
+        yield _not_allowed(
+            "weighting.schedule",
+            "pipelined",
+            "'exact' with imta.gradient_equilibrium, which gives the training loss another "
+            "gradient than the meta loss, so that they cannot share a forward pass",
         )
     if config.imta.collaboration and not config.imta.checkpoint:
         yield _not_allowed(

@@ -2,9 +2,10 @@
 
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -30,7 +31,7 @@ def step_on_devices(config: ConfigDict, total_steps: int) -> PmappedTrainStep:
     mean, deviation = channel_statistics(config.dataset.name)
 
     def update(state: TrainState, batch: Batch, i: jax.Array) -> tuple[TrainState, Metrics]:
-        return step.update(state, {**batch, "image": normalize(batch["image"], mean, deviation)}, i)
+        return step.update(state, _normalized(batch, mean, deviation), i)
 
     return pmap_train_step(dataclasses.replace(step, update=update))
 
@@ -70,6 +71,27 @@ def device_batches(batches: Iterator[Mapping[str, np.ndarray]]) -> Iterator[dict
             yield ahead.popleft().result()
 
 
+def with_previous(
+    batches_from: Callable[[int], Iterator[dict[str, jax.Array]]], first_step: int
+) -> Iterator[dict[str, Any]]:
+    """Yields the batches after `first_step` steps, each with the one before it as "previous".
+
+    So a run that goes on has the batch that an uninterrupted one would have kept. The very first
+    batch has itself.
+
+    Args:
+      batches_from: the batches after so many steps, endless; a function of their number.
+      first_step: steps done.
+    """
+    with contextlib.closing(batches_from(max(first_step - 1, 0))) as batches:
+        previous = next(batches)
+        if first_step == 0:
+            yield {**previous, "previous": previous}
+        for batch in batches:
+            yield {**batch, "previous": previous}
+            previous = batch
+
+
 def diverged_devices(tree: Any) -> list[int]:
     """Devices whose copy of a replicated pytree differs from that of the first: their positions.
 
@@ -93,6 +115,14 @@ def _checksums_of_copies(tree: Any, device: jax.Array) -> jax.Array:
         places = 2 * jnp.arange(bits.size, dtype=jnp.uint32) + 1
         checksum = 31 * checksum + (bits * places).sum(dtype=jnp.uint32)
     return jax.lax.all_gather(checksum, DEVICE_AXIS)
+
+
+def _normalized(batch: Batch, mean: np.ndarray, deviation: np.ndarray) -> Batch:
+    """The batch, and the one before where it holds that, as a network reads it."""
+    batch = {**batch, "image": normalize(batch["image"], mean, deviation)}
+    if "previous" in batch:
+        batch["previous"] = _normalized(batch["previous"], mean, deviation)
+    return batch
 
 
 def _mesh() -> Mesh:

@@ -22,6 +22,7 @@ from l2w_jax.devices import (
     diverged_devices,
     place_replicated,
     step_on_devices,
+    with_previous,
 )
 from l2w_jax.errors import RunFailed, RunInterrupted, UserError
 from l2w_jax.evaluate import predict_all
@@ -29,6 +30,7 @@ from l2w_jax.models import create_network
 from l2w_jax.run_log import HostMetrics, RunLog, SilentLog, say
 from l2w_jax.training import TrainState, create_train_state
 from l2w_jax.training.step import Metrics
+from l2w_jax.training.weighting import is_pipelined
 
 
 def train(config: ConfigDict, source: Source, workdir: Path) -> TrainState:
@@ -61,9 +63,7 @@ def train(config: ConfigDict, source: Source, workdir: Path) -> TrainState:
         f"{'goes on after' if first_step else 'starts at'} step {first_step}/{total_steps}"
     )
     train_step = step_on_devices(config, total_steps)
-    batches = device_batches(
-        source.train_batches(first_step, jax.process_index(), jax.process_count())
-    )
+    batches = _batches(config, source, first_step)
     state = place_replicated(state)
     with (
         contextlib.closing(batches),
@@ -123,6 +123,17 @@ def _open_log(config: ConfigDict, source: Source, workdir: Path, first_step: int
     if processes.is_first():
         return RunLog(workdir, config, source, first_step)
     return SilentLog()
+
+
+def _batches(config: ConfigDict, source: Source, first_step: int) -> Iterator[dict[str, Any]]:
+    """The batches of a run after `first_step` steps, on the devices."""
+
+    def batches_from(step: int) -> Iterator[dict[str, jax.Array]]:
+        return device_batches(source.train_batches(step, jax.process_index(), jax.process_count()))
+
+    if is_pipelined(config.weighting):
+        return with_previous(batches_from, first_step)
+    return batches_from(first_step)
 
 
 def _create(config: ConfigDict) -> TrainState:

@@ -156,6 +156,7 @@ IMPOSSIBLE = [
     ("weighting.q", -1.0),
     ("weighting.q", float("nan")),
     ("weighting.q", float("inf")),
+    ("weighting.schedule", "late"),
     ("weighting.interval", 0),
     ("weighting.objective", "mean"),
     ("weighting.scope", "host"),
@@ -219,6 +220,17 @@ def test_collaboration_needs_a_run_to_start_from():
     assert line.startswith("config.imta.checkpoint: '' is not allowed: must be the workdir")
     config.imta.checkpoint = "runs/first_stage"
     validate(config)
+
+
+def test_pipelined_schedule_needs_the_true_gradient():
+    config = default_config()
+    config.weighting.schedule = "pipelined"
+    validate(config)
+    config.imta.gradient_equilibrium = True
+    (line,) = faults_of(config)
+    assert line.startswith(
+        "config.weighting.schedule: 'pipelined' is not allowed: must be 'exact' with imta.gradient"
+    )
 
 
 def test_every_fault_gets_its_own_line():

@@ -191,6 +191,17 @@ def with_metric(monkeypatch, bad_step, change):
     monkeypatch.setattr(loop, "step_on_devices", lambda *_: changed)
 
 
+def test_the_pipelined_schedule_goes_on_with_the_half_it_had(config, tmp_path, monkeypatch):
+    config = config.copy_and_resolve_references()
+    config.weighting.schedule = "pipelined"
+    step = STEP_ON_DEVICES(config, TOTAL_STEPS)
+    monkeypatch.setattr(loop, "step_on_devices", lambda *_: step)
+    undisturbed = train(config, tmp_path / "undisturbed")
+    with pytest.raises(RunInterrupted):
+        train(config, tmp_path / "stopped", {8: send(signal.SIGTERM)})
+    assert_bit_identical(train(config, tmp_path / "stopped"), undisturbed)
+
+
 @pytest.mark.parametrize("bad_step", [8, 10, TOTAL_STEPS])
 def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path, monkeypatch, bad_step):
     """In mid-epoch, at a step that would be saved, at the last step."""

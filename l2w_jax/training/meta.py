@@ -204,15 +204,9 @@ class MetaLearner:
         return mean_over(self.device_axis, (loss, gradient))
 
     def update(
-        self,
-        state: TrainState,
-        forward: TrainingForward,
-        meta_half: Batch,
-        learning_rate: jax.Array,
-        meta_learning_rate: jax.Array,
-    ) -> tuple[TrainState, jax.Array]:
-        """e. Adam's step on Θ; returns the state with the new Θ, and the meta loss."""
-        loss, gradient = self.meta_gradient(state, forward, meta_half, learning_rate)
+        self, state: TrainState, gradient: Params, meta_learning_rate: jax.Array
+    ) -> TrainState:
+        """e. Adam's step on Θ along a meta-gradient."""
         wpn_params, wpn_opt_state = descend(
             self.meta_optimizer,
             gradient,
@@ -220,7 +214,7 @@ class MetaLearner:
             state.wpn_params,
             meta_learning_rate,
         )
-        return state.replace(wpn_params=wpn_params, wpn_opt_state=wpn_opt_state), loss
+        return state.replace(wpn_params=wpn_params, wpn_opt_state=wpn_opt_state)
 
 
 def create_meta_learner(

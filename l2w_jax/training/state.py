@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from l2w_jax.models import create_network, initial_variables
 from l2w_jax.models.layers import parameter_dtype
 from l2w_jax.training.optimizers import adam, sgd
-from l2w_jax.training.weighting import PREDICTED_KINDS, create_predictor
+from l2w_jax.training.weighting import PREDICTED_KINDS, create_predictor, is_pipelined
 
 
 @flax.struct.dataclass
@@ -24,6 +24,7 @@ class TrainState:
         opt_state: SGD's momentum buffer.
         wpn_params, wpn_opt_state: Θ and Adam's moments; empty where there is no predictor, or
             where it does not learn.
+        previous_params: θ as it was one half-step before, for the pipelined schedule; else empty.
     """
 
     step: jax.Array
@@ -32,6 +33,7 @@ class TrainState:
     opt_state: optax.OptState
     wpn_params: Any
     wpn_opt_state: optax.OptState
+    previous_params: Any = ()
 
 
 def create_train_state(config: ConfigDict, rng: jax.Array) -> TrainState:
@@ -66,6 +68,8 @@ def create_train_state(config: ConfigDict, rng: jax.Array) -> TrainState:
         opt_state=jax.jit(optimizer.init)(params),
         wpn_params=wpn_params,
         wpn_opt_state=wpn_opt_state,
+        # Copies, since the step is given the buffers of both to reuse.
+        previous_params=jax.tree.map(jnp.copy, params) if is_pipelined(config.weighting) else (),
     )
 
 

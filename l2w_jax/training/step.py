@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +19,12 @@ from l2w_jax.training.meta import (
     training_forward,
 )
 from l2w_jax.training.optimizers import descend, learning_rate_factor
+from l2w_jax.training.pipelined import pipelined_meta_gradient
 from l2w_jax.training.state import TrainState
+from l2w_jax.training.weighting import is_pipelined
 
 Metrics = dict[str, jax.Array]
+Tree = TypeVar("Tree")
 Update = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]
 
 # Name of the device axis of `pmap_train_step`.
@@ -80,7 +84,8 @@ def make_train_step(
 
     With `weighting.kind` "none" an iteration is one SGD step on the batch. Otherwise the batch has
     two halves and the iteration two half-steps: each trains on one half, from the parameters that
-    the other left, and the kind "meta" learns its weights from the other half.
+    the other left, and the kind "meta" learns its weights from the other half: by
+    `weighting.schedule` "exact" before the half-step, by "pipelined" in the one that follows.
 
     Args:
         config: a run's configuration; `config.model` may be a module.
@@ -89,9 +94,11 @@ def make_train_step(
 
     Returns:
         A function of a `TrainState` and of {"image": [N, H, W, 3], "label": [N]}, this device's
-        share of the batch. Its metrics are the same on all devices: "loss" and "top1" (0 to 1)
-        [K], "weighted_loss", "meta_loss" (NaN without a meta update), "learning_rate" and
-        "meta_learning_rate"; "weights" and "losses" of all samples, [N, K].
+        share of the batch; with the schedule "pipelined" it also holds "previous", the batch of the
+        iteration before (in the first iteration any, itself for one).
+        The metrics are the same on all devices: "loss" and "top1" (0 to 1) [K], "weighted_loss",
+        "meta_loss" (NaN without a meta update), "learning_rate" and "meta_learning_rate"; "weights"
+        and "losses" of all samples, [N, K].
     """
     batch_axis = axis_name if config.weighting.scope == "global" else None
     model = create_network(config).clone(axis_name=batch_axis)
@@ -140,9 +147,26 @@ def make_train_step(
         rates = rates_at(state.step)
 
         def update(state: TrainState) -> tuple[TrainState, jax.Array]:
-            return learner.update(
-                state, forward, meta_half, rates["learning_rate"], rates["meta_learning_rate"]
+            loss, gradient = learner.meta_gradient(
+                state, forward, meta_half, rates["learning_rate"]
             )
+            return learner.update(state, gradient, rates["meta_learning_rate"]), loss
+
+        return every(config.weighting.interval, state.step, update, state)
+
+    def late_meta_update(
+        state: TrainState, forward: TrainingForward, previous_half: Batch, previous_step: jax.Array
+    ):
+        rates, previous_rates = rates_at(state.step), rates_at(previous_step)
+
+        def update(state: TrainState) -> tuple[TrainState, jax.Array]:
+            loss, gradient = pipelined_meta_gradient(
+                learner, state, forward, previous_half, previous_rates["learning_rate"]
+            )
+            updated = learner.update(state, gradient, rates["meta_learning_rate"])
+            # The first half-step of a run has none before it to learn from.
+            has_previous = previous_step >= 0
+            return _select(has_previous, updated, state), loss
 
         return every(config.weighting.interval, state.step, update, state)
 
@@ -161,8 +185,22 @@ def make_train_step(
         state, metrics = sgd_step(state, forward, training_half["label"], meta_loss)
         return state.replace(step=state.step + i), metrics
 
+    def pipelined_half_step(
+        state: TrainState, batch: Batch, i: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        batch, previous = _split_previous(batch)
+        previous_half = _select(i == 0, _half(previous, 1), _half(batch, 0))
+        training_half = _half(batch, i)
+        forward = training_forward(network, state, training_half)
+        state, meta_loss = late_meta_update(state, forward, previous_half, state.step - (1 - i))
+        state = state.replace(previous_params=state.params)
+        state, metrics = sgd_step(state, forward, training_half["label"], meta_loss)
+        return state.replace(step=state.step + i), metrics
+
     if config.weighting.kind == "none":
         return TrainStep(plain_step, num_updates=1)
+    if is_pipelined(config.weighting):
+        return TrainStep(pipelined_half_step, num_updates=2)
     return TrainStep(half_step, num_updates=2)
 
 
@@ -182,6 +220,11 @@ def pmap_train_step(step: TrainStep) -> PmappedTrainStep:
     return PmappedTrainStep(over_devices, step.num_updates)
 
 
+def _select(condition: jax.Array, if_true: Tree, if_false: Tree) -> Tree:
+    """One of two pytrees of the same structure."""
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), if_true, if_false)
+
+
 def _half(batch: Batch, i: jax.Array) -> Batch:
     """The first half of the samples (i = 0) or the others (i = 1): [N, ...] -> [N/2, ...].
 
@@ -195,6 +238,21 @@ def _half(batch: Batch, i: jax.Array) -> Batch:
         return jnp.reshape(x, (2, len(x) // 2, *x.shape[1:]))[i]
 
     return jax.tree.map(of_array, batch)
+
+
+def _split_previous(batch: Batch) -> tuple[Batch, Batch]:
+    """The batch of an iteration, and the one of the iteration before that it holds.
+
+    Raises:
+        ValueError: it holds none.
+    """
+    if "previous" not in batch:
+        raise ValueError(
+            "config.weighting.schedule 'pipelined' needs batch['previous'], the batch of the "
+            "iteration before; of the first iteration any, itself for one"
+        )
+    own = {name: value for name, value in batch.items() if name != "previous"}
+    return own, batch["previous"]
 
 
 def _join_updates(metrics: Metrics) -> Metrics:

@@ -62,6 +62,23 @@ def create_weighting(
     )
 
 
+def is_pipelined(config: ConfigDict) -> bool:
+    """Whether the predictor learns from a half-step only in the next one (`pipelined.py`).
+
+    Args:
+        config: `config.weighting`.
+
+    Raises:
+        ValueError: `config.schedule` is not known.
+    """
+    if config.schedule not in ("exact", "pipelined"):
+        raise ValueError(
+            f"config.weighting.schedule: {config.schedule!r} is not allowed: "
+            "must be 'exact' or 'pipelined'"
+        )
+    return config.kind == "meta" and config.schedule == "pipelined"
+
+
 def create_predictor(config: ConfigDict, model: MultiExitNetwork) -> WeightPredictor:
     """The weight-prediction network that `config.weighting` describes, for the exits of `model`."""
     return WeightPredictor(

@@ -17,18 +17,22 @@ DEVICES = 8
 ITERATIONS = 2
 
 
-def config_of_scope(scope):
+def config_of(scope, schedule):
     """Weighting whose every mean runs over the batch."""
     config = default_config(model=ConvNetwork(dtype=jnp.float64))
     config.dataset.image_size = 8
     config.weighting.update(hidden=8, learning_rate=1e-2, constraint="mat", input="both")
-    config.weighting.scope = scope
+    config.weighting.update(scope=scope, schedule=schedule)
     config.optimizer.learning_rate = 0.1
     return config
 
 
 def batches():
-    """Global batches, halves as one device splits them, and the same rows as 8 devices get them."""
+    """Global batches, halves as one device splits them, and the same rows as 8 devices get them.
+
+    Each holds the one before it, as the pipelined schedule wants.
+    """
+    previous = None
     generator = np.random.default_rng(0)
     for _ in range(ITERATIONS):
         image = generator.standard_normal((2, DEVICES, 2, 8, 8, 3))
@@ -38,7 +42,10 @@ def batches():
             "image": image.swapaxes(0, 1).reshape(DEVICES, 4, 8, 8, 3),
             "label": label.swapaxes(0, 1).reshape(DEVICES, 4),
         }
-        yield whole, shards
+        previous = previous or (whole, shards)
+        pairs = zip((whole, shards), previous, strict=True)
+        yield tuple({**batch, "previous": before} for batch, before in pairs)
+        previous = whole, shards
 
 
 def distance(ours, theirs, start):
@@ -73,8 +80,13 @@ def main():
     jax.config.update("jax_enable_x64", True)
     assert jax.device_count() == DEVICES
     result = {}
-    for scope in ("global", "device"):
-        config = config_of_scope(scope)
+    settings = {
+        "global": ("global", "exact"),
+        "device": ("device", "exact"),
+        "pipelined": ("global", "pipelined"),
+    }
+    for name, setting in settings.items():
+        config = config_of(*setting)
         start = create_train_state(config, jax.random.key(0))
         one, eight = start, jax.tree.map(np.asarray, start)
         step_of_one = jax.jit(make_train_step(config, 100))
@@ -82,12 +94,12 @@ def main():
         for whole, shards in batches():
             one, metrics_of_one = step_of_one(one, whole)
             eight, metrics_of_eight = step_of_eight(eight, shards)
-        result[scope] = {
-            name: distance(learned(eight)[name], learned(one)[name], learned(start)[name])
-            for name in learned(start)
+        result[name] = {
+            what: distance(learned(eight)[what], learned(one)[what], learned(start)[what])
+            for what in learned(start)
         }
-        result[scope]["metrics"] = metric_distance(metrics_of_eight, metrics_of_one)
-        result[scope]["spread"] = spread_over_replicas(config, start, next(batches())[1])
+        result[name]["metrics"] = metric_distance(metrics_of_eight, metrics_of_one)
+        result[name]["spread"] = spread_over_replicas(config, start, next(batches())[1])
     print(json.dumps(result))
 
 

@@ -30,18 +30,20 @@ def result():
     return json.loads(done.stdout)
 
 
+@pytest.mark.parametrize("schedule", ["global", "pipelined"])
 @pytest.mark.parametrize("what", ["theta", "Theta", "statistics"])
-def test_eight_devices_learn_what_one_does(result, what):
-    assert result["global"][what] <= 1e-6
+def test_eight_devices_learn_what_one_does(result, schedule, what):
+    assert result[schedule][what] <= 1e-6
 
 
-def test_metrics_are_those_of_the_global_batch(result):
-    assert result["global"]["metrics"] <= 1e-9
+@pytest.mark.parametrize("schedule", ["global", "pipelined"])
+def test_metrics_are_those_of_the_global_batch(result, schedule):
+    assert result[schedule]["metrics"] <= 1e-9
 
 
-@pytest.mark.parametrize("scope", ["global", "device"])
-def test_replicas_agree_on_state_and_metrics(result, scope):
-    assert result[scope]["spread"] <= 1e-12
+@pytest.mark.parametrize("setting", ["global", "device", "pipelined"])
+def test_replicas_agree_on_state_and_metrics(result, setting):
+    assert result[setting]["spread"] <= 1e-12
 
 
 @pytest.mark.parametrize("what", ["theta", "Theta"])

@@ -9,6 +9,8 @@ from l2w_jax.models import create_network
 from l2w_jax.training import create_train_state, make_train_step
 from l2w_jax.training.losses import Distillation, TrainingLosses, create_distillation
 from l2w_jax.training.meta import create_meta_learner, training_forward
+from l2w_jax.training.optimizers import descend
+from l2w_jax.training.pipelined import pipelined_meta_gradient
 
 BACKBONE = "net"
 
@@ -117,6 +119,34 @@ def test_meta_gradient_equals_finite_differences(small_config, make_batch, x64, 
     difference = (loss_at(1e-5) - loss_at(-1e-5)) / 2e-5
     assert abs(slope) > 1e-6
     assert slope == pytest.approx(difference, rel=1e-4)
+
+
+def test_pipelined_meta_gradient_is_the_exact_one_of_the_step_before(second_stage, make_batch):
+    model = create_network(second_stage)
+    network = TrainingLosses(model, 0.0, create_distillation(second_stage))
+    learner = create_meta_learner(second_stage, model, None, None)
+    state = create_train_state(second_stage, jax.random.key(0))
+    half, next_half, learning_rate = make_batch(0, 12), make_batch(1, 12), 0.1
+
+    @jax.jit
+    def both(state):
+        forward = training_forward(network, state, half)
+        exact = learner.meta_gradient(state, forward, next_half, learning_rate)
+        weights = learner.weigh(state.wpn_params, forward.losses, forward.confidences)
+        gradient = forward.weighted_gradient(weights)
+        params, _ = descend(
+            learner.optimizer, gradient, state.opt_state, state.params, learning_rate
+        )
+        after = state.replace(params=params, previous_params=state.params)
+        forward = training_forward(network, after, next_half)
+        return exact, pipelined_meta_gradient(learner, after, forward, half, learning_rate)
+
+    (exact_loss, exact), (loss, gradient) = both(state)
+    assert float(loss) == pytest.approx(float(exact_loss), rel=1e-12)
+    for ours, theirs in zip(jax.tree.leaves(gradient), jax.tree.leaves(exact), strict=True):
+        scale = np.abs(theirs).max()
+        assert scale > 0
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-10 * scale)
 
 
 def test_distillation_of_the_teachers_own_logits_is_zero_and_never_teaches_the_teacher():

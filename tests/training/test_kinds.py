@@ -27,6 +27,7 @@ SETTINGS = {
     "fixed": {"kind": "fixed"},
     "frozen": {"kind": "frozen"},
     "vanilla": {"objective": "vanilla", "input": "both", "constraint": "mat"},
+    "pipelined": {"schedule": "pipelined"},
     "interval": {"interval": 10, "input": "confidence", "constraint": "row"},
 }
 
@@ -40,8 +41,8 @@ def test_two_epochs_lower_the_loss_of_every_exit(name, batches):
     start = create_train_state(config, jax.random.key(0))
     step = jax.jit(make_train_step(config, STEPS))
     state, losses = start, []
-    for batch in batches:
-        state, metrics = step(state, batch)
+    for batch, previous in zip(batches, [batches[0], *batches], strict=False):
+        state, metrics = step(state, {**batch, "previous": previous})
         losses.append(metrics["loss"])
     assert int(state.step) == STEPS
     assert (np.mean(losses[-5:], axis=0) < np.mean(losses[:2], axis=0)).all()

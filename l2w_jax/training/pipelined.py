@@ -1,0 +1,81 @@
+"""The meta-update one half-step late, for a forward pass less: `weighting.schedule` "pipelined".
+
+A variant of Han et al., ECCV 2022, section 3, of this project. In the symbols of `meta.py`, with t
+counting half-steps: the paper makes θ̂ from θ_t only to see how it does on the other half, then
+makes θ_{t+1}, which differs from θ̂ in that its weights come from the new Θ. Here θ_{t+1} itself,
+made with w(Θ_t), takes the place of θ̂, and the half that it trains on next is the meta data:
+
+1. Forward x_{t+1} at θ_{t+1}, once, for both of what follows.
+2. Θ_{t+1} from Θ_t by Adam, along ∂L/∂Θ at Θ_t, L being the meta loss of x_{t+1} at
+   θ_{t+1} = θ_t - lr_t·(μ·buf_t + ∇_θ Σ_k mean_i w(Θ_t)·l(x_t; θ_t) + wd·θ_t).
+3. w(Θ_{t+1}) from the losses of x_{t+1}, and the SGD step to θ_{t+2}.
+
+So the weights of x_{t+1} come from a Θ that learned from the step before, where the paper's learned
+from a trial of this one. Meta data are the half that comes next: the second half of a batch for its
+first, the first half of the next batch for its second. The first half-step of a run, with none
+before it, leaves Θ as it is.
+
+What it costs, in units of a forward pass: 1 (x_{t+1}) + 2 (gradient of L) + 3 (step 2's derivative
+along that gradient, with the forward pass of x_t again) + 2 (real gradient) = 8, where the exact
+half-step costs 10 and a plain step 3. Only one forward pass is kept in memory, as in a plain step.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from l2w_jax.training.collectives import mean_over
+from l2w_jax.training.losses import Batch, confidences_of_logits
+from l2w_jax.training.meta import MetaLearner, Params, TrainingForward
+from l2w_jax.training.optimizers import descend
+from l2w_jax.training.state import TrainState
+from l2w_jax.training.weighting import weighted_loss
+
+
+def pipelined_meta_gradient(
+    learner: MetaLearner,
+    state: TrainState,
+    forward: TrainingForward,
+    previous_half: Batch,
+    learning_rate: jax.Array,
+) -> tuple[jax.Array, Params]:
+    """The meta loss L of x_{t+1} and ∂L/∂Θ, over the whole batch.
+
+    ∂L/∂w[i, k] = <∇l[i, k](x_t; θ_t), d> / N, where d = (∂θ_{t+1}/∂gradient)^T·∇L(θ_{t+1}): for
+    SGD, -lr_t·∇L. One forward-mode pass along d gives it for all i and k.
+
+    θ_{t+1} is what all devices made together, so with `weighting.scope` "device" too the gradient
+    that leads through it is that of all devices; allocation and centring are each device's own.
+
+    Args:
+        learner: its network must have the gradient that trained θ_t: no gradient equilibrium.
+        state: its `params` are θ_{t+1}, its `previous_params` θ_t.
+        forward: of x_{t+1} at θ_{t+1}.
+        previous_half: x_t.
+        learning_rate: lr_t.
+    """
+    loss, of_losses = jax.value_and_grad(learner.objective)(forward.losses, forward.confidences)
+    (gradient,) = forward.pull_back((of_losses, jnp.zeros_like(forward.distilled)))
+    gradient = mean_over(learner.device_axis, gradient)
+
+    def step_along(gradient):
+        params, opt_state = state.params, state.opt_state
+        return descend(learner.optimizer, gradient, opt_state, params, learning_rate)[0]
+
+    # A step is affine in the gradient, so it does not matter at which one it is linearised.
+    _, through_step = jax.vjp(step_along, gradient)
+    (direction,) = through_step(gradient)
+
+    def losses_of(params):
+        losses, (logits, _) = learner.network(params, state.batch_stats, previous_half)
+        return losses, confidences_of_logits(logits)
+
+    losses, slopes, confidences = jax.jvp(
+        losses_of, (state.previous_params,), (direction,), has_aux=True
+    )
+
+    def change_of_loss(wpn_params):
+        weights = learner.weigh(wpn_params, losses, confidences)
+        return weighted_loss(weights * forward.label_shares, slopes)
+
+    of_predictor = jax.grad(change_of_loss)(state.wpn_params)
+    return mean_over(learner.device_axis, (loss, of_predictor))

@@ -1,0 +1,147 @@
+"""The pipelined schedule: against a transcription that shares nothing with it but the network."""
+
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from l2w_jax.models import create_network
+from l2w_jax.training import create_train_state, make_train_step
+from l2w_jax.training.losses import TrainingLosses, confidences_of_logits
+from l2w_jax.training.meta import meta_objective
+from l2w_jax.training.optimizers import adam
+from l2w_jax.training.weighting import create_weighting
+
+TOTAL_STEPS = 8
+MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4
+
+
+@pytest.fixture
+def config(small_config):
+    small_config.weighting.schedule = "pipelined"
+    return small_config
+
+
+def run(config, batches, steps):
+    """States after each of `steps` iterations, the initial one first."""
+    step = jax.jit(make_train_step(config, TOTAL_STEPS))
+    states, previous = [create_train_state(config, jax.random.key(0))], batches[0]
+    for s in range(steps):
+        state, metrics = step(states[-1], {**batches[s], "previous": previous})
+        states.append(state)
+        previous = batches[s]
+    return states, metrics
+
+
+def transcription(config, batches, start):
+    """θ, Θ and the meta losses after half-steps taken one after the other, as the text has them.
+
+    The meta-gradient is `jax.grad` of the loss at θ_{t+1} as a function of Θ_t, forward passes and
+    all, with nothing shared between half-steps.
+    """
+    model = create_network(config)
+    network = TrainingLosses(model, 0.0)
+    weigh = create_weighting(config.weighting, model, None)
+    objective = meta_objective(config.weighting, model.num_exits, None)
+    meta_optimizer = adam(config.weighting.weight_decay)
+    params, wpn_params, wpn_opt_state = start.params, start.wpn_params, start.wpn_opt_state
+    buffer = jax.tree.map(jnp.zeros_like, params)
+
+    def losses_of(params, half):
+        losses, (logits, _) = network(params, start.batch_stats, half)
+        return losses, confidences_of_logits(logits)
+
+    def sgd(params, buffer, wpn_params, half, learning_rate):
+        weights = weigh(wpn_params, *losses_of(params, half))
+        gradient = jax.grad(lambda p: (weights * losses_of(p, half)[0]).mean(axis=0).sum())(params)
+        buffer = jax.tree.map(
+            lambda b, g, p: MOMENTUM * b + g + WEIGHT_DECAY * p, buffer, gradient, params
+        )
+        return jax.tree.map(lambda p, b: p - learning_rate * b, params, buffer), buffer
+
+    @jax.jit
+    def meta_gradient(wpn_params, before, half):
+        def loss_of(wpn_params):
+            params, _ = sgd(before[0], before[1], wpn_params, before[2], before[3])
+            return objective(*losses_of(params, half))
+
+        return jax.value_and_grad(loss_of)(wpn_params)
+
+    before, meta_losses = None, []
+    for s, batch in enumerate(batches):
+        factor = (1 + math.cos(math.pi * s / TOTAL_STEPS)) / 2
+        size = len(batch["label"]) // 2
+        for rows in (slice(0, size), slice(size, None)):
+            half = {name: jnp.asarray(array[rows]) for name, array in batch.items()}
+            if before is not None:
+                meta_loss, gradient = meta_gradient(wpn_params, before, half)
+                update, wpn_opt_state = meta_optimizer.update(gradient, wpn_opt_state, wpn_params)
+                rate = config.weighting.learning_rate * factor
+                wpn_params = jax.tree.map(lambda p, u: p - rate * u, wpn_params, update)  # noqa: B023
+                meta_losses.append(meta_loss)
+            before = (params, buffer, half, config.optimizer.learning_rate * factor)
+            params, buffer = jax.jit(sgd)(before[0], before[1], wpn_params, half, before[3])
+    return params, wpn_params, meta_losses
+
+
+@pytest.mark.parametrize(
+    "weighting",
+    [{}, {"constraint": "mat", "input": "both"}, {"objective": "vanilla", "constraint": "row"}],
+)
+def test_learns_what_the_transcription_learns(config, make_batch, x64, weighting):
+    config.weighting.update(weighting)
+    batches = [make_batch(s, 16) for s in range(3)]
+    states, metrics = run(config, batches, 3)
+    params, wpn_params, meta_losses = transcription(config, batches, states[0])
+    np.testing.assert_allclose(metrics["meta_loss"], np.mean(meta_losses[-2:]), rtol=1e-10)
+    for ours, theirs, start in (
+        (states[-1].params, params, states[0].params),
+        (states[-1].wpn_params, wpn_params, states[0].wpn_params),
+    ):
+        trios = zip(*map(jax.tree.leaves, (ours, theirs, start)), strict=True)
+        for a, b, at_start in trios:
+            change = np.abs(b - at_start).max()
+            assert change > 0
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-8 * change)
+
+
+def test_first_half_step_leaves_the_predictor_alone_whatever_came_before(config, make_batch, x64):
+    start = create_train_state(config, jax.random.key(0))
+    step = make_train_step(config, TOTAL_STEPS)
+    batch = make_batch(0, 16)
+    state, _ = jax.jit(step.update)(start, {**batch, "previous": make_batch(1, 16)}, 0)
+    for name in ("wpn_params", "wpn_opt_state"):
+        pairs = zip(
+            jax.tree.leaves(getattr(state, name)),
+            jax.tree.leaves(getattr(start, name)),
+            strict=True,
+        )
+        assert all(np.array_equal(after, before) for after, before in pairs)
+    assert not np.array_equal(jax.tree.leaves(state.params)[0], jax.tree.leaves(start.params)[0])
+
+
+def test_keeps_the_parameters_of_one_half_step_before(config, make_batch, x64):
+    start = create_train_state(config, jax.random.key(0))
+    update = jax.jit(make_train_step(config, TOTAL_STEPS).update)
+    batch = {**make_batch(0, 16), "previous": make_batch(1, 16)}
+    middle, _ = update(start, batch, 0)
+    end, _ = update(middle, batch, 1)
+    jax.tree.map(np.testing.assert_array_equal, end.previous_params, middle.params)
+
+
+def test_predictor_learns_at_the_interval_only(config, make_batch, x64):
+    config.weighting.interval = 2
+    batches = [make_batch(s, 16) for s in range(4)]
+    states, _ = run(config, batches, 4)
+    biases = [np.asarray(state.wpn_params["output"]["bias"]) for state in states]
+    learned = [not np.array_equal(a, b) for a, b in itertools.pairwise(biases)]
+    assert learned == [True, False, True, False]
+
+
+def test_batch_without_the_one_before_is_refused(config, make_batch, x64):
+    state = create_train_state(config, jax.random.key(0))
+    with pytest.raises(ValueError, match=r"needs batch\['previous'\]"):
+        make_train_step(config, TOTAL_STEPS)(state, make_batch(0, 16))
