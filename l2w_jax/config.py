@@ -92,6 +92,7 @@ def default_config(model: Any = None) -> ConfigDict:
             "weight_decay": 1e-4,
             "epochs": 300,
             "label_smoothing": 0.0,
+            "accumulation": 1,  # parts that a device takes a half in, one in memory at a time
         }
     )
     config.imta = ConfigDict(

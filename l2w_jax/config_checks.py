@@ -122,6 +122,7 @@ _RULES = {
     "optimizer.weight_decay": _at_least(0),
     "optimizer.epochs": _at_least(1),
     "optimizer.label_smoothing": _BELOW_ONE,
+    "optimizer.accumulation": _at_least(1),
     "imta.distillation": _BELOW_ONE,
     "imta.temperature": _ABOVE_ZERO,
     "checkpoint.keep": _at_least(1),
@@ -250,8 +251,10 @@ def _dataset_faults(dataset: ConfigDict) -> Iterator[str]:
 
 def _batch_faults(config: ConfigDict, device_count: int, process_count: int) -> Iterator[str]:
     halves = 1 if config.weighting.kind == "none" else 2
-    unit = math.lcm(halves * device_count, process_count)
+    parts = config.optimizer.accumulation
+    unit = math.lcm(halves * device_count * parts, process_count)
     why = f"{device_count} devices" + (" x 2 halves" if halves == 2 else "")
+    why += f" x {parts} parts" if parts > 1 else ""
     if config.dataset.batch_size % unit:
         yield _not_allowed(
             "dataset.batch_size", config.dataset.batch_size, f"a multiple of {unit} ({why})"

@@ -171,6 +171,7 @@ IMPOSSIBLE = [
     ("optimizer.weight_decay", -1.0),
     ("optimizer.epochs", 0),
     ("optimizer.label_smoothing", 1.0),
+    ("optimizer.accumulation", 0),
     ("imta.distillation", 1.0),
     ("imta.distillation", 0.1),
     ("imta.temperature", 0.0),
@@ -220,6 +221,15 @@ def test_collaboration_needs_a_run_to_start_from():
     assert line.startswith("config.imta.checkpoint: '' is not allowed: must be the workdir")
     config.imta.checkpoint = "runs/first_stage"
     validate(config)
+
+
+def test_a_batch_that_the_parts_do_not_divide_is_refused():
+    config = default_config()
+    config.optimizer.accumulation = 3
+    assert faults_of(config) == [
+        "config.dataset.batch_size: 1024 is not allowed: must be a multiple of 6 "
+        "(1 devices x 2 halves x 3 parts)"
+    ]
 
 
 def test_pipelined_schedule_needs_the_true_gradient():

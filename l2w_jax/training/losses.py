@@ -1,6 +1,7 @@
 """What one sample costs at one exit, and how sure the network is of it."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -135,3 +136,57 @@ class TrainingLosses:
         if self.distillation:
             distilled = self.distillation.loss(logits, teacher)
         return (losses, distilled), (logits, moved.get("batch_stats", {}))
+
+
+@dataclasses.dataclass(frozen=True)
+class LossesInParts(TrainingLosses):
+    """The same losses, of a batch that is too large for one forward pass (gradient accumulation).
+
+    The batch is taken in parts, one after the other. A gradient computes each part's forward pass
+    again, so that memory holds what one part leaves, at the price of a forward pass more for each
+    gradient. Losses, logits and gradients are those of the whole batch but for batch norm, which
+    normalises each part by its own mean and variance. The running statistics move once, by the mean
+    over the parts; so their means are those of the whole batch, and their variances lack what the
+    means of the parts differ by.
+
+    Attributes:
+        num_parts: parts that the samples of a device are taken in.
+    """
+
+    num_parts: int = 1
+
+    def with_distilled(
+        self, params: Any, batch_stats: Any, batch: Batch
+    ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, Any]]:
+        """As `TrainingLosses.with_distilled`.
+
+        Raises:
+            ValueError: the samples cannot be divided into as many parts.
+        """
+        num_samples = len(batch["label"])
+        if num_samples % self.num_parts:
+            raise ValueError(
+                f"config.optimizer.accumulation: {self.num_parts} is not allowed: must divide the "
+                f"{num_samples} samples of a device"
+            )
+        parts = jax.tree.map(lambda x: x.reshape(self.num_parts, -1, *x.shape[1:]), batch)
+
+        @functools.partial(jax.checkpoint, prevent_cse=False)
+        def of_part(params, part):
+            return TrainingLosses.with_distilled(self, params, batch_stats, part)
+
+        _, ((losses, distilled), (logits, moved)) = jax.lax.scan(
+            lambda _, part: (None, of_part(params, part)), None, parts
+        )
+        losses = losses.reshape(num_samples, -1)
+        logits = jnp.concatenate(list(logits), axis=1)
+        moved = jax.tree.map(lambda statistics: statistics.mean(axis=0), moved)
+        return (losses, distilled.mean()), (logits, moved)
+
+
+def create_losses(config: ConfigDict, model: MultiExitNetwork) -> TrainingLosses:
+    """The losses of `model` in a run, without distillation."""
+    smoothing, num_parts = config.optimizer.label_smoothing, config.optimizer.accumulation
+    if num_parts == 1:
+        return TrainingLosses(model, smoothing)
+    return LossesInParts(model, smoothing, num_parts=num_parts)

@@ -25,7 +25,12 @@ from l2w_jax.models import MultiExitNetwork
 from l2w_jax.models.exit_shares import exit_shares
 from l2w_jax.training.allocation import allocate_globally, allocated_mean
 from l2w_jax.training.collectives import mean_over
-from l2w_jax.training.losses import Batch, TrainingLosses, confidences_of_logits
+from l2w_jax.training.losses import (
+    Batch,
+    TrainingLosses,
+    confidences_of_logits,
+    create_losses,
+)
 from l2w_jax.training.optimizers import adam, descend, sgd
 from l2w_jax.training.state import TrainState
 from l2w_jax.training.weighting import create_weighting, weighted_loss
@@ -232,7 +237,7 @@ def create_meta_learner(
     """
     plain = model.clone(gradient_equilibrium=False)
     return MetaLearner(
-        network=TrainingLosses(plain, config.optimizer.label_smoothing),
+        network=create_losses(config, plain),
         weigh=create_weighting(config.weighting, model, batch_axis),
         objective=meta_objective(config.weighting, model.num_exits, batch_axis),
         optimizer=sgd(config.optimizer.momentum, config.optimizer.weight_decay, model.frozen),

@@ -1,0 +1,132 @@
+"""A batch taken in parts gives what it gives as a whole, as far as batch norm allows."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from small_networks import ConvNetwork
+
+from l2w_jax.config import default_config
+from l2w_jax.models import MultiExitNetwork
+from l2w_jax.training import create_train_state, make_train_step
+from l2w_jax.training.losses import LossesInParts, TrainingLosses
+
+PARTS = 4
+
+
+class NetworkWithoutNorm(MultiExitNetwork):
+    """Two exits, no batch norm."""
+
+    def setup(self):
+        types = {"dtype": jnp.float64, "param_dtype": jnp.float64}
+        self.blocks = [nn.Dense(12, **types) for _ in range(2)]
+        self.heads = [nn.Dense(10, **types) for _ in range(2)]
+
+    @property
+    def num_exits(self):
+        return 2
+
+    def init_carry(self, images, train):
+        return images.reshape(len(images), -1)
+
+    def stage_with_features(self, k, carry, train):
+        carry = nn.relu(self.blocks[k](carry))
+        return carry, self.heads[k](carry), carry
+
+
+def iterations(config, num_parts, batches):
+    """The state and the metrics after an iteration on each batch."""
+    config = config.copy_and_resolve_references()
+    config.optimizer.accumulation = num_parts
+    state = create_train_state(config, jax.random.key(0))
+    step = jax.jit(make_train_step(config, 100))
+    for batch in batches:
+        state, metrics = step(state, {**batch, "previous": batches[0]})
+    return state, metrics
+
+
+@pytest.mark.parametrize(
+    "weighting",
+    [{"kind": "none"}, {"constraint": "mat", "input": "both"}, {"schedule": "pipelined"}],
+)
+def test_without_batch_norm_parts_learn_what_the_whole_does(
+    small_config, make_batch, x64, weighting
+):
+    with small_config.ignore_type():
+        small_config.model = NetworkWithoutNorm(dtype=jnp.float64)
+    small_config.weighting.update(weighting)
+    small_config.optimizer.label_smoothing = 0.1
+    batches = [make_batch(seed, 16) for seed in range(2)]
+    whole, in_parts = (iterations(small_config, n, batches) for n in (1, PARTS))
+    start = create_train_state(small_config, jax.random.key(0))
+    for name in ("params", "wpn_params"):
+        trios = zip(
+            *(jax.tree.leaves(getattr(s, name)) for s in (in_parts[0], whole[0], start)),
+            strict=True,
+        )
+        for ours, theirs, at_start in trios:
+            change = np.abs(theirs - at_start).max()
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-9 * change)
+    for name, value in whole[1].items():
+        np.testing.assert_allclose(in_parts[1][name], value, rtol=1e-9, atol=1e-12)
+
+
+@pytest.fixture
+def networks(small_config, make_batch, x64):
+    """Losses of a network with batch norm, as a whole and in parts, with arguments for both."""
+    model = small_config.model
+    state = create_train_state(small_config, jax.random.key(0))
+    whole, in_parts = TrainingLosses(model, 0.0), LossesInParts(model, 0.0, num_parts=PARTS)
+    return whole, in_parts, state, make_batch(0, 16)
+
+
+def test_with_batch_norm_each_part_is_a_batch_of_its_own(networks):
+    whole, in_parts, state, batch = networks
+    losses, (logits, _) = in_parts(state.params, state.batch_stats, batch)
+    for i in range(PARTS):
+        rows = slice(4 * i, 4 * (i + 1))
+        part = jax.tree.map(lambda x, rows=rows: x[rows], batch)
+        expected, (expected_logits, _) = whole(state.params, state.batch_stats, part)
+        np.testing.assert_allclose(losses[rows], expected, rtol=1e-12)
+        np.testing.assert_allclose(logits[:, rows], expected_logits, rtol=1e-10, atol=1e-12)
+    assert np.abs(losses - whole(state.params, state.batch_stats, batch)[0]).max() > 1e-3
+
+
+def test_running_means_are_those_of_the_whole_and_variances_are_smaller(networks):
+    whole, in_parts, state, batch = networks
+    _, (_, moved) = in_parts(state.params, state.batch_stats, batch)
+    _, (_, expected) = whole(state.params, state.batch_stats, batch)
+    # The first batch norm: what later ones read is normalised by then.
+    ours, theirs = (tree["convolutions_0"]["bn"] for tree in (moved, expected))
+    np.testing.assert_allclose(ours["mean"], theirs["mean"], rtol=1e-12)
+    assert (ours["var"] < theirs["var"]).all()
+    np.testing.assert_allclose(ours["var"], theirs["var"], rtol=0.02)
+
+
+@pytest.mark.parametrize("kind", ["none", "meta"])
+def test_memory_is_that_of_a_part(kind):
+    config = default_config(model=ConvNetwork())
+    config.dataset.image_size = 32
+    config.weighting.update(kind=kind, hidden=8)
+    batch = {
+        "image": jax.ShapeDtypeStruct((512, 32, 32, 3), jnp.float32),
+        "label": jax.ShapeDtypeStruct((512,), jnp.int32),
+    }
+
+    def temporary_bytes(num_parts):
+        config.optimizer.accumulation = num_parts
+        state = create_train_state(config, jax.random.key(0))
+        update = jax.jit(make_train_step(config, 100).update)
+        compiled = update.lower(state, batch, jnp.int32(0)).compile()
+        # The images themselves, cut out of the batch, are there in any case.
+        of_images = 0 if kind == "none" else 512 * 32 * 32 * 3 * 4
+        return compiled.memory_analysis().temp_size_in_bytes - of_images
+
+    assert temporary_bytes(8) < 0.2 * temporary_bytes(1)
+
+
+def test_samples_that_do_not_divide_are_refused(networks, make_batch):
+    _, in_parts, state, _ = networks
+    with pytest.raises(ValueError, match=r"config\.optimizer\.accumulation: 4 is not allowed"):
+        in_parts(state.params, state.batch_stats, make_batch(0, 6))
