@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from l2w_jax.models.initializers import torch_default
-from l2w_jax.models.layers import LayerOptions, batch_norm
+from l2w_jax.models.layers import BatchNorm, LayerOptions
 from l2w_jax.models.multi_exit import Carry, MultiExitNetwork
 
 # Of the backbone's carry and the logits of the new classifier before; None before the first.
@@ -26,7 +26,7 @@ class CollaborativeClassifier(nn.Module):
         x = pooled
         if previous is not None:
             hint = self._linear(previous, pooled.shape[-1], "hint")
-            hint = nn.relu(batch_norm(self.options, train, "bn")(hint))
+            hint = nn.relu(BatchNorm(self.options, name="bn")(hint, train))
             x = jnp.concatenate([pooled, hint], axis=-1)
         return self._linear(x, self.num_classes, "linear")
 

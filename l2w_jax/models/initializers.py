@@ -7,6 +7,7 @@ NumPy, which `initial_variables` does.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -50,6 +51,21 @@ class Uniform:
     def draw(self, generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
         """Values of `shape`, drawn by NumPy."""
         return generator.uniform(-self.bound, self.bound, shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class TorchDefaultKernel:
+    """PyTorch's default for a kernel [..., in, out]: uniform in ±1/sqrt(fan_in), by its shape."""
+
+    def __call__(
+        self, key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32
+    ) -> jax.Array:
+        """Values of `shape`, drawn by `jax.random`."""
+        return torch_default(math.prod(shape[:-1]))(key, shape, dtype)
+
+    def draw(self, generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        """Values of `shape`, drawn by NumPy."""
+        return torch_default(math.prod(shape[:-1])).draw(generator, shape)
 
 
 @dataclasses.dataclass(frozen=True)

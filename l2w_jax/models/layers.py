@@ -6,6 +6,7 @@ too: PyTorch's rule, from which 'SAME' differs.
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +15,15 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from l2w_jax.models.initializers import Constant, HostInitializer, fan_out_normal, torch_default
+from l2w_jax.models.initializers import (
+    Constant,
+    HostInitializer,
+    TorchDefaultKernel,
+    fan_out_normal,
+    torch_default,
+)
+
+_MOMENTUM, _EPSILON = 0.9, 1e-5
 
 # Name under which `resize` appears among the operations of a network.
 RESIZE_NAME = "resize_align_corners"
@@ -41,59 +50,203 @@ class LayerOptions:
         """Type of the parameters."""
         return parameter_dtype(self.dtype)
 
-    def kernel_init(self, kernel_size: int, in_features: int, features: int) -> HostInitializer:
-        """Initialiser of a `kernel_size` x `kernel_size` convolution."""
-        if self.fan_out_init:
-            return fan_out_normal(kernel_size, features)
-        return torch_default(kernel_size**2 * in_features)
-
 
 def parameter_dtype(dtype: jnp.dtype) -> jnp.dtype:
     """Type of the parameters of a network that computes in `dtype`: never less than float32."""
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def batch_norm(options: LayerOptions, train: bool, name: str) -> nn.BatchNorm:
-    """Batch norm as PyTorch's momentum 0.1 and epsilon 1e-5.
+def at_least_float32(x: jax.Array) -> jax.Array:
+    """`x` in float32, or as it is where it is wider."""
+    return x.astype(parameter_dtype(x.dtype))
+
+
+class BatchNorm(nn.Module):
+    """Batch norm over the channels, as PyTorch's momentum 0.1 and epsilon 1e-5."""
+
+    options: LayerOptions
+    scale_init: HostInitializer = Constant(1.0)
+    bias_init: HostInitializer = Constant(0.0)
+
+    @nn.compact
+    def variables_for(self, num_channels: int) -> tuple[jax.Array, jax.Array, Any, Any]:
+        """Scale and shift [C], and the linen variables of the running mean and variance [C]."""
+        shape, dtype = (num_channels,), self.options.param_dtype
+        return (
+            self.param("scale", self.scale_init, shape, dtype),
+            self.param("bias", self.bias_init, shape, dtype),
+            self.variable("batch_stats", "mean", jnp.zeros, shape, dtype),
+            self.variable("batch_stats", "var", jnp.ones, shape, dtype),
+        )
+
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """`batch_norm` of x [..., C]."""
+        return batch_norm([self], [x.shape[-1]], x, train)
+
+
+def batch_norm(
+    norms: Sequence[BatchNorm], widths: Sequence[int], x: jax.Array, train: bool
+) -> jax.Array:
+    """Batch norms of neighbouring channels, in one go: as many kernels as for a single one.
 
     The variance is the mean squared deviation rather than E[x²] - E[x]²: the latter cancels in
     float32, and the meta-gradient amplifies what is lost.
+
+    Args:
+        norms: each for its own channels, in their order.
+        widths: C_i, the number of channels of each.
+        x: [..., ΣC_i].
+        train: whether to normalise by the mean and variance of the batch, over the devices of
+            `options.axis_name`, and to move the running ones.
+
+    Returns:
+        [..., ΣC_i].
     """
-    return nn.BatchNorm(
-        use_running_average=not train,
-        momentum=0.9,
-        epsilon=1e-5,
-        dtype=options.dtype,
-        param_dtype=options.param_dtype,
-        axis_name=options.axis_name,
-        use_fast_variance=False,
-        scale_init=Constant(1.0),
-        bias_init=Constant(0.0),
-        name=name,
-    )
+    options, initializing = norms[0].options, norms[0].is_initializing()
+    # While the variables are made there need be no devices yet.
+    axis_name = None if initializing else options.axis_name
+    variables = [norm.variables_for(width) for norm, width in zip(norms, widths, strict=True)]
+    scales, biases, means, variances = zip(*variables, strict=True)
+    scale, bias = concatenated(scales), concatenated(biases)
+    if not train:
+        mean = concatenated([running.value for running in means])
+        variance = concatenated([running.value for running in variances])
+        return _normalize(x, mean, variance, scale, bias)
+    y, mean, variance = _normalize_by_itself(x, scale, bias, axis_name)
+    if not initializing:
+        _move(means, mean, widths)
+        _move(variances, variance, widths)
+    return y
 
 
-def convolve(
-    x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Any, **options: Any
+def _normalize(
+    x: jax.Array, mean: jax.Array, variance: jax.Array, scale: jax.Array, bias: jax.Array
 ) -> jax.Array:
-    """`jax.lax.conv_general_dilated`, with a 1x1 convolution as the matrix product that it is.
+    """γ·(x - mean) / sqrt(variance + ε) + β, in the type of x."""
+    factor = jax.lax.rsqrt(variance + _EPSILON) * scale
+    return ((x - mean) * factor + bias).astype(x.dtype)
+
+
+# Jitted so that layers of the same shape are traced, differentiated and lowered once.
+@functools.partial(jax.jit, static_argnums=3)
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+def _normalize_by_itself(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, axis_name: str | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """x normalised by its own mean and variance over all but the last axis, and those two."""
+    wide = at_least_float32(x)
+    mean = _mean_of_channels(wide, axis_name)
+    variance = _mean_of_channels(jnp.square(wide - mean), axis_name)
+    return _normalize(x, mean, variance, scale, bias), mean, variance
+
+
+@_normalize_by_itself.__wrapped__.defjvp
+def _tangents_of_normalized(axis_name, primals, tangents):
+    """dy = γr·dx + x̂·(dγ - γr·mean(x̂·dx)) + (dβ - γr·mean(dx)), r = 1 / sqrt(variance + ε).
+
+    Two sums over the batch, and as many in the transposed map, which is the gradient: half of what
+    differentiating each operation makes of it, where sums are most of a network's kernels.
+    """
+    x, scale, _ = primals
+    dx, dscale, dbias = tangents
+    y, mean, variance = _normalize_by_itself(*primals, axis_name)
+    inverse = jax.lax.rsqrt(variance + _EPSILON)
+    normalized = (at_least_float32(x) - mean) * inverse
+    dx = at_least_float32(dx)
+    factor = inverse * scale
+    dmean = _mean_of_channels(dx, axis_name)
+    along_deviation = _mean_of_channels(normalized * dx, axis_name)
+    slope = dscale - factor * along_deviation
+    shift = dbias - factor * dmean
+    dy = (factor * dx + normalized * slope + shift).astype(y.dtype)
+    return (y, mean, variance), (dy, dmean, 2 * along_deviation / inverse)
+
+
+def _mean_of_channels(x: jax.Array, axis_name: str | None) -> jax.Array:
+    """Mean of every channel over the batch of all devices, [..., C] -> [C]."""
+    mean = x.mean(axis=tuple(range(x.ndim - 1)))
+    return mean if axis_name is None else jax.lax.pmean(mean, axis_name)
+
+
+def _move(running: Sequence[Any], of_batch: jax.Array, widths: Sequence[int]) -> None:
+    """Moves running statistics by those of a batch, [ΣC_i]; nothing is learned through them."""
+    of_batch = jax.lax.stop_gradient(of_batch)
+    for variable, part in zip(running, split_channels(of_batch, widths), strict=True):
+        variable.value = _MOMENTUM * variable.value + (1 - _MOMENTUM) * part
+
+
+def concatenated(arrays: Sequence[jax.Array]) -> jax.Array:
+    """The arrays side by side along the last axis."""
+    return arrays[0] if len(arrays) == 1 else jnp.concatenate(arrays, axis=-1)
+
+
+def split_channels(x: jax.Array, widths: Sequence[int]) -> list[jax.Array]:
+    """Undoes `concatenated`: [..., ΣC_i] -> [..., C_i] for every width C_i."""
+    return jnp.split(x, list(itertools.accumulate(widths))[:-1], axis=-1)
+
+
+@functools.partial(jax.jit, static_argnames="stride")
+def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
+    """Convolution with padding (k-1)/2; of a 1x1 kernel, the matrix product that it is.
 
     XLA's gradient of a 1x1 convolution takes up to six times as long on a CPU as that of the
-    product.
+    product; and of a product of matrices less time and memory than of one with [N, H, W, C], which
+    it would transpose and keep.
 
     Args:
         x: [N, H, W, C].
-        kernel: [height, width, C, D].
-        strides: vertical and horizontal.
-        padding, options: of `jax.lax.conv_general_dilated`; a 1x1 convolution is not padded.
+        kernel: [k, k, C, D].
+        stride: vertical and horizontal.
 
     Returns:
-        [N, H', W', D].
+        [N, ceil(H/stride), ceil(W/stride), D].
     """
-    if kernel.shape[:2] != (1, 1):
-        return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
-    vertical, horizontal = strides
-    return jnp.dot(x[:, ::vertical, ::horizontal], kernel[0, 0], precision=options["precision"])
+    size = kernel.shape[0]
+    if size == 1:
+        x = x[:, ::stride, ::stride]
+        return jnp.dot(x.reshape(-1, x.shape[-1]), kernel[0, 0]).reshape(*x.shape[:-1], -1)
+    padding = (size - 1) // 2
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        [(padding, padding)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+class Convolution(nn.Module):
+    """A convolution, with a bias where `bias_init` is given."""
+
+    features: int
+    kernel_size: int
+    options: LayerOptions
+    stride: int = 1
+    bias_init: HostInitializer | None = None
+
+    @property
+    def kernel_init(self) -> HostInitializer:
+        """PyTorch's default, or RANet's initial values."""
+        if self.options.fan_out_init:
+            return fan_out_normal(self.kernel_size, self.features)
+        return TorchDefaultKernel()
+
+    @nn.compact
+    def parameters_for(self, in_features: int) -> tuple[jax.Array, jax.Array | None]:
+        """Kernel [k, k, in_features, features] and bias [features], in the computation's type."""
+        size, options = self.kernel_size, self.options
+        shape = (size, size, in_features, self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, options.param_dtype)
+        if self.bias_init is None:
+            return kernel.astype(options.dtype), None
+        bias = self.param("bias", self.bias_init, (self.features,), options.param_dtype)
+        return kernel.astype(options.dtype), bias.astype(options.dtype)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[N, H, W, C] -> [N, ceil(H/stride), ceil(W/stride), features]."""
+        kernel, bias = self.parameters_for(x.shape[-1])
+        x = convolve(x.astype(self.options.dtype), kernel, self.stride)
+        return x if bias is None else x + bias
 
 
 class ConvBNReLU(nn.Module):
@@ -103,46 +256,79 @@ class ConvBNReLU(nn.Module):
     kernel_size: int
     options: LayerOptions
     stride: int = 1
-    use_bias: bool = False
+    bias_init: HostInitializer | None = None
 
-    @nn.compact
+    def setup(self) -> None:
+        """Declares the convolution and its batch norm."""
+        self.conv = Convolution(
+            self.features, self.kernel_size, self.options, self.stride, self.bias_init
+        )
+        self.bn = BatchNorm(self.options)
+
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[N, H, W, C] -> [N, ceil(H/stride), ceil(W/stride), features]."""
-        padding = (self.kernel_size - 1) // 2
-        in_features = x.shape[-1]
-        x = nn.Conv(
-            self.features,
-            (self.kernel_size, self.kernel_size),
-            strides=self.stride,
-            padding=padding,
-            use_bias=self.use_bias,
-            dtype=self.options.dtype,
-            param_dtype=self.options.param_dtype,
-            kernel_init=self.options.kernel_init(self.kernel_size, in_features, self.features),
-            bias_init=torch_default(self.kernel_size**2 * in_features),
-            conv_general_dilated=convolve,
-            name="conv",
-        )(x)
-        return nn.relu(batch_norm(self.options, train, "bn")(x))
+        return _normalized([self], self.conv(x), train)
+
+
+def side_by_side(
+    layers: Sequence[ConvBNReLU], inputs: Sequence[jax.Array], train: bool
+) -> jax.Array:
+    """Each layer on its own input, their outputs concatenated; one batch norm and ReLU for all.
+
+    Args:
+        layers: their outputs are equally high and wide.
+        inputs: [N, H_i, W_i, C_i], one for each layer.
+        train: as in `ConvBNReLU`.
+
+    Returns:
+        [N, H, W, the sum of the layers' features].
+    """
+    outputs = concatenated([layer.conv(x) for layer, x in zip(layers, inputs, strict=True)])
+    return _normalized(layers, outputs, train)
+
+
+def from_one_input(layers: Sequence[ConvBNReLU], x: jax.Array, train: bool) -> list[jax.Array]:
+    """Each 1x1 layer on the same input [N, H, W, C]: one matrix product and batch norm for all.
+
+    Returns:
+        [N, H, W, features] of each layer.
+    """
+    kernels = [layer.conv.parameters_for(x.shape[-1])[0] for layer in layers]
+    outputs = convolve(x.astype(kernels[0].dtype), concatenated(kernels))
+    widths = [layer.features for layer in layers]
+    return split_channels(_normalized(layers, outputs, train), widths)
+
+
+def _normalized(layers: Sequence[ConvBNReLU], outputs: jax.Array, train: bool) -> jax.Array:
+    """Batch norm and ReLU of the outputs [N, H, W, Σ features] of several convolutions."""
+    norms, widths = [layer.bn for layer in layers], [layer.features for layer in layers]
+    return nn.relu(batch_norm(norms, widths, outputs, train))
 
 
 class Branch(nn.Module):
     """A 1x1 bottleneck to min(C, bottleneck_factor · features) channels, then a 3x3 convolution.
 
     Stride 1 makes MSDNet's "normal" branch, stride 2 its "down" branch.
+
+    Attributes:
+        in_features: C, the channels that it reads.
     """
 
+    in_features: int
     features: int
     bottleneck_factor: int
     options: LayerOptions
     stride: int = 1
 
-    @nn.compact
+    def setup(self) -> None:
+        """Declares both layers."""
+        width = min(self.in_features, self.bottleneck_factor * self.features)
+        self.reduce = ConvBNReLU(width, 1, self.options)
+        self.conv = ConvBNReLU(self.features, 3, self.options, self.stride)
+
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[N, H, W, C] -> [N, ceil(H/stride), ceil(W/stride), features]."""
-        width = min(x.shape[-1], self.bottleneck_factor * self.features)
-        x = ConvBNReLU(width, 1, self.options, name="reduce")(x, train)
-        return ConvBNReLU(self.features, 3, self.options, self.stride, name="conv")(x, train)
+        return self.conv(self.reduce(x, train), train)
 
 
 class Stem(nn.Module):
@@ -161,9 +347,8 @@ class Stem(nn.Module):
         """[N, H, W, 3] -> [N, H, W, features], or [N, H/4, W/4, features] for "imagenet"."""
         if self.kind == "cifar":
             return ConvBNReLU(self.features, 3, self.options, name="scale_0")(images, train)
-        x = ConvBNReLU(self.features, 7, self.options, 2, use_bias=True, name="scale_0")(
-            images, train
-        )
+        bias_init = torch_default(7**2 * images.shape[-1])
+        x = ConvBNReLU(self.features, 7, self.options, 2, bias_init, name="scale_0")(images, train)
         return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
 
 

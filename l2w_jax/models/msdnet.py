@@ -6,6 +6,7 @@ the coarsest scale. As the network deepens it drops its finest scales ("network 
 """
 
 import dataclasses
+import itertools
 import math
 
 import jax
@@ -18,7 +19,9 @@ from l2w_jax.models.layers import (
     ConvBNReLU,
     LayerOptions,
     Stem,
+    from_one_input,
     reduced,
+    side_by_side,
 )
 from l2w_jax.models.multi_exit import MultiExitNetwork
 
@@ -100,28 +103,39 @@ class MSDLayer(nn.Module):
     @nn.compact
     def __call__(self, features: Features, train: bool) -> Features:
         """The `scales_in` coarsest scales -> the `scales_out` coarsest, each wider."""
-        num_scales = len(self.growth_factors)
         dropped = self.plan.scales_in - self.plan.scales_out
+        kept = features[dropped:]
+        branches = [self._branches(i, dropped, features) for i in range(len(kept))]
+        narrowed = {}
+        for source, x in enumerate(features):
+            readers = [b for reads, b in itertools.chain(*branches) if reads == source]
+            if readers:
+                outputs = from_one_input([b.reduce for b in readers], x, train)
+                narrowed |= {b.name: y for b, y in zip(readers, outputs, strict=True)}
         outputs = []
-        for i in range(self.plan.scales_out):
-            scale = num_scales - self.plan.scales_out + i
-            x = features[i + dropped]
-            width = self.growth_rate * self.growth_factors[scale]
-            bottleneck = self.bottleneck_factors[scale]
-            if i + dropped == 0:
-                new = [self._branch(i, "normal", width, bottleneck, 1)(x, train)]
-            else:
-                finer = features[i + dropped - 1]
-                finer_bottleneck = self.bottleneck_factors[scale - 1]
-                new = [
-                    self._branch(i, "down", width // 2, finer_bottleneck, 2)(finer, train),
-                    self._branch(i, "normal", width // 2, bottleneck, 1)(x, train),
-                ]
-            outputs.append(jnp.concatenate([x, *new], axis=-1))
+        for x, of_scale in zip(kept, branches, strict=True):
+            layers = [b.conv for _, b in of_scale]
+            new = side_by_side(layers, [narrowed[b.name] for _, b in of_scale], train)
+            outputs.append(jnp.concatenate([x, new], axis=-1))
         return tuple(outputs)
 
-    def _branch(self, i: int, kind: str, width: int, bottleneck: int, stride: int) -> Branch:
-        return Branch(width, bottleneck, self.options, stride, name=f"scale_{i}_{kind}")
+    def _branches(self, i: int, dropped: int, features: Features) -> list[tuple[int, Branch]]:
+        """The branches that extend kept scale i, each with the position of what it reads."""
+        scale = len(self.growth_factors) - self.plan.scales_out + i
+        width = self.growth_rate * self.growth_factors[scale]
+
+        def branch(kind: str, source: int, width: int, bottleneck: int, stride: int):
+            channels, name = features[source].shape[-1], f"scale_{i}_{kind}"
+            return source, Branch(channels, width, bottleneck, self.options, stride, name=name)
+
+        bottleneck, source = self.bottleneck_factors[scale], i + dropped
+        if source == 0:
+            return [branch("normal", source, width, bottleneck, 1)]
+        finer_bottleneck = self.bottleneck_factors[scale - 1]
+        return [
+            branch("down", source - 1, width // 2, finer_bottleneck, 2),
+            branch("normal", source, width // 2, bottleneck, 1),
+        ]
 
 
 class Transition(nn.Module):

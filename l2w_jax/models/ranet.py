@@ -98,7 +98,11 @@ class NormalBlock(nn.Module):
         features = [x]
         for i in range(self.num_layers):
             branch = Branch(
-                self.width, self.bottleneck_factor, self.options, name=f"layer_{i}_normal"
+                x.shape[-1],
+                self.width,
+                self.bottleneck_factor,
+                self.options,
+                name=f"layer_{i}_normal",
             )
             x = jnp.concatenate([x, branch(x, train)], axis=-1)
             features.append(x)
@@ -133,10 +137,15 @@ class FusionBlock(nn.Module):
         features = [x]
         for i in range(num_layers):
             halves = self.plan.downsamples and i == num_layers - 1
-            low = Branch(low_width, self.low_bottleneck_factor, self.options, name=f"layer_{i}_up")(
-                low_features[i], train
-            )
+            low = Branch(
+                low_features[i].shape[-1],
+                low_width,
+                self.low_bottleneck_factor,
+                self.options,
+                name=f"layer_{i}_up",
+            )(low_features[i], train)
             own = Branch(
+                x.shape[-1],
                 self.width - low_width,
                 self.bottleneck_factor,
                 self.options,

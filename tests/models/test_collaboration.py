@@ -11,6 +11,7 @@ from small_networks import ConvNetwork
 from l2w_jax.early_exit import EarlyExitPredictor, mul_adds_per_exit
 from l2w_jax.interop import variables_from_torch, variables_to_torch
 from l2w_jax.models import CollaborativeExits, create_network, initial_variables
+from l2w_jax.models.layers import BatchNorm
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +72,8 @@ def test_every_batch_norm_has_the_axis_and_the_type_of_the_whole():
     found = []
 
     def note(call, args, kwargs, context):
-        if isinstance(context.module, nn.BatchNorm):
-            found.append((context.module.axis_name, context.module.dtype))
+        if isinstance(context.module, BatchNorm) and context.method_name == "variables_for":
+            found.append((context.module.options.axis_name, context.module.options.dtype))
         return call(*args, **kwargs)
 
     with nn.intercept_methods(note):

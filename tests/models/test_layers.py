@@ -1,19 +1,34 @@
 """Layers compute what their simplest formulation does."""
 
+import re
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from jax import lax
 
-from l2w_jax.models.layers import convolve
+from l2w_jax.models.layers import (
+    BatchNorm,
+    ConvBNReLU,
+    LayerOptions,
+    convolve,
+    from_one_input,
+    side_by_side,
+)
 
-OPTIONS = {
-    "dimension_numbers": ("NHWC", "HWIO", "NHWC"),
-    "lhs_dilation": (1, 1),
-    "rhs_dilation": (1, 1),
-    "feature_group_count": 1,
-    "precision": lax.Precision.HIGHEST,
-}
+FLOAT64 = LayerOptions(jnp.float64)
+
+
+@pytest.fixture(autouse=True)
+def _x64():
+    with jax.enable_x64(True):
+        yield
+
+
+def assert_close(ours, theirs):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9), ours, theirs)
 
 
 @pytest.mark.parametrize("size", [1, 3])
@@ -22,13 +37,143 @@ def test_convolution_and_its_gradients_are_those_of_lax(size, stride):
     keys = jax.random.split(jax.random.key(0), 2)
     x = jax.random.normal(keys[0], (2, 7, 6, 5))
     kernel = jax.random.normal(keys[1], (size, size, 5, 4))
-    padding = [((size - 1) // 2,) * 2] * 2
+
+    def reference(x, kernel, stride):
+        return lax.conv_general_dilated(
+            x,
+            kernel,
+            (stride, stride),
+            [((size - 1) // 2,) * 2] * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
 
     def value_and_gradients(function):
-        y, pull_back = jax.vjp(
-            lambda x, kernel: function(x, kernel, (stride, stride), padding, **OPTIONS), x, kernel
-        )
+        y, pull_back = jax.vjp(lambda x, kernel: function(x, kernel, stride), x, kernel)
         return y, pull_back(y)
 
-    ours, theirs = (value_and_gradients(f) for f in (convolve, lax.conv_general_dilated))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), ours, theirs)
+    assert_close(value_and_gradients(convolve), value_and_gradients(reference))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float64, jnp.bfloat16])
+@pytest.mark.parametrize("train", [True, False])
+def test_batch_norm_is_that_of_flax(train, dtype):
+    x = jax.random.normal(jax.random.key(0), (3, 4, 5, 6), jnp.float64).astype(dtype) + 2
+    options = LayerOptions(dtype)
+    ours = BatchNorm(options)
+    theirs = nn.BatchNorm(
+        not train,
+        momentum=0.9,
+        epsilon=1e-5,
+        dtype=dtype,
+        param_dtype=options.param_dtype,
+        use_fast_variance=False,
+    )
+    variables = theirs.init(jax.random.key(1), x)
+    variables = jax.tree.map(lambda v: v + 0.1 * jnp.arange(6, dtype=v.dtype), variables)
+    initial = ours.init(jax.random.key(1), x, train)
+    assert jax.tree.map(jnp.shape, initial) == jax.tree.map(jnp.shape, variables)
+    y, moved = ours.apply(variables, x, train, mutable=["batch_stats"])
+    expected, expected_moved = theirs.apply(variables, x, mutable=["batch_stats"])
+    assert y.dtype == dtype
+    assert_close(y.astype(jnp.float64), expected.astype(jnp.float64))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), moved, expected_moved)
+
+
+def test_derivatives_of_batch_norm_are_those_of_its_operations():
+    keys = jax.random.split(jax.random.key(0), 5)
+    x, probe = (jax.random.normal(key, (3, 4, 5, 6)) for key in keys[:2])
+    tangents = jax.random.normal(keys[2], x.shape), *jax.random.normal(keys[3], (2, 6))
+    arguments = 3 * x + 1, *jnp.exp(jax.random.normal(keys[4], (2, 6)))
+
+    def ours(x, scale, bias):
+        variables = {"params": {"scale": scale, "bias": bias}, "batch_stats": initial}
+        return BatchNorm(FLOAT64).apply(variables, x, True, mutable=["batch_stats"])[0]
+
+    initial = BatchNorm(FLOAT64).init(keys[0], x, True)["batch_stats"]
+
+    def operations(x, scale, bias):
+        deviation = x - x.mean((0, 1, 2))
+        return scale * deviation / jnp.sqrt((deviation**2).mean((0, 1, 2)) + 1e-5) + bias
+
+    def derivatives(function):
+        def gradient(*arguments):
+            return jax.vjp(function, *arguments)[1](probe)
+
+        # The last is what the meta-gradient needs: the transposed map, differentiated.
+        return jax.jvp(function, arguments, tangents), jax.jvp(gradient, arguments, tangents)
+
+    assert_close(derivatives(ours), derivatives(operations))
+
+
+def test_batch_norm_sums_twice_forward_and_twice_backward():
+    norm = BatchNorm(LayerOptions())
+    x = jnp.ones((4, 8, 8, 6), jnp.float32)
+    variables = norm.init(jax.random.key(0), x, True)
+
+    def normalized(x, params):
+        variables_of = {**variables, "params": params}
+        return norm.apply(variables_of, x, True, mutable=["batch_stats"])[0]
+
+    def value_and_gradient(x, params, cotangent):
+        y, pull_back = jax.vjp(normalized, x, params)
+        return y, pull_back(cotangent)
+
+    def num_sums(function, *arguments):
+        text = jax.jit(function).lower(*arguments).compile().as_text()
+        return len(re.findall(r" reduce\(", text))
+
+    assert num_sums(normalized, x, variables["params"]) == 2
+    assert num_sums(value_and_gradient, x, variables["params"], x) == 4
+
+
+class TwoLayers(nn.Module):
+    """Two layers, alone or together."""
+
+    kernel_size: int
+
+    def setup(self):
+        self.wide = ConvBNReLU(7, self.kernel_size, FLOAT64)
+        self.narrow = ConvBNReLU(3, self.kernel_size, FLOAT64)
+
+    def __call__(self, x, y, train):
+        return [self.wide(x, train), self.narrow(y, train)]
+
+    def side_by_side(self, x, y, train):
+        return side_by_side([self.wide, self.narrow], [x, y], train)
+
+    def from_one_input(self, x, train):
+        return from_one_input([self.wide, self.narrow], x, train)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_layers_together_give_what_they_give_alone(train):
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], (2, 6, 6, 5))
+    y = jax.random.normal(keys[1], (2, 6, 6, 4))
+
+    def both_ways(layers, inputs, together):
+        variables = layers.init(keys[2], *inputs, train=train)
+        variables = jax.tree.map(lambda v: v + 0.1 * jnp.arange(v.shape[-1]), variables)
+
+        def outputs_and_gradient(inputs, method):
+            def run(params):
+                y, moved = layers.apply(
+                    {**variables, "params": params},
+                    *inputs,
+                    train,
+                    mutable=["batch_stats"],
+                    method=method,
+                )
+                y = jnp.concatenate(y, -1) if isinstance(y, list) else y
+                return y, moved
+
+            y, pull_back, moved = jax.vjp(run, variables["params"], has_aux=True)
+            return y, pull_back(jnp.cos(y)), moved
+
+        shared = inputs[:1] if together == "from_one_input" else inputs
+        assert_close(
+            outputs_and_gradient(shared, together), outputs_and_gradient(inputs, "__call__")
+        )
+
+    both_ways(TwoLayers(3), (x, y), "side_by_side")
+    both_ways(TwoLayers(1), (x, x), "from_one_input")
