@@ -5,9 +5,10 @@
 
 Two ways to update the configuration's network on the same number of images are compared: "plain",
 an SGD step on half the batch, and "weighted", a half-step of what the configuration says, meta
-update included. Reported are XLA's counts of floating-point operations and of temporary memory, the
-median time of an update, and the seconds from the start of the program to the end of the first
-update, with what they were spent on. Images are random: no data set is read.
+update included. Reported are XLA's counts of floating-point operations, of temporary memory and of
+kernels (instructions of the compiled program that compute or copy), the median time of an update,
+and the seconds from the start of the program to the end of the first update, with what they were
+spent on. Images are random: no data set is read.
 
 --no-cache compiles anew. --compare prints the ratio of each number to that of an earlier output.
 
@@ -25,6 +26,7 @@ decoding the same crops alone takes on the same cores.
 
 import argparse
 import json
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -37,6 +39,8 @@ from l2w_jax import command_line
 from l2w_jax import config as run_config
 from l2w_jax import main as training_command
 from l2w_jax.errors import UserError
+
+_WITHOUT_KERNEL = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast")
 
 # A run so long that its learning rates do not fall while it is measured.
 _TOTAL_STEPS = 1_000_000
@@ -107,7 +111,7 @@ def measure(config: ConfigDict, num_steps: int, started: float) -> dict[str, Any
     plain_config = config.copy_and_resolve_references()
     plain_config.weighting.kind = "none"
     plain = measure_update(plain_config, batch_size // 2, num_steps, time.monotonic())
-    compared = ("gigaflops", "temporary_megabytes", "seconds")
+    compared = ("gigaflops", "temporary_megabytes", "kernels", "seconds")
     return report | {
         "plain": plain,
         "weighted": weighted,
@@ -127,7 +131,7 @@ def measure_update(
         started: when the seconds to the first update began, by `time.monotonic()`.
 
     Returns:
-        gigaflops and temporary_megabytes of one device, seconds (median) of an update,
+        gigaflops, temporary_megabytes and kernels of one device, seconds (median) of an update,
         images_per_second of all devices, and seconds_to_first_step, of which seconds_tracing and
         seconds_compiling (or reading from the cache).
     """
@@ -168,12 +172,25 @@ def measure_update(
     return {
         "gigaflops": compiled.cost_analysis()["flops"] / 1e9,
         "temporary_megabytes": compiled.memory_analysis().temp_size_in_bytes / 1e6,
+        "kernels": float(num_kernels(compiled.as_text())),
         "seconds": seconds,
         "images_per_second": batch_size / step.num_updates / seconds,
         "seconds_to_first_step": first_step_done - started,
         "seconds_tracing": traced - start,
         "seconds_compiling": compiled_at - traced,
     }
+
+
+def num_kernels(compiled_text: str) -> int:
+    """Instructions of a compiled program's entry that compute or copy something.
+
+    Args:
+        compiled_text: the program as XLA prints it, with one instruction a line and each fusion as
+            one instruction.
+    """
+    entry = compiled_text[compiled_text.index("\nENTRY ") :]
+    operations = re.findall(r"^ +(?:ROOT )?\S+ = (?:\(.*?\)|\S+) ([\w\-]+)\(", entry, re.MULTILINE)
+    return sum(operation not in _WITHOUT_KERNEL for operation in operations)
 
 
 def ratios(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
