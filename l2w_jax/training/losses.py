@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from l2w_jax.models import MultiExitNetwork
+from l2w_jax.models.layers import at_least_float32
 
 Batch = dict[str, jax.Array]
 
@@ -43,11 +44,6 @@ def confidences_of_logits(logits: jax.Array) -> jax.Array:
 def correctness(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """1 where the most probable class is the label, else 0: [K, N, C], [N] -> [N, K]."""
     return (logits.argmax(axis=-1) == labels).astype(jnp.float32).T
-
-
-def at_least_float32(x: jax.Array) -> jax.Array:
-    """`x` in float32, or as it is where it is wider."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,9 +87,11 @@ def create_distillation(config: ConfigDict) -> Distillation | None:
     return Distillation(imta.distillation, imta.get("temperature", 1.0))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class TrainingLosses:
     """The losses of a network in training mode, as a function of its parameters.
+
+    An object's forward pass is traced and differentiated once, however often it is used.
 
     Attributes:
         model: the network; its batch statistics are those of the batch over `model.axis_name`.
@@ -119,6 +117,7 @@ class TrainingLosses:
         (losses, _), outputs = self.with_distilled(params, batch_stats, batch)
         return losses, outputs
 
+    @functools.partial(jax.jit, static_argnums=0)
     def with_distilled(
         self, params: Any, batch_stats: Any, batch: Batch
     ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, Any]]:
@@ -138,7 +137,7 @@ class TrainingLosses:
         return (losses, distilled), (logits, moved.get("batch_stats", {}))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class LossesInParts(TrainingLosses):
     """The same losses, of a batch that is too large for one forward pass (gradient accumulation).
 
@@ -155,6 +154,7 @@ class LossesInParts(TrainingLosses):
 
     num_parts: int = 1
 
+    @functools.partial(jax.jit, static_argnums=0)
     def with_distilled(
         self, params: Any, batch_stats: Any, batch: Batch
     ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, Any]]:
@@ -184,8 +184,23 @@ class LossesInParts(TrainingLosses):
         return (losses, distilled.mean()), (logits, moved)
 
 
-def create_losses(config: ConfigDict, model: MultiExitNetwork) -> TrainingLosses:
-    """The losses of `model` in a run, without distillation."""
+def create_losses(
+    config: ConfigDict, model: MultiExitNetwork
+) -> tuple[TrainingLosses, TrainingLosses]:
+    """What trains θ in a run, and what judges it by its meta loss.
+
+    Gradient equilibrium and distillation are part of how θ learns; what comes out is judged by its
+    plain loss, with the true gradient. Without them both are one object.
+    """
+    judging = _without_distillation(config, model.clone(gradient_equilibrium=False))
+    distillation = create_distillation(config)
+    if distillation is None and not model.gradient_equilibrium:
+        return judging, judging
+    training = _without_distillation(config, model)
+    return dataclasses.replace(training, distillation=distillation), judging
+
+
+def _without_distillation(config: ConfigDict, model: MultiExitNetwork) -> TrainingLosses:
     smoothing, num_parts = config.optimizer.label_smoothing, config.optimizer.accumulation
     if num_parts == 1:
         return TrainingLosses(model, smoothing)

@@ -21,16 +21,10 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from l2w_jax.models import MultiExitNetwork
 from l2w_jax.models.exit_shares import exit_shares
 from l2w_jax.training.allocation import allocate_globally, allocated_mean
 from l2w_jax.training.collectives import mean_over
-from l2w_jax.training.losses import (
-    Batch,
-    TrainingLosses,
-    confidences_of_logits,
-    create_losses,
-)
+from l2w_jax.training.losses import Batch, TrainingLosses, confidences_of_logits
 from l2w_jax.training.optimizers import adam, descend, sgd
 from l2w_jax.training.state import TrainState
 from l2w_jax.training.weighting import create_weighting, weighted_loss
@@ -223,21 +217,18 @@ class MetaLearner:
 
 
 def create_meta_learner(
-    config: ConfigDict, model: MultiExitNetwork, batch_axis: str | None, device_axis: str | None
+    config: ConfigDict, network: TrainingLosses, batch_axis: str | None, device_axis: str | None
 ) -> MetaLearner:
     """How Θ learns in a run.
 
-    Gradient equilibrium and distillation are part of how θ learns, and so of the pseudo-update;
-    what comes out is judged by its plain loss, with the true gradient.
-
     Args:
         config: the run's configuration.
-        model: its network.
+        network: what its network is judged by.
         batch_axis, device_axis: `MetaLearner`.
     """
-    plain = model.clone(gradient_equilibrium=False)
+    model = network.model
     return MetaLearner(
-        network=create_losses(config, plain),
+        network=network,
         weigh=create_weighting(config.weighting, model, batch_axis),
         objective=meta_objective(config.weighting, model.num_exits, batch_axis),
         optimizer=sgd(config.optimizer.momentum, config.optimizer.weight_decay, model.frozen),

@@ -5,6 +5,7 @@ the step. So the learning rate is one value an iteration, whatever the number of
 and the pseudo-update is the same function as the real one.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -41,6 +42,8 @@ def adam(weight_decay: float) -> optax.GradientTransformation:
     return optax.chain(optax.add_decayed_weights(weight_decay), optax.scale_by_adam())
 
 
+# Jitted so that the pseudo-update and the real one are traced once.
+@functools.partial(jax.jit, static_argnums=0)
 def descend(
     optimizer: optax.GradientTransformation,
     gradient: Params,

@@ -5,6 +5,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -59,18 +60,24 @@ def create_train_state(config: ConfigDict, rng: jax.Array) -> TrainState:
         )
         wpn_params = initial_variables(predictor, wpn_rng, inputs)["params"]
     if config.weighting.kind == "meta":
-        wpn_opt_state = jax.jit(adam(config.weighting.weight_decay).init)(wpn_params)
+        wpn_opt_state = initial_opt_state(adam(config.weighting.weight_decay), wpn_params)
     optimizer = sgd(config.optimizer.momentum, config.optimizer.weight_decay, model.frozen)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=optax.tree.cast(variables.get("batch_stats", {}), dtype),
-        opt_state=jax.jit(optimizer.init)(params),
+        opt_state=initial_opt_state(optimizer, params),
         wpn_params=wpn_params,
         wpn_opt_state=wpn_opt_state,
         # Copies, since the step is given the buffers of both to reuse.
         previous_params=jax.tree.map(jnp.copy, params) if is_pipelined(config.weighting) else (),
     )
+
+
+def initial_opt_state(optimizer: optax.GradientTransformation, params: Any) -> optax.OptState:
+    """`optimizer.init(params)` of an optimiser that starts from zeros, without a compilation."""
+    abstract = jax.eval_shape(optimizer.init, params)
+    return jax.device_put(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract))
 
 
 def num_predictor_inputs(inputs: str, num_exits: int) -> int:

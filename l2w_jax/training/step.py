@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from l2w_jax.models import create_network
 from l2w_jax.training.collectives import gather_rows, mean_over
-from l2w_jax.training.losses import Batch, correctness, create_distillation, create_losses
+from l2w_jax.training.losses import Batch, correctness, create_losses
 from l2w_jax.training.meta import (
     TrainingForward,
     create_meta_learner,
@@ -102,10 +102,8 @@ def make_train_step(
     """
     batch_axis = axis_name if config.weighting.scope == "global" else None
     model = create_network(config).clone(axis_name=batch_axis)
-    network = dataclasses.replace(
-        create_losses(config, model), distillation=create_distillation(config)
-    )
-    learner = create_meta_learner(config, model, batch_axis, axis_name)
+    network, judging = create_losses(config, model)
+    learner = create_meta_learner(config, judging, batch_axis, axis_name)
     weigh, optimizer = learner.weigh, learner.optimizer
     rate_factor = learning_rate_factor(config.optimizer, total_steps)
 

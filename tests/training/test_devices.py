@@ -13,6 +13,7 @@ from flax import linen as nn
 
 from l2w_jax.config import default_config
 from l2w_jax.models import create_model
+from l2w_jax.models.layers import BatchNorm
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +62,8 @@ def test_every_batch_norm_of_a_network_averages_over_the_devices(name):
     axes = []
 
     def note_axis(call, args, kwargs, context):
-        if isinstance(context.module, nn.BatchNorm):
-            axes.append(context.module.axis_name)
+        if isinstance(context.module, BatchNorm):
+            axes.append(context.module.options.axis_name)
         return call(*args, **kwargs)
 
     with nn.intercept_methods(note_axis):

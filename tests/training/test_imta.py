@@ -7,7 +7,12 @@ import pytest
 
 from l2w_jax.models import create_network
 from l2w_jax.training import create_train_state, make_train_step
-from l2w_jax.training.losses import Distillation, TrainingLosses, create_distillation
+from l2w_jax.training.losses import (
+    Distillation,
+    TrainingLosses,
+    create_distillation,
+    create_losses,
+)
 from l2w_jax.training.meta import create_meta_learner, training_forward
 from l2w_jax.training.optimizers import descend
 from l2w_jax.training.pipelined import pipelined_meta_gradient
@@ -100,8 +105,8 @@ def test_meta_gradient_equals_finite_differences(small_config, make_batch, x64, 
     imta = {"collaboration": True, "distillation": 0.3} if collaboration else {}
     small_config.imta.update(imta or {"gradient_equilibrium": True})
     model = create_network(small_config)
-    network = TrainingLosses(model, 0.0, create_distillation(small_config))
-    learner = create_meta_learner(small_config, model, None, None)
+    network, judging = create_losses(small_config, model)
+    learner = create_meta_learner(small_config, judging, None, None)
     state = create_train_state(small_config, jax.random.key(0))
 
     @jax.jit
@@ -123,8 +128,8 @@ def test_meta_gradient_equals_finite_differences(small_config, make_batch, x64, 
 
 def test_pipelined_meta_gradient_is_the_exact_one_of_the_step_before(second_stage, make_batch):
     model = create_network(second_stage)
-    network = TrainingLosses(model, 0.0, create_distillation(second_stage))
-    learner = create_meta_learner(second_stage, model, None, None)
+    network, judging = create_losses(second_stage, model)
+    learner = create_meta_learner(second_stage, judging, None, None)
     state = create_train_state(second_stage, jax.random.key(0))
     half, next_half, learning_rate = make_batch(0, 12), make_batch(1, 12), 0.1
 

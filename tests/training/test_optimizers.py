@@ -1,11 +1,13 @@
 """The two optimisers and the schedule, against their formulas."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from l2w_jax.training.optimizers import adam, descend, learning_rate_factor, sgd
+from l2w_jax.training.state import initial_opt_state
 
 
 def run(optimizer, gradients, params, learning_rate):
@@ -13,6 +15,14 @@ def run(optimizer, gradients, params, learning_rate):
     for gradient in gradients:
         params, opt_state = descend(optimizer, gradient, opt_state, params, learning_rate)
     return params
+
+
+@pytest.mark.parametrize("optimizer", [sgd(0.9, 0.01), sgd(0.9, 0.01, ("a",)), adam(0.01)])
+def test_initial_state_is_the_optimisers_own(optimizer):
+    params = {"a": jnp.ones((2, 3)), "b": jnp.ones(4)}
+    ours, theirs = initial_opt_state(optimizer, params), optimizer.init(params)
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
 def test_sgd_decays_every_parameter_into_its_momentum_buffer():
