@@ -182,15 +182,35 @@ def measure_update(
 
 
 def num_kernels(compiled_text: str) -> int:
-    """Instructions of a compiled program's entry that compute or copy something.
+    """Instructions of a compiled program that compute or copy something, each fusion one.
+
+    What a loop or a condition holds counts once.
 
     Args:
-        compiled_text: the program as XLA prints it, with one instruction a line and each fusion as
-            one instruction.
+        compiled_text: the program as XLA prints it, one instruction a line.
     """
-    entry = compiled_text[compiled_text.index("\nENTRY ") :]
-    operations = re.findall(r"^ +(?:ROOT )?\S+ = (?:\(.*?\)|\S+) ([\w\-]+)\(", entry, re.MULTILINE)
-    return sum(operation not in _WITHOUT_KERNEL for operation in operations)
+    computations = {
+        match["name"]: match["body"]
+        for match in re.finditer(
+            r"^(?:ENTRY )?%(?P<name>\S+) .*\{\n(?P<body>(?: .*\n)*)\}", compiled_text, re.MULTILINE
+        )
+    }
+    entry = re.search(r"^ENTRY %(\S+)", compiled_text, re.MULTILINE)[1]
+
+    def count(name: str) -> int:
+        body = computations[name]
+        operations = re.findall(
+            r"^ +(?:ROOT )?\S+ = (?:\(.*?\)|\S+) ([\w\-]+)\(", body, re.MULTILINE
+        )
+        called = re.findall(
+            r"(?:body|condition|true_computation|false_computation)=%([\w.\-]+)", body
+        )
+        for branches in re.findall(r"branch_computations=\{(.*?)\}", body):
+            called += re.findall(r"%([\w.\-]+)", branches)
+        own = sum(operation not in _WITHOUT_KERNEL for operation in operations)
+        return own + sum(count(name) for name in called)
+
+    return count(entry)
 
 
 def ratios(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:

@@ -50,6 +50,16 @@ def test_kernels_are_what_computes_or_copies():
     assert benchmark.num_kernels(text) == 3
 
 
+def test_kernels_of_both_branches_of_a_condition_count():
+    def function(choice, x):
+        return jax.lax.cond(choice, lambda x: jnp.sort(x) @ x, lambda x: x @ jnp.sort(x.T), x)
+
+    shapes = jax.ShapeDtypeStruct((), bool), jax.ShapeDtypeStruct((4, 4), jnp.float32)
+    text = jax.jit(function).lower(*shapes).compile().as_text()
+    # In each branch a sort and a product, around them at least the condition.
+    assert benchmark.num_kernels(text) >= 5
+
+
 def test_ratios_are_of_the_numbers_that_both_have():
     old = {"plain": {"seconds": 2.0, "gone": 1.0}, "device": "cpu", "images": 3}
     new = {"plain": {"seconds": 1.0, "added": 1.0}, "device": "cpu", "images": 3}
