@@ -99,6 +99,9 @@ def make_train_step(
         The metrics are the same on all devices: "loss" and "top1" (0 to 1) [K], "weighted_loss",
         "meta_loss" (NaN without a meta update), "learning_rate" and "meta_learning_rate"; "weights"
         and "losses" of all samples, [N, K].
+
+    Raises:
+        ValueError: a field of `config.weighting` is not known, or its schedule not possible.
     """
     batch_axis = axis_name if config.weighting.scope == "global" else None
     model = create_network(config).clone(axis_name=batch_axis)
@@ -200,6 +203,12 @@ def make_train_step(
     if config.weighting.kind == "none":
         return TrainStep(plain_step, num_updates=1)
     if is_pipelined(config.weighting):
+        if model.gradient_equilibrium:
+            raise ValueError(
+                "config.weighting.schedule: 'pipelined' is not allowed with gradient equilibrium: "
+                "training and meta loss have different gradients then, and cannot share a forward "
+                "pass"
+            )
         return TrainStep(pipelined_half_step, num_updates=2)
     return TrainStep(half_step, num_updates=2)
 

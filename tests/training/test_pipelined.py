@@ -166,3 +166,9 @@ def test_batch_without_the_one_before_is_refused(config, make_batch, x64):
     state = create_train_state(config, jax.random.key(0))
     with pytest.raises(ValueError, match=r"needs batch\['previous'\]"):
         make_train_step(config, TOTAL_STEPS)(state, make_batch(0, 16))
+
+
+def test_gradient_equilibrium_is_refused(config):
+    config.imta.gradient_equilibrium = True
+    with pytest.raises(ValueError, match="'pipelined' is not allowed with gradient equilibrium"):
+        make_train_step(config, TOTAL_STEPS)
