@@ -14,7 +14,8 @@ import numpy as np
 from jax.extend import core
 
 from l2w_jax.models import MultiExitNetwork
-from l2w_jax.models.layers import RESIZE_NAME, parameter_dtype
+from l2w_jax.models.layers import parameter_dtype
+from l2w_jax.models.resize import RESIZE_NAME
 
 
 def mul_adds_per_exit(model: MultiExitNetwork, image_size: int) -> np.ndarray:

@@ -25,9 +25,6 @@ from l2w_jax.models.initializers import (
 
 _MOMENTUM, _EPSILON = 0.9, 1e-5
 
-# Name under which `resize` appears among the operations of a network.
-RESIZE_NAME = "resize_align_corners"
-
 
 @dataclasses.dataclass(frozen=True)
 class LayerOptions:
@@ -388,31 +385,6 @@ class Classifier(nn.Module):
             name="linear",
         )(pooled)
         return pooled, logits
-
-
-@functools.partial(jax.jit, static_argnames=("height", "width"))
-def resize_align_corners(x: jax.Array, height: int, width: int) -> jax.Array:
-    """Bilinear resize that keeps the corners in place: [N, H, W, C] -> [N, height, width, C].
-
-    PyTorch calls it `align_corners=True`; `jax.image.resize` puts the samples elsewhere.
-    """
-    if x.shape[1:3] == (height, width):
-        return x
-    scale = jnp.array([_corner_scale(x.shape[1], height), _corner_scale(x.shape[2], width)])
-    return jax.image.scale_and_translate(
-        x,
-        (x.shape[0], height, width, x.shape[3]),
-        (1, 2),
-        scale,
-        0.5 * (1 - scale),
-        "linear",
-        antialias=False,
-    )
-
-
-def _corner_scale(size: int, new_size: int) -> float:
-    """Distance of neighbours after over that before, where the first and last pixels stay put."""
-    return (new_size - 1) / (size - 1) if size > 1 and new_size > 1 else float(new_size)
 
 
 def reduced(channels: int, reduction: float) -> int:

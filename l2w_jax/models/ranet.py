@@ -20,9 +20,9 @@ from l2w_jax.models.layers import (
     LayerOptions,
     Stem,
     reduced,
-    resize_align_corners,
 )
 from l2w_jax.models.multi_exit import MultiExitNetwork
+from l2w_jax.models.resize import resize_align_corners
 
 # What a block hands to the same block of the next sub-network: its input, and the output of each of
 # its layers.

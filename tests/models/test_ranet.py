@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from l2w_jax.models.layers import resize_align_corners
 from l2w_jax.models.ranet import plan_sub_networks
+from l2w_jax.models.resize import resize_align_corners
 
 
 @pytest.fixture(scope="module")

@@ -82,7 +82,7 @@ def transcription(config, batches, start):
                 meta_loss, gradient = meta_gradient(wpn_params, before, half)
                 update, wpn_opt_state = meta_optimizer.update(gradient, wpn_opt_state, wpn_params)
                 rate = config.weighting.learning_rate * factor
-                wpn_params = jax.tree.map(lambda p, u: p - rate * u, wpn_params, update)  # noqa: B023
+                wpn_params = jax.tree.map(lambda p, u, rate=rate: p - rate * u, wpn_params, update)
                 meta_losses.append(meta_loss)
             before = (params, buffer, half, config.optimizer.learning_rate * factor)
             params, buffer = jax.jit(sgd)(before[0], before[1], wpn_params, half, before[3])
