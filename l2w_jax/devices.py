@@ -15,25 +15,31 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from l2w_jax.preprocessing import channel_statistics, normalize
-from l2w_jax.training import DEVICE_AXIS, TrainState, make_train_step, pmap_train_step
+from l2w_jax.training import (
+    DEVICE_AXIS,
+    TrainState,
+    jit_train_step,
+    make_train_step,
+    pmap_train_step,
+)
 from l2w_jax.training.losses import Batch
-from l2w_jax.training.step import Metrics, PmappedTrainStep
+from l2w_jax.training.step import CompiledTrainStep, Metrics
 
 # The step that runs, the batch it will be followed by, and one that is being made.
 _BATCHES_AHEAD = 2
 
 
-def step_on_devices(config: ConfigDict, total_steps: int) -> PmappedTrainStep:
+def step_on_devices(config: ConfigDict, total_steps: int) -> CompiledTrainStep:
     """An iteration over all devices, on batches of stored (uint8) images."""
-    # One device has nobody to average with, and hundreds of averages to compile.
-    axis_name = DEVICE_AXIS if jax.device_count() > 1 else None
-    step = make_train_step(config, total_steps, axis_name)
+    alone = jax.device_count() == 1
+    step = make_train_step(config, total_steps, axis_name=None if alone else DEVICE_AXIS)
     mean, deviation = channel_statistics(config.dataset.name)
 
     def update(state: TrainState, batch: Batch, i: jax.Array) -> tuple[TrainState, Metrics]:
         return step.update(state, _normalized(batch, mean, deviation), i)
 
-    return pmap_train_step(dataclasses.replace(step, update=update))
+    on_stored = dataclasses.replace(step, update=update)
+    return jit_train_step(on_stored) if alone else pmap_train_step(on_stored)
 
 
 def place_replicated(tree: Any) -> Any:

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import linen as nn
 
 from l2w_jax.config import default_config
 from l2w_jax.models import create_model
 from l2w_jax.models.layers import BatchNorm
+from l2w_jax.training import create_train_state, jit_train_step, make_train_step
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +52,14 @@ def test_replicas_agree_on_state_and_metrics(result, setting):
 @pytest.mark.parametrize("what", ["theta", "Theta"])
 def test_scope_device_is_another_update(result, what):
     assert result["device"][what] > 1e-3
+
+
+def test_one_device_by_itself_does_the_same_iteration(small_config, make_batch, x64):
+    step = make_train_step(small_config, 100)
+    state, batch = create_train_state(small_config, jax.random.key(0)), make_batch(0, 8)
+    expected = jax.jit(step)(state, batch)
+    found = jit_train_step(step)(state, jax.tree.map(lambda x: x[None], batch))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-9), found, expected)
 
 
 @pytest.mark.parametrize("name", ["msdnet", "ranet"])
