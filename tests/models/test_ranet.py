@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from l2w_jax.models.ranet import plan_sub_networks
+from l2w_jax.models.layers import LayerOptions
+from l2w_jax.models.ranet import BlockPlan, FusionBlock, plan_sub_networks
 from l2w_jax.models.resize import resize_align_corners
 
 
@@ -54,3 +55,51 @@ def test_resize_keeps_corners_and_is_linear_between():
 def test_resize_to_the_same_size_changes_nothing():
     x = jax.random.normal(jax.random.key(0), (2, 5, 7, 3))
     np.testing.assert_array_equal(resize_align_corners(x, 5, 7), x)
+
+
+@pytest.mark.parametrize("num_layers", [1, 3])
+@pytest.mark.parametrize("downsamples", [False, True])
+def test_a_fusing_layer_reads_its_own_input_below_by_itself(num_layers, downsamples):
+    width, low_width, below = 6, 2, 4
+    plan = BlockPlan(num_layers, fuses=True, downsamples=downsamples, has_transition=False)
+    block = FusionBlock(plan, width, 0.34, 2, 2, LayerOptions())
+    keys = jax.random.split(jax.random.key(0), num_layers + 3)
+    x = jax.random.normal(keys[0], (5, 8, 8, 7))
+    low_features = [
+        jax.random.normal(keys[1 + i], (5, below, below, 3 + i)) for i in range(num_layers + 1)
+    ]
+    variables = block.init(keys[-1], x, low_features, train=True)
+    features = block.apply(variables, x, low_features, train=True, mutable="batch_stats")[0][1]
+
+    def layer(name, inputs, stride=1):
+        parameters = variables["params"][name]
+        kernel = parameters["conv"]["kernel"]
+        outputs = jax.lax.conv_general_dilated(
+            inputs,
+            kernel,
+            (stride, stride),
+            [((len(kernel) - 1) // 2,) * 2] * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        deviations = outputs - outputs.mean((0, 1, 2))
+        return jax.nn.relu(deviations / jnp.sqrt((deviations**2).mean((0, 1, 2)) + 1e-5))
+
+    variables = {
+        "params": {
+            f"{branch} {part}": parameters
+            for branch, parts in variables["params"].items()
+            for part, parameters in parts.items()
+        }
+    }
+    for i in range(num_layers):
+        stride = 2 if downsamples and i == num_layers - 1 else 1
+        low = layer(f"layer_{i}_up conv", layer(f"layer_{i}_up reduce", low_features[i]))
+        own = layer(
+            f"layer_{i}_normal conv", layer(f"layer_{i}_normal reduce", features[i]), stride
+        )
+        size = own.shape[1:3]
+        expected = jnp.concatenate(
+            [resize_align_corners(features[i], *size), resize_align_corners(low, *size), own], -1
+        )
+        assert low.shape[-1] == low_width
+        np.testing.assert_allclose(features[i + 1], expected, atol=1e-4)
