@@ -19,10 +19,7 @@ from l2w_jax.models.layers import (
     ConvBNReLU,
     LayerOptions,
     Stem,
-    concatenated,
     reduced,
-    side_by_side,
-    split_channels,
 )
 from l2w_jax.models.multi_exit import MultiExitNetwork
 from l2w_jax.models.resize import resize_align_corners
@@ -137,10 +134,16 @@ class FusionBlock(nn.Module):
         num_layers = self.plan.num_layers
         low_width = reduced(self.width, self.compress_factor)
         out_features = x.shape[-1] + num_layers * self.width
-        lows = self._from_below(low_features[:num_layers], low_width, x.shape[1:3], train)
         features = [x]
-        for i, low in enumerate(lows):
+        for i in range(num_layers):
             halves = self.plan.downsamples and i == num_layers - 1
+            low = Branch(
+                low_features[i].shape[-1],
+                low_width,
+                self.low_bottleneck_factor,
+                self.options,
+                name=f"layer_{i}_up",
+            )(low_features[i], train)
             own = Branch(
                 x.shape[-1],
                 self.width - low_width,
@@ -158,34 +161,6 @@ class FusionBlock(nn.Module):
         )(low_features[-1], train)
         low_out = resize_align_corners(low_out, *x.shape[1:3])
         return jnp.concatenate([x, low_out], axis=-1), tuple(features)
-
-    def _from_below(
-        self, low_features: BlockFeatures, low_width: int, size: tuple[int, int], train: bool
-    ) -> list[jax.Array]:
-        """What every layer reads from the lower resolution, computed side by side.
-
-        At `size`, but for the last layer of a block that downsamples: that is left as it is.
-        """
-        branches = [
-            Branch(
-                x.shape[-1],
-                low_width,
-                self.low_bottleneck_factor,
-                self.options,
-                name=f"layer_{i}_up",
-            )
-            for i, x in enumerate(low_features)
-        ]
-        narrow = [branch.reduce for branch in branches]
-        narrowed = side_by_side(narrow, low_features, train)
-        narrowed = split_channels(narrowed, [layer.features for layer in narrow])
-        lows = side_by_side([branch.conv for branch in branches], narrowed, train)
-        lows = split_channels(lows, [low_width] * len(branches))
-        num_resized = len(branches) - self.plan.downsamples
-        if num_resized:
-            resized = resize_align_corners(concatenated(lows[:num_resized]), *size)
-            lows[:num_resized] = split_channels(resized, [low_width] * num_resized)
-        return lows
 
 
 class Transition(nn.Module):
