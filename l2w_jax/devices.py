@@ -43,7 +43,7 @@ def step_on_devices(config: ConfigDict, total_steps: int) -> CompiledTrainStep:
 
 
 def place_replicated(tree: Any) -> Any:
-    """A pytree on all devices of all processes, where the pmapped step leaves its results.
+    """A pytree on all devices of all processes, where the step leaves its results.
 
     With the state elsewhere before the first step, that step would be compiled a second time.
     """

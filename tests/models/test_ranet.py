@@ -71,9 +71,8 @@ def test_a_fusing_layer_reads_its_own_input_below_by_itself(num_layers, downsamp
     variables = block.init(keys[-1], x, low_features, train=True)
     features = block.apply(variables, x, low_features, train=True, mutable="batch_stats")[0][1]
 
-    def layer(name, inputs, stride=1):
-        parameters = variables["params"][name]
-        kernel = parameters["conv"]["kernel"]
+    def layer(branch, part, inputs, stride=1):
+        kernel = variables["params"][branch][part]["conv"]["kernel"]
         outputs = jax.lax.conv_general_dilated(
             inputs,
             kernel,
@@ -84,22 +83,13 @@ def test_a_fusing_layer_reads_its_own_input_below_by_itself(num_layers, downsamp
         deviations = outputs - outputs.mean((0, 1, 2))
         return jax.nn.relu(deviations / jnp.sqrt((deviations**2).mean((0, 1, 2)) + 1e-5))
 
-    variables = {
-        "params": {
-            f"{branch} {part}": parameters
-            for branch, parts in variables["params"].items()
-            for part, parameters in parts.items()
-        }
-    }
     for i in range(num_layers):
         stride = 2 if downsamples and i == num_layers - 1 else 1
-        low = layer(f"layer_{i}_up conv", layer(f"layer_{i}_up reduce", low_features[i]))
-        own = layer(
-            f"layer_{i}_normal conv", layer(f"layer_{i}_normal reduce", features[i]), stride
-        )
-        size = own.shape[1:3]
-        expected = jnp.concatenate(
-            [resize_align_corners(features[i], *size), resize_align_corners(low, *size), own], -1
-        )
+        up, normal = f"layer_{i}_up", f"layer_{i}_normal"
+        low = layer(up, "conv", layer(up, "reduce", low_features[i]))
+        own = layer(normal, "conv", layer(normal, "reduce", features[i]), stride)
+        parts = [resize_align_corners(part, *own.shape[1:3]) for part in (features[i], low)]
         assert low.shape[-1] == low_width
-        np.testing.assert_allclose(features[i + 1], expected, atol=1e-4)
+        np.testing.assert_allclose(
+            features[i + 1], jnp.concatenate([*parts, own], axis=-1), atol=1e-4
+        )
