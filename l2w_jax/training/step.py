@@ -239,7 +239,24 @@ def jit_train_step(step: TrainStep) -> CompiledTrainStep:
     def on_device(state: TrainState, batch: Batch, i: jax.Array) -> tuple[TrainState, Metrics]:
         return step.update(state, jax.tree.map(lambda x: jnp.squeeze(x, axis=0), batch), i)
 
-    return CompiledTrainStep(jax.jit(on_device, donate_argnums=0), step.num_updates)
+    compiled = jax.jit(on_device, donate_argnums=0, compiler_options=_compiler_options())
+    return CompiledTrainStep(compiled, step.num_updates)
+
+
+def _compiler_options() -> dict[str, str] | None:
+    """On a CPU, where its XLA has the choice: leaves convolutions and products to XLA itself.
+
+    XLA:CPU hands these and sums to YNNPACK. That is much faster at sums only, and each of these
+    networks' thousands of calls costs time when a program is loaded and when it first runs.
+    """
+    options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
+    if jax.default_backend() != "cpu":
+        return None
+    try:
+        jax.jit(lambda: 0, compiler_options=options).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return None
+    return options
 
 
 def _select(condition: jax.Array, if_true: Tree, if_false: Tree) -> Tree:

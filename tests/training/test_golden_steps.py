@@ -7,7 +7,7 @@ from golden_files import config_of, images, labels, load, named_tensor
 
 from l2w_jax.interop import variables_from_torch, variables_to_torch, wpn_from_torch, wpn_to_torch
 from l2w_jax.models import create_model
-from l2w_jax.training import create_train_state, make_train_step
+from l2w_jax.training import create_train_state, jit_train_step, make_train_step
 
 GOLDEN = load("l2w_steps")
 # So many iterations that the cosine does not fall below 1 - 1e-20 in the first few.
@@ -46,7 +46,7 @@ def golden_state(case, config):
 
 
 def run_golden_iterations(case, config, state):
-    step = jax.jit(make_train_step(config, CONSTANT_RATE_STEPS))
+    step = jit_train_step(make_train_step(config, CONSTANT_RATE_STEPS))
     metrics = []
     for s in range(case["steps"]):
         seed = case["data_seed"] + 10 * s
@@ -54,7 +54,7 @@ def run_golden_iterations(case, config, state):
             "image": images(seed, case["batch"], config.dataset.image_size),
             "label": labels(seed, case["batch"], config.dataset.num_classes),
         }
-        state, of_step = step(state, batch)
+        state, of_step = step(state, jax.tree.map(lambda x: x[None], batch))
         metrics.append(of_step)
     return state, metrics
 
