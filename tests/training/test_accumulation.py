@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled_step import compiled_step
 from flax import linen as nn
 
 from l2w_jax.models import MultiExitNetwork
-from l2w_jax.training import create_train_state, make_train_step
+from l2w_jax.training import create_train_state
 from l2w_jax.training.losses import LossesInParts, TrainingLosses
 
 PARTS = 4
@@ -38,7 +39,7 @@ def iterations(config, num_parts, batches):
     config = config.copy_and_resolve_references()
     config.optimizer.accumulation = num_parts
     state = create_train_state(config, jax.random.key(0))
-    step = jax.jit(make_train_step(config, 100))
+    step = compiled_step(config, 100)
     for batch in batches:
         state, metrics = step(state, {**batch, "previous": batches[0]})
     return state, metrics

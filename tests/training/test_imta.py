@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled_step import compiled_step
 
 from l2w_jax.models import create_network
 from l2w_jax.training import create_train_state, make_train_step
@@ -28,7 +29,7 @@ def second_stage(small_config, x64):
 
 
 def run(config, state, batches):
-    step = jax.jit(make_train_step(config, 100))
+    step = compiled_step(config, 100)
     for batch in batches:
         state, metrics = step(state, batch)
     return state, metrics

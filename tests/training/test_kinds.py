@@ -3,11 +3,12 @@
 import jax
 import numpy as np
 import pytest
+from compiled_step import compiled_step
 from sklearn.datasets import load_digits
 from small_networks import ConvNetwork
 
 from l2w_jax.config import default_config
-from l2w_jax.training import create_train_state, make_train_step
+from l2w_jax.training import create_train_state
 
 STEPS = 20
 
@@ -39,7 +40,7 @@ def test_two_epochs_lower_the_loss_of_every_exit(name, batches):
     config.weighting.update(SETTINGS[name], hidden=16)
     config.optimizer.learning_rate = 0.2
     start = create_train_state(config, jax.random.key(0))
-    step = jax.jit(make_train_step(config, STEPS))
+    step = compiled_step(config, STEPS)
     state, losses = start, []
     for batch, previous in zip(batches, [batches[0], *batches], strict=False):
         state, metrics = step(state, {**batch, "previous": previous})

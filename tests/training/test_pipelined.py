@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled_step import compiled_step
 
 from l2w_jax.models import create_network
 from l2w_jax.training import create_train_state, make_train_step
@@ -27,7 +28,7 @@ def config(small_config):
 
 def run(config, batches, steps):
     """States after each of `steps` iterations, the initial one first."""
-    step = jax.jit(make_train_step(config, TOTAL_STEPS))
+    step = compiled_step(config, TOTAL_STEPS)
     states, previous = [create_train_state(config, jax.random.key(0))], batches[0]
     for s in range(steps):
         state, metrics = step(states[-1], {**batches[s], "previous": previous})
