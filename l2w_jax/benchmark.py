@@ -142,12 +142,12 @@ def measure_update(
     from l2w_jax.training import create_train_state
     from l2w_jax.training.weighting import is_pipelined
 
+    step = step_on_devices(config, _TOTAL_STEPS)
     state = place_replicated(create_train_state(config, jax.random.key(config.seed)))
     batches = device_batches(_random_batches(config, batch_size))
     if is_pipelined(config.weighting):
         unpaired = batches
         batches = with_previous(lambda step: unpaired, first_step=0)
-    step = step_on_devices(config, _TOTAL_STEPS)
     batch = next(batches)
     first = np.int32(0)
 

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from l2w_jax import programs
 from l2w_jax.preprocessing import channel_statistics, normalize
 from l2w_jax.training import (
     DEVICE_AXIS,
@@ -30,7 +31,10 @@ _BATCHES_AHEAD = 2
 
 
 def step_on_devices(config: ConfigDict, total_steps: int) -> CompiledTrainStep:
-    """An iteration over all devices, on batches of stored (uint8) images."""
+    """An iteration over all devices, on batches of stored (uint8) images.
+
+    The earlier it is made before it is called, the more of its program is read by then.
+    """
     alone = jax.device_count() == 1
     step = make_train_step(config, total_steps, axis_name=None if alone else DEVICE_AXIS)
     mean, deviation = channel_statistics(config.dataset.name)
@@ -39,7 +43,9 @@ def step_on_devices(config: ConfigDict, total_steps: int) -> CompiledTrainStep:
         return step.update(state, _normalized(batch, mean, deviation), i)
 
     on_stored = dataclasses.replace(step, update=update)
-    return jit_train_step(on_stored) if alone else pmap_train_step(on_stored)
+    if alone:
+        return programs.kept(jit_train_step(on_stored), run=f"{config} {total_steps}")
+    return pmap_train_step(on_stored)
 
 
 def place_replicated(tree: Any) -> Any:

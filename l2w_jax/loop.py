@@ -52,6 +52,8 @@ def train(config: ConfigDict, source: Source, workdir: Path) -> TrainState:
     """
     steps_per_epoch = source.num_train // config.dataset.batch_size
     total_steps = config.optimizer.epochs * steps_per_epoch
+    # Reads its program while the state is made.
+    train_step = step_on_devices(config, total_steps)
     state = _create_or_restore(config, workdir)
     first_step = int(state.step)
     if first_step >= total_steps:
@@ -62,7 +64,6 @@ def train(config: ConfigDict, source: Source, workdir: Path) -> TrainState:
         f"{source.num_test:,} to test on; {jax.device_count()} x {jax.devices()[0].device_kind}; "
         f"{'goes on after' if first_step else 'starts at'} step {first_step}/{total_steps}"
     )
-    train_step = step_on_devices(config, total_steps)
     batches = _batches(config, source, first_step)
     state = place_replicated(state)
     with (

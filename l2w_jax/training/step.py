@@ -63,10 +63,12 @@ class CompiledTrainStep:
     Attributes:
         update: the pmapped or jitted update.
         num_updates: of an iteration.
+        compiler_options: what XLA was asked for, beside what the function says.
     """
 
     update: Update
     num_updates: int
+    compiler_options: dict[str, str] | None = None
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """One iteration; the state is donated."""
@@ -239,8 +241,9 @@ def jit_train_step(step: TrainStep) -> CompiledTrainStep:
     def on_device(state: TrainState, batch: Batch, i: jax.Array) -> tuple[TrainState, Metrics]:
         return step.update(state, jax.tree.map(lambda x: jnp.squeeze(x, axis=0), batch), i)
 
-    compiled = jax.jit(on_device, donate_argnums=0, compiler_options=_compiler_options())
-    return CompiledTrainStep(compiled, step.num_updates)
+    options = _compiler_options()
+    compiled = jax.jit(on_device, donate_argnums=0, compiler_options=options)
+    return CompiledTrainStep(compiled, step.num_updates, options)
 
 
 def _compiler_options() -> dict[str, str] | None:
