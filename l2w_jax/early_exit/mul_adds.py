@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from l2w_jax.models import MultiExitNetwork
+from l2w_jax.models import MultiExitNetwork, convolution
 from l2w_jax.models.layers import parameter_dtype
 from l2w_jax.models.resize import RESIZE_NAME
 
@@ -84,6 +84,8 @@ def _mul_adds_of_operation(eqn: core.JaxprEqn) -> int:
             kernel, layout = eqn.invars[1].aval.shape, eqn.params["dimension_numbers"].rhs_spec
             out_features = kernel[layout[0]]
             return outputs * math.prod(kernel) // out_features
+        case convolution.CONVOLUTION_NAME:
+            return outputs * math.prod(eqn.invars[1].aval.shape[:-1])
         case "dot_general":
             (contracted, _), _ = eqn.params["dimension_numbers"]
             return outputs * math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)

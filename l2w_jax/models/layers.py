@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from l2w_jax.models.convolution import convolve_in_layout
 from l2w_jax.models.initializers import (
     Constant,
     HostInitializer,
@@ -203,6 +204,8 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
         x = x[:, ::stride, ::stride]
         return jnp.dot(x.reshape(-1, x.shape[-1]), kernel[0, 0]).reshape(*x.shape[:-1], -1)
     padding = (size - 1) // 2
+    if jax.default_backend() == "cpu":
+        return convolve_in_layout(x, kernel, stride, padding)
     return jax.lax.conv_general_dilated(
         x,
         kernel,

@@ -1,0 +1,143 @@
+"""Convolutions whose derivatives are laid out as XLA:CPU wants them.
+
+XLA:CPU hands a convolution to a fast routine where its images are [N, H, W, C] and its kernel is
+[h, w, C, D]. JAX's derivatives have other layouts, which XLA mends in the outermost function only:
+inside a condition or a loop they take a hundred times as long.
+
+A convolution y = x * k is bilinear, and so are both of its derivatives: they are the three faces of
+the trilinear form T(x, k, g) = <x * k, g>. Each face is an operation here that knows the other two
+as its transposed maps, so that derivatives of any order stay among the three:
+
+    y = ∂T/∂g of images x [N, H, W, C] and kernel k [h, w, C, D], [N, H', W', D];
+    ∂T/∂x of kernel k and cotangent g [N, H', W', D];
+    ∂T/∂k of images x and cotangent g.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+# Name of the operation that gives y.
+CONVOLUTION_NAME = "convolution"
+
+_LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+
+class Geometry(NamedTuple):
+    """Of a convolution, both vertically and horizontally.
+
+    Attributes:
+        stride: of the output's pixels, in the input's.
+        padding: rows and columns of zeros on each side.
+        image_size: (H, W).
+        kernel_size: (h, w).
+    """
+
+    stride: int
+    padding: int
+    image_size: tuple[int, int]
+    kernel_size: tuple[int, int]
+
+
+def convolve_in_layout(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
+    """The convolution y of x [N, H, W, C] and kernel [h, w, C, D], [N, H', W', D]."""
+    geometry = Geometry(stride, padding, x.shape[1:3], kernel.shape[:2])
+    return _output.bind(x, kernel, geometry=geometry)
+
+
+def _output_of(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(geometry.stride,) * 2,
+        padding=[(geometry.padding,) * 2] * 2,
+        dimension_numbers=_LAYOUT,
+    )
+
+
+def _image_cotangent_of(kernel: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
+    """g, its pixels `stride` apart, convolved with the kernel turned by 180°."""
+    stride, padding = geometry.stride, geometry.padding
+    paddings = []
+    for size, window, outputs in zip(
+        geometry.image_size, geometry.kernel_size, g.shape[1:3], strict=True
+    ):
+        unused = size + 2 * padding - window - stride * (outputs - 1)
+        paddings.append((window - 1 - padding, window - 1 - padding + unused))
+    return lax.conv_general_dilated(
+        g,
+        jnp.flip(kernel, (0, 1)).swapaxes(2, 3),
+        window_strides=(1, 1),
+        padding=paddings,
+        lhs_dilation=(stride, stride),
+        dimension_numbers=_LAYOUT,
+    )
+
+
+def _kernel_cotangent_of(x: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
+    """x convolved with g, its pixels `stride` apart: the batch is summed over as channels are."""
+    stride, padding = geometry.stride, geometry.padding
+    paddings = []
+    for size, window, outputs in zip(
+        geometry.image_size, geometry.kernel_size, g.shape[1:3], strict=True
+    ):
+        unused = size + 2 * padding - window - stride * (outputs - 1)
+        paddings.append((padding, padding - unused))
+    gradient = lax.conv_general_dilated(
+        x.transpose(3, 1, 2, 0),
+        g.transpose(1, 2, 0, 3),
+        window_strides=(1, 1),
+        padding=paddings,
+        rhs_dilation=(stride, stride),
+        dimension_numbers=_LAYOUT,
+    )
+    return gradient.transpose(1, 2, 0, 3)
+
+
+def _operation(name: str, implementation: Callable[..., jax.Array]) -> Primitive:
+    """A function of two arrays and a `Geometry` as an operation, yet without derivatives."""
+
+    def types(*operands: Any, **geometry: Any) -> Any:
+        shapes = [jax.ShapeDtypeStruct(operand.shape, operand.dtype) for operand in operands]
+        result = jax.eval_shape(functools.partial(implementation, **geometry), *shapes)
+        return operands[0].update(shape=result.shape, dtype=result.dtype)
+
+    def over_batch(operands: Any, axes: Any, **geometry: Any) -> tuple[jax.Array, int]:
+        batched = jax.vmap(functools.partial(implementation, **geometry), in_axes=tuple(axes))
+        return batched(*operands), 0
+
+    operation = Primitive(name)
+    operation.def_impl(implementation)
+    operation.def_abstract_eval(types)
+    mlir.register_lowering(operation, mlir.lower_fun(implementation, multiple_results=False))
+    batching.primitive_batchers[operation] = over_batch
+    return operation
+
+
+_output = _operation(CONVOLUTION_NAME, _output_of)
+_image_cotangent = _operation("convolution_image_cotangent", _image_cotangent_of)
+_kernel_cotangent = _operation("convolution_kernel_cotangent", _kernel_cotangent_of)
+
+# Of each face the maps transposed in its first and in its second operand. The cotangent of a face
+# takes the place of that of the three which the face leaves out.
+ad.defbilinear(
+    _output,
+    lambda g, x, kernel, **geometry: _image_cotangent.bind(kernel, g, **geometry),
+    lambda g, x, kernel, **geometry: _kernel_cotangent.bind(x, g, **geometry),
+)
+ad.defbilinear(
+    _image_cotangent,
+    lambda x, kernel, g, **geometry: _kernel_cotangent.bind(x, g, **geometry),
+    lambda x, kernel, g, **geometry: _output.bind(x, kernel, **geometry),
+)
+ad.defbilinear(
+    _kernel_cotangent,
+    lambda kernel, x, g, **geometry: _image_cotangent.bind(kernel, g, **geometry),
+    lambda kernel, x, g, **geometry: _output.bind(x, kernel, **geometry),
+)

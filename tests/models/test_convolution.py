@@ -1,0 +1,103 @@
+"""A convolution in the CPU's layout is lax's, and so are its derivatives, all in that layout."""
+
+import functools
+import re
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from small_networks import ConvNetwork
+
+from l2w_jax.config import default_config
+from l2w_jax.models.convolution import convolve_in_layout
+from l2w_jax.training import create_train_state, make_train_step
+
+
+def of_lax(x, kernel, stride, padding):
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        [(padding, padding)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def assert_close(ours, theirs):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9), ours, theirs)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _x64():
+    with jax.enable_x64(True):
+        yield
+
+
+@hypothesis.settings(max_examples=3)
+@hypothesis.given(
+    image_size=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    kernel_size=st.sampled_from([3, 5, 7]),
+    stride=st.integers(1, 3),
+)
+@hypothesis.example(image_size=(8, 8), kernel_size=3, stride=2)
+@hypothesis.example(image_size=(9, 12), kernel_size=7, stride=2)
+def test_derivatives_up_to_the_second_are_those_of_lax(image_size, kernel_size, stride):
+    keys = jax.random.split(jax.random.key(0), 4)
+    shapes = [(2, *image_size, 3), (kernel_size, kernel_size, 3, 4)]
+    primals, tangents = (
+        tuple(jax.random.normal(key, shape) for key, shape in zip(pair, shapes, strict=True))
+        for pair in (keys[:2], keys[2:])
+    )
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def derivatives(convolution):
+        def loss(x, kernel):
+            return jnp.sin(convolution(x, kernel, stride, kernel_size // 2)).sum()
+
+        def along_tangents(x, kernel):
+            return sum(map(jnp.vdot, tangents, gradient(x, kernel)))
+
+        gradient = jax.grad(loss, argnums=(0, 1))
+        forward_over_reverse = jax.jvp(gradient, primals, tangents)
+        return forward_over_reverse, jax.grad(along_tangents, argnums=(0, 1))(*primals)
+
+    assert_close(derivatives(convolve_in_layout), derivatives(of_lax))
+
+
+def test_many_kernels_and_images_at_once_are_those_of_lax():
+    x = jax.random.normal(jax.random.key(0), (5, 2, 6, 6, 3))
+    kernels = jax.random.normal(jax.random.key(1), (3, 3, 3, 4, 5))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def gradients(convolution):
+        def loss(x, kernel):
+            return jnp.sin(convolution(x, kernel, 2, 1)).sum()
+
+        return jax.vmap(jax.grad(loss, argnums=(0, 1)), in_axes=(0, -1))(x, kernels)
+
+    assert_close(gradients(convolve_in_layout), gradients(of_lax))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_derivatives_have_the_type_of_the_computation(dtype):
+    x, kernel = jnp.ones((1, 4, 4, 2), dtype), jnp.ones((3, 3, 2, 2), dtype)
+    y, pull_back = jax.vjp(lambda x, kernel: convolve_in_layout(x, kernel, 1, 1), x, kernel)
+    assert {y.dtype, *(g.dtype for g in pull_back(y))} == {jnp.dtype(dtype)}
+
+
+def test_all_convolutions_of_a_meta_update_have_the_layout():
+    config = default_config(model=ConvNetwork())
+    config.dataset.image_size = 8
+    config.weighting.hidden = 8
+    step = make_train_step(config, total_steps=10)
+    with jax.enable_x64(False):
+        state = create_train_state(config, jax.random.key(0))
+        batch = {"image": jnp.ones((8, 8, 8, 3)), "label": jnp.arange(8)}
+        text = jax.jit(step.update).lower(state, batch, jnp.int32(0)).as_text()
+    layouts = re.findall(r"stablehlo\.convolution.*?dim_numbers = (.*?), window", text)
+    assert len(layouts) > 5
+    assert set(layouts) == {"[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]"}
