@@ -2,7 +2,7 @@
 
 XLA:CPU hands a convolution to a fast routine where its images are [N, H, W, C] and its kernel is
 [h, w, C, D]. JAX's derivatives have other layouts, which XLA mends in the outermost function only:
-inside a condition or a loop they take a hundred times as long.
+inside a condition or a loop they take many times as long.
 
 A convolution y = x * k is bilinear, and so are both of its derivatives: they are the three faces of
 the trilinear form T(x, k, g) = <x * k, g>. Each face is an operation here that knows the other two
