@@ -44,6 +44,15 @@ class Geometry(NamedTuple):
     image_size: tuple[int, int]
     kernel_size: tuple[int, int]
 
+    @property
+    def rest(self) -> tuple[int, int]:
+        """Rows and columns at the end of the padded images that no window reaches."""
+        height, width = (
+            (size + 2 * self.padding - window) % self.stride
+            for size, window in zip(self.image_size, self.kernel_size, strict=True)
+        )
+        return height, width
+
 
 def convolve_in_layout(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
     """The convolution y of x [N, H, W, C] and kernel [h, w, C, D], [N, H', W', D]."""
@@ -63,38 +72,26 @@ def _output_of(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array
 
 def _image_cotangent_of(kernel: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
     """g, its pixels `stride` apart, convolved with the kernel turned by 180°."""
-    stride, padding = geometry.stride, geometry.padding
-    paddings = []
-    for size, window, outputs in zip(
-        geometry.image_size, geometry.kernel_size, g.shape[1:3], strict=True
-    ):
-        unused = size + 2 * padding - window - stride * (outputs - 1)
-        paddings.append((window - 1 - padding, window - 1 - padding + unused))
+    borders = [size - 1 - geometry.padding for size in geometry.kernel_size]
     return lax.conv_general_dilated(
         g,
         jnp.flip(kernel, (0, 1)).swapaxes(2, 3),
         window_strides=(1, 1),
-        padding=paddings,
-        lhs_dilation=(stride, stride),
+        padding=[(b, b + rest) for b, rest in zip(borders, geometry.rest, strict=True)],
+        lhs_dilation=(geometry.stride,) * 2,
         dimension_numbers=_LAYOUT,
     )
 
 
 def _kernel_cotangent_of(x: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
     """x convolved with g, its pixels `stride` apart: the batch is summed over as channels are."""
-    stride, padding = geometry.stride, geometry.padding
-    paddings = []
-    for size, window, outputs in zip(
-        geometry.image_size, geometry.kernel_size, g.shape[1:3], strict=True
-    ):
-        unused = size + 2 * padding - window - stride * (outputs - 1)
-        paddings.append((padding, padding - unused))
+    padding = geometry.padding
     gradient = lax.conv_general_dilated(
         x.transpose(3, 1, 2, 0),
         g.transpose(1, 2, 0, 3),
         window_strides=(1, 1),
-        padding=paddings,
-        rhs_dilation=(stride, stride),
+        padding=[(padding, padding - rest) for rest in geometry.rest],
+        rhs_dilation=(geometry.stride,) * 2,
         dimension_numbers=_LAYOUT,
     )
     return gradient.transpose(1, 2, 0, 3)

@@ -1,13 +1,19 @@
 """A batch taken in parts gives what it gives as a whole, as far as batch norm allows."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from compiled_step import compiled_step
 from flax import linen as nn
+from jax.flatten_util import ravel_pytree
 
-from l2w_jax.models import MultiExitNetwork
+from l2w_jax import main
+from l2w_jax.data.digits import open_digits
+from l2w_jax.models import MultiExitNetwork, create_network
+from l2w_jax.preprocessing import channel_statistics, normalize
 from l2w_jax.training import create_train_state
 from l2w_jax.training.losses import LossesInParts, TrainingLosses
 
@@ -118,3 +124,31 @@ def test_samples_that_do_not_divide_are_refused(networks, make_batch):
     _, in_parts, state, _ = networks
     with pytest.raises(ValueError, match=r"config\.optimizer\.accumulation: 4 is not allowed"):
         in_parts(state.params, state.batch_stats, make_batch(0, 6))
+
+
+@pytest.mark.slow
+def test_the_gradient_in_parts_nears_that_of_the_whole_as_parts_grow():
+    """On digits, with the network of that recipe as it begins; prints how far it is."""
+    path = Path(__file__).parents[2] / "configs" / "digits_msdnet.py"
+    config = main.parse(["main", f"--config={path}", "--config.dataset.batch_size=512"]).config
+    model = create_network(config)
+    state = create_train_state(config, jax.random.key(0))
+    stored = next(open_digits(config).train_batches(0))
+    images = normalize(stored["image"], *channel_statistics("digits"))
+
+    def gradient(num_parts, num_images):
+        losses = TrainingLosses(model, 0.0)
+        if num_parts > 1:
+            losses = LossesInParts(model, 0.0, num_parts=num_parts)
+        batch = {"image": images[:num_images], "label": stored["label"][:num_images]}
+        of_params = jax.grad(lambda params: losses(params, state.batch_stats, batch)[0].mean())
+        return ravel_pytree(jax.jit(of_params)(state.params))[0]
+
+    distances = {}
+    for num_images, num_parts in [(32, 4), (32, 2), (128, 2), (512, 2)]:
+        whole, in_parts = gradient(1, num_images), gradient(num_parts, num_images)
+        distance = float(jnp.linalg.norm(in_parts - whole) / jnp.linalg.norm(whole))
+        cosine = float(whole @ in_parts / jnp.linalg.norm(whole) / jnp.linalg.norm(in_parts))
+        print(f"{num_images} images in {num_parts} parts: {distance:.3f}, cosine {cosine:.4f}")
+        distances[num_images // num_parts] = distance
+    assert sorted(distances, key=distances.get) == [256, 64, 16, 8]
