@@ -65,7 +65,7 @@ class LoadedProgram:
 class _KeptUpdate:
     """An update of a `CompiledTrainStep` for arguments of one structure and shape.
 
-    Like a jitted function it can be lowered, and that be compiled.
+    Like a jitted function it can be lowered, and what that gives compiled.
     """
 
     def __init__(self, step: CompiledTrainStep, run: str, folder: Path):
@@ -75,9 +75,10 @@ class _KeptUpdate:
         # Holds the name of the program that such a run used last.
         self._pointer = folder / f"{_digest(run, self._environment)}.latest"
         self._expected = _read_text(self._pointer)
-        thread = concurrent.futures.ThreadPoolExecutor(max_workers=1)
-        self._reading = thread.submit(_read_program, folder / self._expected)
-        thread.shutdown(wait=False)
+        if self._expected:
+            thread = concurrent.futures.ThreadPoolExecutor(max_workers=1)
+            self._reading = thread.submit(_read_program, folder / self._expected)
+            thread.shutdown(wait=False)
         self._program = None
 
     def __call__(self, *args: Any) -> Any:
@@ -89,7 +90,7 @@ class _KeptUpdate:
         return _KeptLowering(self, self._jitted.lower(*args))
 
     def program_of(self, lowered: jax.stages.Lowered) -> jax.stages.Compiled | LoadedProgram:
-        """The program that was read if it is the one of `lowered`, else that one."""
+        """The program of `lowered`: the one read ahead if that is it, else from disk or compiled."""
         name = _digest(lowered.as_text(), self._environment) + ".program"
         found = name == self._expected
         on_leaves = self._reading.result() if found else _read_program(self._folder / name)
@@ -161,7 +162,7 @@ def _read_program(path: Path) -> jax.stages.Compiled | None:
             in_tree=jax.tree.structure(((0,) * num_arguments, {})),
             out_tree=jax.tree.structure((0,) * num_results),
         )
-    except (FileNotFoundError, IsADirectoryError):
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except Exception as error:
         # Whatever the libraries raise at a damaged file; a new one will take its place.

@@ -208,7 +208,9 @@ def test_a_run_goes_on_where_programs_cannot_be_written(cache, caplog):
     (cache / "l2w_jax").write_text("a file where the folder should be")
     with caplog.at_level("WARNING"):
         assert_equal(trajectory(start()), wanted())
-    assert "the compiled program is not kept" in caplog.text
+    (record,) = caplog.records
+    assert f"{cache / 'l2w_jax'}" in record.getMessage()
+    assert "the compiled program is not kept" in record.getMessage()
 
 
 @pytest.mark.parametrize("folder", [None, "gs://bucket/cache"])
