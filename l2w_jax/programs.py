@@ -90,7 +90,7 @@ class _KeptUpdate:
         return _KeptLowering(self, self._jitted.lower(*args))
 
     def program_of(self, lowered: jax.stages.Lowered) -> jax.stages.Compiled | LoadedProgram:
-        """The program of `lowered`: the one read ahead if that is it, else from disk or compiled."""
+        """The program of `lowered`: the one read ahead if that is it, or from disk, or compiled."""
         name = _digest(lowered.as_text(), self._environment) + ".program"
         found = name == self._expected
         on_leaves = self._reading.result() if found else _read_program(self._folder / name)
