@@ -59,6 +59,9 @@ def run(main: Callable[[], None]) -> NoReturn:
     except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_status)
+    except BrokenPipeError:
+        # Whoever reads the output, such as `head`, has seen enough. Python would flush it again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(0)
 
 

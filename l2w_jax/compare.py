@@ -3,7 +3,7 @@
     python -m l2w_jax.compare RUN RUN [RUN ...] [--output=FILE.png]
 
 The runs must have been evaluated. Those whose configurations differ in the seed alone are one way
-of training, named by the first one's folder without the number that it may end in. The table has,
+of training, named by the first one's folder without the -NUMBER that it may end in. The table has,
 for each way, the mean and the standard deviation over its runs of top-1 at every exit, and of top-1
 with images leaving early at 40, 60 and 80% of the mul-adds of the last exit.
 """
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from l2w_jax import command_line, plots, results
 from l2w_jax.config import to_json
 from l2w_jax.errors import UserError
-from l2w_jax.files import write_atomically
+from l2w_jax.files import told_if_unwritable, write_atomically
 
 # Of the last exit's mul-adds: what the budgeted curves are read at.
 BUDGETS = (0.4, 0.6, 0.8)
@@ -72,31 +72,41 @@ def main(argv: Sequence[str]) -> None:
     print("\n".join(table_lines(ways)))
     if arguments.output:
         figure = plots.comparison_figure(ways)
-        try:
+        with told_if_unwritable(arguments.output, "--output="):
             write_atomically(arguments.output, plots.png(figure))
-        except OSError as error:
-            raise UserError(f"--output={arguments.output}: {error.strerror}") from error
 
 
 def read_ways(workdirs: Sequence[Path]) -> list[Way]:
     """The runs in these folders, by way of training, in the order of the folders.
 
     Raises:
-        UserError: a folder is not that of an evaluated run.
+        UserError: a folder is not that of an evaluated run, or is given twice.
     """
     grouped: dict[str, list[Path]] = {}
+    given = [workdir.resolve() for workdir in workdirs]
     for workdir in workdirs:
+        if given.count(workdir.resolve()) > 1:
+            raise UserError(f"{workdir}: is given twice; a run counts once")
         config = results.read_config(workdir)
         config.seed = 0
         grouped.setdefault(to_json(config), []).append(workdir)
-    return [_read_way(group) for group in grouped.values()]
+    groups = list(grouped.values())
+    names = [_without_number(group[0].absolute().name) for group in groups]
+    return [
+        _read_way(name if names.count(name) == 1 else str(group[0]), group)
+        for name, group in zip(names, groups, strict=True)
+    ]
 
 
-def _read_way(workdirs: Sequence[Path]) -> Way:
+def _without_number(name: str) -> str:
+    """The name of a folder without the seed that it may end in."""
+    return re.sub(r"[-_]\d+$", "", name) or name
+
+
+def _read_way(name: str, workdirs: Sequence[Path]) -> Way:
     evaluations = [results.read_results(workdir) for workdir in workdirs]
-    name = workdirs[0].absolute().name
     return Way(
-        name=re.sub(r"[-_.]?\d+$", "", name) or name,
+        name=name,
         mul_adds=np.asarray(evaluations[0].mul_adds, np.float64),
         anytime=np.array([[row["top1"] for row in e.summary["anytime"]] for e in evaluations]),
         budgeted=[_budgeted_curve(e.summary["budgeted"]) for e in evaluations],

@@ -14,8 +14,8 @@ from l2w_jax.early_exit import EarlyExitPredictor
 from l2w_jax.early_exit.budget import first_exits, operating_point
 from l2w_jax.early_exit.latency import all_leave_at, milliseconds
 from l2w_jax.early_exit.selection import thresholds_of
-from l2w_jax.files import write_atomically, write_json
-from l2w_jax.loop import restore_best
+from l2w_jax.files import told_if_unwritable, write_atomically, write_json
+from l2w_jax.loop import restore_evaluated
 from l2w_jax.models import MultiExitNetwork, create_network
 from l2w_jax.preprocessing import channel_statistics, normalize
 
@@ -39,17 +39,17 @@ def benchmark_early_exit(
         repeats: how often each is timed; the median counts.
 
     Returns:
-        What latency.json holds: device, and for each batch size the time per image in ms of the
-        full network in one piece (full_ms), of stopping at each exit (exits: exit, ms, top1) and
-        along the budgeted curve (budgeted: q, ms, mul_adds, top1). Accuracies are those of all
-        test images, in percent.
+        What latency.json holds: device, step of the network, and for each batch size the time per
+        image in ms of the full network in one piece (full_ms), of stopping at each exit (exits:
+        exit, ms, top1) and along the budgeted curve (budgeted: q, ms, mul_adds, top1). Timed are
+        images from all over the test split; mul-adds and accuracies are those of all of it.
 
     Raises:
         UserError: the folder is not that of an evaluated run, or its data are not there.
     """
     config = results.read_config(workdir)
     evaluation = results.read_results(workdir)
-    state = restore_best(config, workdir)
+    state = restore_evaluated(config, workdir, evaluation)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     model = create_network(config)
     mean, deviation = channel_statistics(config.dataset.name)
@@ -63,13 +63,18 @@ def benchmark_early_exit(
     timed = []
     for batch_size in batch_sizes:
         count = batch_size * -(-LEAST_IMAGES // batch_size)
-        batch = next(iter(source.evaluation_batches("test", count)))
-        images = np.resize(batch["image"][batch["mask"]], (count, *batch["image"].shape[1:]))
+        spread = np.concatenate([image["image"] for image in source.spread_images("test", count)])
+        images = np.resize(spread, (count, *spread.shape[1:]))
         timed.append(time_network(predictor, full_network, images, batch_size, evaluation, repeats))
-    latency = {"device": jax.devices()[0].device_kind, "batch_sizes": timed}
-    write_json(workdir / results.LATENCY_FILE, latency)
+    latency = {
+        "device": jax.devices()[0].device_kind,
+        "step": int(state.step),
+        "batch_sizes": timed,
+    }
     figure = plots.latency_figure(timed)
-    write_atomically(workdir / "plots" / "latency.png", plots.png(figure))
+    with told_if_unwritable(workdir):
+        write_json(workdir / results.LATENCY_FILE, latency)
+        write_atomically(workdir / "plots" / "latency.png", plots.png(figure))
     return latency
 
 

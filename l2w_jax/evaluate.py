@@ -179,9 +179,7 @@ def evaluate(
     weighted = sample_weights(config, model, state, held_out)
     if jax.process_index() == 0:
         even_thresholds = find_thresholds(held_out.confidences, exit_shares(1, model.num_exits))
-        examples = read_examples(
-            source, config.dataset.eval_batch_size, vars(test), even_thresholds
-        )
+        examples = read_examples(source, vars(test), even_thresholds)
         groups = {
             "test": vars(test),
             "thresholds": vars(held_out),

@@ -13,8 +13,8 @@ from l2w_jax.early_exit.budget import first_exits
 # Of each kind at each exit.
 EXAMPLES = 6
 
-# Examples come from the first images of the split, which are quickly read again.
-LAST_POSITION = 2000
+# Examples come from so many images, which are quickly read again.
+CANDIDATES = 2000
 
 THUMBNAIL_SIZE = 64
 
@@ -44,13 +44,12 @@ def choose_examples(
 
 
 def read_examples(
-    source: Source, batch_size: int, predictions: Mapping[str, Any], thresholds: NDArray[Any]
+    source: Source, predictions: Mapping[str, Any], thresholds: NDArray[Any]
 ) -> dict[str, NDArray[Any]]:
     """Thumbnails of the chosen test images and what the network made of them.
 
     Args:
         source: the data.
-        batch_size: images that are read together.
         predictions: positions [N], labels [N], confidences [K, N] and predicted [K, N] of the test
             images.
         thresholds: T_k [K].
@@ -59,23 +58,22 @@ def read_examples(
         For n examples: images uint8 [n, h, w, 3], exits (from 0), kinds, labels, predicted and
         confidences [n].
     """
-    early = predictions["positions"] < LAST_POSITION
-    chosen = choose_examples(predictions["confidences"][:, early], thresholds)
+    candidates = predictions["positions"] % source.spacing("test", CANDIDATES) == 0
+    chosen = choose_examples(predictions["confidences"][:, candidates], thresholds)
     exits, kinds, samples = (np.array(column) for column in zip(*chosen, strict=True))
-    wanted = predictions["positions"][early][samples]
-    thumbnails: dict[int, NDArray[np.uint8]] = {}
-    for batch in source.evaluation_batches("test", batch_size):
-        for row in np.flatnonzero(batch["mask"] & np.isin(batch["index"], wanted)):
-            thumbnails[int(batch["index"][row])] = _thumbnail(batch["image"][row])
-        if len(thumbnails) == len(set(wanted.tolist())):
-            break
+    wanted = predictions["positions"][candidates][samples]
+    thumbnails = {
+        int(batch["index"][0]): _thumbnail(batch["image"][0])
+        for batch in source.spread_images("test", CANDIDATES)
+        if batch["index"][0] in wanted
+    }
     return {
         "images": np.stack([thumbnails[position] for position in wanted.tolist()]),
         "exits": exits,
         "kinds": kinds,
-        "labels": predictions["labels"][early][samples],
-        "predicted": predictions["predicted"][:, early][exits, samples],
-        "confidences": predictions["confidences"][:, early][exits, samples],
+        "labels": predictions["labels"][candidates][samples],
+        "predicted": predictions["predicted"][:, candidates][exits, samples],
+        "confidences": predictions["confidences"][:, candidates][exits, samples],
     }
 
 

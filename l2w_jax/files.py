@@ -1,16 +1,19 @@
 """Writing result files so that a reader never sees half of one."""
 
+import contextlib
 import csv
 import io
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from l2w_jax.errors import UserError
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -34,6 +37,20 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+@contextlib.contextmanager
+def told_if_unwritable(path: Path, argument: str = "") -> Iterator[None]:
+    """Turns the OSError of writing a file into a UserError.
+
+    Args:
+        path: the file or folder.
+        argument: what the user gave it with, such as "--output=".
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{argument}{path}: cannot be written: {error.strerror}") from error
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

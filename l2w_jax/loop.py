@@ -27,6 +27,7 @@ from l2w_jax.devices import (
 from l2w_jax.errors import RunFailed, RunInterrupted, UserError
 from l2w_jax.evaluate import predict_all
 from l2w_jax.models import create_network
+from l2w_jax.results import Results
 from l2w_jax.run_log import HostMetrics, RunLog, SilentLog, say
 from l2w_jax.training import TrainState, create_train_state
 from l2w_jax.training.step import Metrics
@@ -117,6 +118,17 @@ def restore_best(config: ConfigDict, workdir: Path) -> TrainState:
     state = checkpoints.restore_best(workdir, _create(config))
     if state is None:
         raise UserError(f"{workdir}: no checkpoint to evaluate; train first")
+    return state
+
+
+def restore_evaluated(config: ConfigDict, workdir: Path, evaluation: Results) -> TrainState:
+    """The state that an evaluation is of, for what goes by its numbers.
+
+    Raises:
+      UserError: as by `restore_best`, or the best checkpoint is another one by now.
+    """
+    state = restore_best(config, workdir)
+    evaluation.check_step(int(state.step), f"{workdir}: the best checkpoint")
     return state
 
 

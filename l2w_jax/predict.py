@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
     config = results.read_config(arguments.workdir)
     evaluation = results.read_results(arguments.workdir)
     thresholds = choose_thresholds(arguments.workdir, arguments.thresholds, evaluation)
-    predictor = _restore_predictor(config, arguments.workdir, thresholds)
+    predictor = _restore_predictor(config, arguments.workdir, evaluation, thresholds)
     if not arguments.json:
         print(TABLE_HEADER)
     found = 0
@@ -60,7 +60,10 @@ def main(argv: Sequence[str]) -> None:
             print(json.dumps(answer) if arguments.json else table_row(answer, evaluation))
         found += "error" not in answer
     if not found:
-        raise UserError("none of the files is an image")
+        given = ", ".join(map(str, arguments.images))
+        raise UserError(
+            f"{given}: no image found; must be JPEG, PNG, GIF, BMP or WebP files or hold some"
+        )
 
 
 def choose_thresholds(
@@ -71,10 +74,9 @@ def choose_thresholds(
     Raises:
         UserError: a file of thresholds is missing or wrong.
     """
-    num_exits = len(evaluation.mul_adds)
     of_run = workdir / results.THRESHOLDS_FILE
     if given is not None or of_run.exists():
-        return results.read_thresholds(given or of_run, num_exits)
+        return results.read_thresholds(given or of_run, evaluation)
     arrays = evaluation.arrays
     among = candidates(
         arrays["thresholds_confidences"], arrays["thresholds_correct"], evaluation.mul_adds
@@ -162,12 +164,15 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _restore_predictor(
-    config: ConfigDict, workdir: Path, thresholds: NDArray[np.float32]
+    config: ConfigDict,
+    workdir: Path,
+    evaluation: results.Results,
+    thresholds: NDArray[np.float32],
 ) -> EarlyExitPredictor:
     # Imported late: it brings Orbax and clu, which take seconds.
-    from l2w_jax.loop import restore_best
+    from l2w_jax.loop import restore_evaluated
 
-    state = restore_best(config, workdir)
+    state = restore_evaluated(config, workdir, evaluation)
     mean, deviation = channel_statistics(config.dataset.name)
     return EarlyExitPredictor(
         create_network(config),

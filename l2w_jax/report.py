@@ -26,7 +26,7 @@ from PIL import Image
 from l2w_jax import command_line, results
 from l2w_jax.charts import Series, line_chart, stacked_chart
 from l2w_jax.config import default_config, differences
-from l2w_jax.files import write_atomically
+from l2w_jax.files import told_if_unwritable, write_atomically
 from l2w_jax.page_parts import (
     CSS,
     SERIES_COLOURS,
@@ -48,7 +48,7 @@ class Run:
         config: its configuration.
         results: its last evaluation.
         metrics: the lines of its metrics.jsonl.
-        latency: what its latency.json holds, if it was measured.
+        latency: what its latency.json holds, if that network was measured.
         colour: which of the page's colours is its own.
     """
 
@@ -94,10 +94,12 @@ def write_report(workdirs: Sequence[Path], output: Path | None = None) -> Path:
     """Writes the page about these runs, and says where.
 
     Raises:
-        UserError: a folder is not that of an evaluated run.
+        UserError: a folder is not that of an evaluated run, or the page cannot be written.
     """
     output = output or workdirs[0] / "report.html"
-    write_atomically(output, page(read_runs(workdirs)))
+    whole = page(read_runs(workdirs))
+    with told_if_unwritable(output):
+        write_atomically(output, whole)
     return output
 
 
@@ -111,14 +113,15 @@ def read_runs(workdirs: Sequence[Path]) -> list[Run]:
     names = [folder.name for folder in folders]
     runs = []
     for i, folder in enumerate(folders):
-        lines, latency = folder / "metrics.jsonl", folder / results.LATENCY_FILE
+        lines = folder / "metrics.jsonl"
+        evaluation = results.read_results(folder)
         runs.append(
             Run(
                 name=names[i] if names.count(names[i]) == 1 else str(workdirs[i]),
                 config=results.read_config(folder),
-                results=results.read_results(folder),
+                results=evaluation,
                 metrics=_read_json_lines(lines) if lines.exists() else [],
-                latency=json.loads(latency.read_text()) if latency.exists() else None,
+                latency=results.read_latency(folder, evaluation),
                 colour=i % SERIES_COLOURS,
             )
         )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,16 @@ class Results:
         """Of stopping at each exit [K]."""
         return [row["mul_adds"] for row in self.summary["anytime"]]
 
+    def check_step(self, step: int, what: str) -> None:
+        """Raises UserError if `what` is of another step than the one that was evaluated."""
+        evaluated = self.summary["step"]
+        if step != evaluated:
+            raise UserError(
+                f"{what} is of step {step}, but the run was last evaluated at step {evaluated}; "
+                "evaluate the run (python -m l2w_jax.main with its --config and --workdir, "
+                "--mode=evaluate), then choose thresholds anew"
+            )
+
 
 def read_config(workdir: Path) -> ConfigDict:
     """The configuration of a run.
@@ -44,7 +55,12 @@ def read_config(workdir: Path) -> ConfigDict:
     path = workdir / "config.json"
     if not path.is_file():
         raise UserError(f"{workdir}: not the folder of a run (it has no config.json)")
-    return from_json(path.read_text())
+    try:
+        return from_json(path.read_text())
+    except UserError as error:
+        raise UserError(f"{workdir}: {error}") from error
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
 
 
 def read_results(workdir: Path) -> Results:
@@ -54,30 +70,60 @@ def read_results(workdir: Path) -> Results:
         UserError: the folder is not that of a run, or it was not evaluated, or not completely.
     """
     read_config(workdir)
+    name = "evaluation.json"
     try:
-        summary = json.loads((workdir / "evaluation.json").read_text())
-        with np.load(workdir / "evaluation.npz") as arrays:
+        summary = json.loads((workdir / name).read_text())
+        name = "evaluation.npz"
+        with np.load(workdir / name) as arrays:
             return Results(summary, dict(arrays))
     except FileNotFoundError as error:
         raise UserError(
             f"{workdir}: {Path(error.filename).name} is missing; evaluate the run first "
             "(python -m l2w_jax.main with its --config and --workdir, --mode=evaluate)"
         ) from error
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{workdir / name} is damaged ({error}); evaluate the run "
+            "again (python -m l2w_jax.main with its --config and --workdir, --mode=evaluate)"
+        ) from error
 
 
-def read_thresholds(path: Path, num_exits: int) -> NDArray[np.float32]:
-    """Thresholds that `l2w_jax.thresholds` wrote, float32 [K].
+def read_latency(workdir: Path, evaluation: Results) -> dict[str, Any] | None:
+    """What was measured on the network that was evaluated; None if it was not, or on another.
 
     Raises:
-        UserError: there is no such file, or it does not hold a number for each exit.
+        UserError: the file is damaged.
     """
+    path = workdir / LATENCY_FILE
     try:
-        return checked_thresholds(json.loads(path.read_text())["thresholds"], num_exits)
+        latency = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: is damaged ({error}); delete it or measure again") from error
+    return latency if latency.get("step") == evaluation.summary["step"] else None
+
+
+def read_thresholds(path: Path, evaluation: Results) -> NDArray[np.float32]:
+    """Thresholds that `l2w_jax.thresholds` wrote for what was evaluated, float32 [K].
+
+    Raises:
+        UserError: there is no such file, it does not hold a number for each exit, or it was written
+            for another step.
+    """
+    num_exits = len(evaluation.mul_adds)
+    try:
+        content = json.loads(path.read_text())
+        thresholds = checked_thresholds(content["thresholds"], num_exits)
     except FileNotFoundError:
         raise UserError(
             f"{path}: there is no such file; make one with python -m l2w_jax.thresholds"
         ) from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
     except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path}: not a file of thresholds for {num_exits} exits: {error}"
         ) from error
+    evaluation.check_step(content.get("step", evaluation.summary["step"]), str(path))
+    return thresholds

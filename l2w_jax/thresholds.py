@@ -1,15 +1,15 @@
 """Sets the confidence at which images may leave the network, for what a user has or wants.
 
     python -m l2w_jax.thresholds --workdir=RUN --mul-adds=20M      # at most this much compute
-    python -m l2w_jax.thresholds --workdir=RUN --latency-ms=2.5    # at most this long here
+    python -m l2w_jax.thresholds --workdir=RUN --latency-ms=2.5    # at most so long here
     python -m l2w_jax.thresholds --workdir=RUN --accuracy=92       # as cheap as 92% top-1 can be
     python -m l2w_jax.thresholds --workdir=RUN --q=0.8             # shares p_k proportional to q^k
     python -m l2w_jax.thresholds --workdir=RUN --risk=0.01 --confidence=0.95
 
 The last promises that at most one point of accuracy is lost against the full network, with 95%
 confidence, for images of the kind that were held out (`early_exit.guarantee` says how). Means are
-taken over the held-out images of the run's last evaluation. Writes RUN/thresholds.json (or
---output), which the other commands take.
+taken over the held-out images of the run's last evaluation; --latency-ms is for images that come
+one at a time. Writes RUN/thresholds.json (or --output), which the other commands take.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from l2w_jax.early_exit.selection import (
     thresholds_of,
 )
 from l2w_jax.errors import UserError
-from l2w_jax.files import write_json
+from l2w_jax.files import told_if_unwritable, write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,8 @@ def main(argv: Sequence[str]) -> None:
     evaluation = results.read_results(arguments.workdir)
     output = arguments.output or arguments.workdir / results.THRESHOLDS_FILE
     chosen = choose(arguments, evaluation)
-    write_json(output, chosen)
+    with told_if_unwritable(output, "--output=" if arguments.output else ""):
+        write_json(output, chosen)
     print("\n".join(summary_lines(chosen)))
     print(f"written to {output}")
 
@@ -127,16 +128,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     wish = parser.add_mutually_exclusive_group(required=True)
     quantity = command_line.quantity
     wish.add_argument("--mul-adds", type=quantity, help="mean per image, such as 20M")
-    wish.add_argument("--latency-ms", type=quantity, help="mean per image, in ms")
+    wish.add_argument("--latency-ms", type=quantity, help="mean per image, one at a time")
     wish.add_argument("--accuracy", type=quantity, help="top-1 in percent")
     wish.add_argument("--q", type=quantity)
     wish.add_argument("--risk", type=float, help="accuracy that may be lost, as a fraction")
     parser.add_argument("--confidence", type=float, default=0.95, help="of the promise; 0.95")
-    parser.add_argument("--batch-size", type=int, default=1, help="that latency is measured with")
-    arguments = parser.parse_args(argv)
-    if arguments.batch_size < 1:
-        raise UserError(f"--batch-size={arguments.batch_size} is not allowed: must be at least 1")
-    return arguments
+    return parser.parse_args(argv)
 
 
 def _choice(arguments: argparse.Namespace, evaluation: results.Results) -> Choice:
@@ -149,14 +146,13 @@ def _choice(arguments: argparse.Namespace, evaluation: results.Results) -> Choic
     if arguments.mul_adds is not None:
         best = _within(evaluation, evaluation.mul_adds, arguments.mul_adds, "--mul-adds")
         return Choice(best.q, best.thresholds, {"mul_adds": arguments.mul_adds})
-    measured = _milliseconds(arguments.workdir, arguments.batch_size)
+    measured = _milliseconds(arguments.workdir, evaluation)
     best = _within(evaluation, measured, arguments.latency_ms, "--latency-ms")
     return Choice(
         best.q,
         best.thresholds,
         {
             "latency_ms": arguments.latency_ms,
-            "batch_size": arguments.batch_size,
             "measured_ms_of_exits": measured,
             "expected_ms": best.cost,
         },
@@ -223,17 +219,17 @@ def _candidates(evaluation: results.Results, costs: Sequence[float]) -> list[Can
     return candidates(arrays["thresholds_confidences"], arrays["thresholds_correct"], costs)
 
 
-def _milliseconds(workdir: Path, batch_size: int) -> list[float]:
-    """Measured time per image of stopping at each exit, [K]."""
+def _milliseconds(workdir: Path, evaluation: results.Results) -> list[float]:
+    """Measured time of an image by itself that stops at each exit, [K]."""
     # Imported here, since only this needs the network and what comes with its checkpoints.
     from l2w_jax.early_exit.latency import milliseconds_per_exit
-    from l2w_jax.loop import restore_best
+    from l2w_jax.loop import restore_evaluated
     from l2w_jax.models import create_network
 
     config = results.read_config(workdir)
-    state = restore_best(config, workdir)
+    state = restore_evaluated(config, workdir, evaluation)
     size = config.dataset.image_size
-    images = np.random.default_rng(0).normal(size=(batch_size, size, size, 3))
+    images = np.random.default_rng(0).normal(size=(1, size, size, 3))
     return milliseconds_per_exit(
         create_network(config),
         {"params": state.params, "batch_stats": state.batch_stats},

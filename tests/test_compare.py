@@ -71,6 +71,27 @@ def test_picture_is_written(workdirs, tmp_path):
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_run_that_is_given_twice_is_refused(workdirs):
+    with pytest.raises(UserError, match="is given twice"):
+        compare.read_ways([workdirs[0], workdirs[1], workdirs[0].parent / "." / workdirs[0].name])
+
+
+def test_ways_whose_folders_are_named_alike_go_by_their_paths(tmp_path, monkeypatch):
+    folders = [tmp_path / "lr-1", tmp_path / "lr-2"]
+    made = [
+        write_run(folder, 0, kind, (50.0, 60.0))
+        for folder, kind in zip(folders, ("meta", "none"), strict=True)
+    ]
+    monkeypatch.setattr(results, "read_results", dict(zip(folders, made, strict=True)).__getitem__)
+    assert [way.name for way in compare.read_ways(folders)] == [str(folder) for folder in folders]
+
+
+def test_a_decimal_in_a_name_is_no_seed(tmp_path, monkeypatch):
+    made = write_run(tmp_path / "lr0.05", 0, "meta", (50.0, 60.0))
+    monkeypatch.setattr(results, "read_results", lambda workdir: made)
+    assert [way.name for way in compare.read_ways([tmp_path / "lr0.05"])] == ["lr0.05"]
+
+
 def test_folder_that_is_no_run_is_one_line(tmp_path):
     with pytest.raises(UserError) as error:
         compare.main([str(tmp_path)])

@@ -49,12 +49,12 @@ def test_files_lie_beside_the_run(tiny_network, evaluation, tmp_path, monkeypatc
     source = MemorySource(config, {"train": few, "holdout": few, "test": few}, ("a", "b", "c", "d"))
 
     class State:
-        params, batch_stats = variables["params"], variables["batch_stats"]
+        params, batch_stats, step = variables["params"], variables["batch_stats"], 7
 
     monkeypatch.setattr(results, "read_config", lambda workdir: config)
     monkeypatch.setattr(results, "read_results", lambda workdir: evaluation)
     for name, value in {
-        "restore_best": lambda config, workdir: State,
+        "restore_evaluated": lambda config, workdir, evaluation: State,
         "create_network": lambda config: model,
         "open_source": lambda config: source,
     }.items():
@@ -63,4 +63,5 @@ def test_files_lie_beside_the_run(tiny_network, evaluation, tmp_path, monkeypatc
     assert json.loads((tmp_path / "latency.json").read_text()) == latency
     assert [entry["batch_size"] for entry in latency["batch_sizes"]] == [4, 32]
     assert latency["device"] == jax.devices()[0].device_kind
+    assert latency["step"] == 7
     assert (tmp_path / "plots" / "latency.png").read_bytes().startswith(b"\x89PNG")

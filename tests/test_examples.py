@@ -1,5 +1,6 @@
 import numpy as np
 
+from l2w_jax import examples as examples_of_exits
 from l2w_jax.config import default_config
 from l2w_jax.data.source import LabelledImages, MemorySource
 from l2w_jax.early_exit.budget import first_exits
@@ -32,27 +33,47 @@ def test_an_exit_with_few_samples_shows_them_and_one_with_none_shows_none():
     ]
 
 
-def test_thumbnails_are_the_images_at_their_positions():
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (60, 8, 8, 3)).astype(np.uint8)
-    labelled = LabelledImages(images, rng.integers(0, 4, 60).astype(np.int32))
+def make_source(images, labels):
     config = default_config()
     config.dataset.update({"name": "digits", "num_classes": 4, "batch_size": 8})
     config.dataset.augmentation = "none"
+    labelled = LabelledImages(images, labels)
     splits = {"train": labelled, "holdout": labelled, "test": labelled}
-    source = MemorySource(config, splits, ("a", "b", "c", "d"))
+    return MemorySource(config, splits, ("a", "b", "c", "d"))
+
+
+def test_images_that_lie_class_by_class_are_shown_of_all_classes(monkeypatch):
+    monkeypatch.setattr(examples_of_exits, "CANDIDATES", 13)
+    labels = np.repeat(np.arange(4, dtype=np.int32), 15)
+    source = make_source(np.zeros((60, 8, 8, 3), np.uint8), labels)
+    predictions = {
+        "positions": np.arange(60),
+        "labels": labels,
+        "confidences": np.full((3, 60), 0.5, np.float32),
+        "predicted": np.zeros((3, 60), int),
+    }
+    # All leave at the second exit, where twelve of them are shown.
+    shown = read_examples(source, predictions, THRESHOLDS)["labels"]
+    assert np.bincount(shown).tolist() == [3, 3, 3, 3]
+
+
+def test_thumbnails_are_the_images_at_their_positions():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (60, 8, 8, 3)).astype(np.uint8)
+    labels = rng.integers(0, 4, 60).astype(np.int32)
+    source = make_source(images, labels)
     # Image 7 could not be read.
     positions = np.delete(np.arange(60), 7)
     predictions = {
         "positions": positions,
-        "labels": labelled.labels[positions],
+        "labels": labels[positions],
         "confidences": rng.random((3, 59)).astype(np.float32),
         "predicted": rng.integers(0, 4, (3, 59)),
     }
-    examples = read_examples(source, 16, predictions, THRESHOLDS)
+    examples = read_examples(source, predictions, THRESHOLDS)
     chosen = choose_examples(predictions["confidences"], THRESHOLDS)
     for row, (k, kind, sample) in enumerate(chosen):
         assert (examples["exits"][row], examples["kinds"][row]) == (k, kind)
         np.testing.assert_array_equal(examples["images"][row], images[positions[sample]])
-        assert examples["labels"][row] == labelled.labels[positions[sample]]
+        assert examples["labels"][row] == labels[positions[sample]]
         assert examples["predicted"][row] == predictions["predicted"][k, sample]

@@ -29,6 +29,7 @@ def evaluation():
     correct = rng.random((3, 200)) < 0.5 + confidences / 2
     return results.Results(
         {
+            "step": 7,
             "class_names": ["cat", "dog", "fox", "owl"],
             "anytime": [{"mul_adds": c} for c in MUL_ADDS],
         },
@@ -113,7 +114,7 @@ def test_json_is_one_object_a_line(command, folder, capsys):
 
 
 def test_no_image_at_all_is_a_fault(command, folder, capsys):
-    with pytest.raises(UserError, match="none of the files is an image"):
+    with pytest.raises(UserError, match=r"2_notes\.txt: no image found"):
         command(folder / "2_notes.txt")
     assert "2_notes.txt" in capsys.readouterr().err
 

@@ -169,11 +169,27 @@ def test_measured_latency_is_shown_where_there_is_some(two_runs):
     assert "Not measured" in report.write_report(two_runs).read_text()
     rows = [{"exit": k, "ms": 0.5 * k, "top1": 70.0 + k} for k in (1, 2, 3)]
     entry = {"batch_size": 32, "full_ms": 1.25, "exits": rows, "budgeted": rows}
-    write_json(two_runs[0] / "latency.json", {"device": "some cpu", "batch_sizes": [entry]})
+    write_json(
+        two_runs[0] / "latency.json", {"device": "some cpu", "step": 40, "batch_sizes": [entry]}
+    )
     page = read(two_runs)
     assert "Batch of 32" in page.headings
     assert ["exit 3", "1.500"] in page.rows
     assert ["full network", "1.250"] in page.rows
+    write_json(two_runs[0] / "latency.json", {"device": "some cpu", "step": 20, "batch_sizes": []})
+    assert "Not measured" in report.write_report(two_runs).read_text()
+
+
+def test_damaged_and_unwritable_files_are_named(two_runs, tmp_path):
+    with pytest.raises(UserError, match=f"{tmp_path}: cannot be written"):
+        report.write_report(two_runs, tmp_path)
+    for name in ("latency.json", "evaluation.npz", "evaluation.json"):
+        (two_runs[0] / name).write_text("{half")
+        with pytest.raises(UserError, match=f"{two_runs[0]}.*{name}:? is damaged"):
+            report.write_report(two_runs)
+    (two_runs[0] / "config.json").write_text("{half")
+    with pytest.raises(UserError, match=f"{two_runs[0]}: config.json: line 1"):
+        report.write_report(two_runs)
 
 
 def test_folders_of_one_name_are_told_apart(tmp_path):

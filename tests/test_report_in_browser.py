@@ -99,7 +99,7 @@ def page(tmp_path_factory):
     ]
     rows = [{"exit": k, "ms": 0.5 * k, "top1": 70.0 + k} for k in (1, 2, 3)]
     entry = {"batch_size": 32, "full_ms": 1.25, "exits": rows, "budgeted": rows}
-    write_json(runs[0] / "latency.json", {"device": "some cpu", "batch_sizes": [entry]})
+    write_json(runs[0] / "latency.json", {"device": "some cpu", "step": 40, "batch_sizes": [entry]})
     return report.write_report(runs).read_text()
 
 

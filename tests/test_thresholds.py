@@ -73,13 +73,12 @@ def test_q_gives_the_thresholds_of_its_shares(run):
 
 
 def test_a_latency_is_kept_by_measured_times(run, monkeypatch):
-    monkeypatch.setattr(thresholds, "_milliseconds", lambda workdir, batch_size: [3.0, 4.0, 9.0])
-    result = chosen(run[0], "--latency-ms=5", "--batch-size=32")
+    monkeypatch.setattr(thresholds, "_milliseconds", lambda workdir, evaluation: [3.0, 4.0, 9.0])
+    result = chosen(run[0], "--latency-ms=5")
     exits = first_exits(run[1]["thresholds_confidences"], result["thresholds"])
     mean = np.array([3.0, 4.0, 9.0])[exits].mean()
     assert result["chosen_by"]["expected_ms"] == pytest.approx(mean)
     assert 4 < mean <= 5
-    assert result["chosen_by"]["batch_size"] == 32
 
 
 def test_a_promise_says_what_it_rests_on(run, capsys):
@@ -106,16 +105,27 @@ def test_thresholds_lie_beside_the_checkpoint_and_can_be_read_back(tmp_path, cap
     write_run(tmp_path)
     thresholds.main([f"--workdir={tmp_path}", "--q=0.5"])
     path = tmp_path / "thresholds.json"
-    read = results.read_thresholds(path, 3)
+    evaluation = results.read_results(tmp_path)
+    read = results.read_thresholds(path, evaluation)
     assert read.tolist() == json.loads(path.read_text())["thresholds"]
     assert str(path) in capsys.readouterr().out
-    with pytest.raises(UserError, match="for 4 exits"):
-        results.read_thresholds(path, 4)
-    path.write_text('{"thresholds": "high"}')
-    with pytest.raises(UserError, match="not a file of thresholds"):
-        results.read_thresholds(path, 3)
+    for content, fault in {
+        '{"thresholds": [0.5, 0.5, 0.5, 0.5]}': "for 3 exits",
+        '{"thresholds": "high"}': "not a file of thresholds",
+        '{"thresholds": [0.5, 0.5, 0.5], "step": 1}': "of step 1, but .* evaluated at step",
+    }.items():
+        path.write_text(content)
+        with pytest.raises(UserError, match=fault):
+            results.read_thresholds(path, evaluation)
     with pytest.raises(UserError, match=r"l2w_jax\.thresholds"):
-        results.read_thresholds(tmp_path / "none.json", 3)
+        results.read_thresholds(tmp_path / "none.json", evaluation)
+    with pytest.raises(UserError, match="Is a directory"):
+        results.read_thresholds(tmp_path, evaluation)
+
+
+def test_a_file_that_cannot_be_written_is_named(run, tmp_path):
+    with pytest.raises(UserError, match=f"--output={tmp_path}: cannot be written"):
+        thresholds.main([f"--workdir={run[0]}", "--q=0.5", f"--output={tmp_path}"])
 
 
 @pytest.mark.parametrize(
@@ -129,7 +139,6 @@ def test_thresholds_lie_beside_the_checkpoint_and_can_be_read_back(tmp_path, cap
         (["--q=0"], "'0' is not allowed: must be a positive number"),
         (["--mul-adds=many"], "'many' is not allowed: .* such as 250000, 300k, 20M"),
         (["--q=1e30"], "--q=1e\\+30 is not allowed: .* overflows"),
-        (["--latency-ms=1", "--batch-size=0"], "--batch-size=0 is not allowed"),
         ([], "one of the arguments"),
         (["--q=1", "--accuracy=90"], "not allowed with argument"),
     ],

@@ -57,6 +57,22 @@ class Source(abc.ABC):
         mask fill up the last batches, so that all processes get equally many.
         """
 
+    def spread_images(self, split: str, count: int) -> Iterator[Batch]:
+        """Yields at most `count` images of a split, evenly spaced, as `evaluation_batches` of one.
+
+        Where images lie class by class, as in a folder, the first ones are all of one kind.
+        Images that cannot be read are left out.
+        """
+        stride = self.spacing(split, count)
+        for batch in self.evaluation_batches(split, batch_size=1, process_count=stride):
+            if batch["mask"].all():
+                yield batch
+
+    def spacing(self, split: str, count: int) -> int:
+        """How many positions lie between two images of `spread_images`."""
+        num_images = {"train": self.num_train, "holdout": self.num_holdout, "test": self.num_test}
+        return max(1, -(-num_images[split] // count))
+
 
 class LabelledImages(NamedTuple):
     """Images in memory: uint8[n, H, W, 3] and their labels, int32[n]."""

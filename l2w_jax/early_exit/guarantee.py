@@ -16,6 +16,7 @@ it that the network was not trained on.
   reach 1/p with probability at most p.
 """
 
+import bisect
 import dataclasses
 import math
 
@@ -30,7 +31,7 @@ DESIGN_SHARE = 1 / 3
 
 
 class TooFewImages(ValueError):
-    """The held-out images are too few for the promise, even if stopping early lost nothing."""
+    """The held-out images are too few for the promise, even if stopping early changed no answer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,10 +58,22 @@ class Guarantee:
 
 
 def images_needed(risk: float, confidence: float) -> int:
-    """The fewest held-out images with which any early exit can be promised."""
-    # A lossless test multiplies the capital by at most 1 / (1 - risk) per image.
+    """The fewest held-out images that pass the test where stopping early changes no answer."""
+    # No bet multiplies the capital by more than 1 / (1 - risk) per image that is not lost.
     testing = math.ceil(math.log(1 - confidence) / math.log(1 - risk))
-    return math.ceil(testing / (1 - DESIGN_SHARE))
+    bound = math.ceil(testing / (1 - DESIGN_SHARE))
+
+    def passes(num_images: int) -> bool:
+        num_design = _num_design(num_images)
+        bet = _best_bet_on({-1: 0, 0: num_design, 1: 0}, risk)
+        unchanged = {-1: 0, 0: num_images - num_design, 1: 0}
+        return _p_value(unchanged, risk, bet) <= 1 - confidence
+
+    return bound + bisect.bisect_left(range(bound, 100 * bound), True, key=passes)
+
+
+def _num_design(num_images: int) -> int:
+    return math.floor(num_images * DESIGN_SHARE)
 
 
 def guaranteed_thresholds(
@@ -82,7 +95,7 @@ def guaranteed_thresholds(
         seed: of the division of the images; it must not depend on the outcome.
 
     Raises:
-        TooFewImages: no outcome on so few images could support the promise.
+        TooFewImages: so few images would not pass even if stopping early changed no answer.
         ValueError: risk or confidence is not in (0, 1), or the shapes do not match.
     """
     for name, value in (("risk", risk), ("confidence", confidence)):
@@ -93,10 +106,10 @@ def guaranteed_thresholds(
     if num_images < needed:
         raise TooFewImages(
             f"{num_images} held-out images are too few to promise a loss of at most {risk:g} with "
-            f"confidence {confidence:g}: at least {needed} are needed"
+            f"confidence {confidence:g}: {needed} are needed even if stopping early changes nothing"
         )
     shuffled = np.random.default_rng(seed).permutation(num_images)
-    num_design = math.floor(num_images * DESIGN_SHARE)
+    num_design = _num_design(num_images)
     design, test = shuffled[:num_design], shuffled[num_design:]
 
     # The full network loses nothing against itself: the one candidate that needs no test.
@@ -130,7 +143,11 @@ def betting_p_value(lost: NDArray[np.integer], risk: float, bet: float) -> float
         risk: a fraction.
         bet: in [0, 1 / (1 - risk)).
     """
-    log_capital = _log_capital(_counts(lost), risk, np.float64(bet))
+    return _p_value(_counts(lost), risk, bet)
+
+
+def _p_value(counts: dict[int, float], risk: float, bet: float) -> float:
+    log_capital = _log_capital(counts, risk, np.float64(bet))
     return float(np.exp(-max(log_capital, 0.0)))
 
 
@@ -140,8 +157,12 @@ def best_bet(lost: NDArray[np.integer], risk: float) -> float:
     A quarter of a loss more than was seen is assumed, so that a few images without any do not
     tempt it to stake all.
     """
+    return _best_bet_on(_counts(lost), risk)
+
+
+def _best_bet_on(counts: dict[int, float], risk: float) -> float:
     bets = np.linspace(0, 1 / (1 - risk), 200, endpoint=False)
-    expected = {**_counts(lost), 1: _counts(lost)[1] + 0.25}
+    expected = {**counts, 1: counts[1] + 0.25}
     return float(bets[np.argmax(_log_capital(expected, risk, bets))])
 
 

@@ -162,7 +162,7 @@ class EarlyExitPredictor:
 
     def _checked(self, images: ArrayLike) -> NDArray[Any]:
         images = np.asarray(images)
-        if images.ndim != 4:
+        if images.ndim != 4 or images.shape[-1] != 3:
             raise ValueError(f"images have shape {images.shape}; [N, height, width, 3] is expected")
         if not jnp.issubdtype(images.dtype, jnp.floating):
             if not self._takes_stored_images:

@@ -25,8 +25,7 @@ from numpy.typing import ArrayLike
 from l2w_jax import command_line
 from l2w_jax.early_exit.budget import EVERYBODY_LEAVES, NOBODY_LEAVES, checked_thresholds
 from l2w_jax.early_exit.predictor import BATCH_SIZES, StageFunction, narrowed, stage_function
-from l2w_jax.errors import UserError
-from l2w_jax.files import write_arrays, write_atomically, write_json
+from l2w_jax.files import told_if_unwritable, write_arrays, write_atomically, write_json
 from l2w_jax.models import MultiExitNetwork, create_network
 from l2w_jax.preprocessing import channel_statistics, normalize
 
@@ -71,27 +70,23 @@ def main(argv: Sequence[str]) -> None:
 
     # Imported late: they bring Orbax and TensorFlow, which take seconds.
     from l2w_jax.data.single import evaluated_share
-    from l2w_jax.loop import restore_best
+    from l2w_jax.loop import restore_evaluated
 
-    state = restore_best(config, arguments.workdir)
-    try:
-        arguments.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"--output={arguments.output}: is no folder and cannot be made one: {error.strerror}"
-        ) from error
+    state = restore_evaluated(config, arguments.workdir, evaluation)
     mean, deviation = channel_statistics(config.dataset.name)
     image_format = ImageFormat(
         config.dataset.image_size, evaluated_share(config), mean.tolist(), deviation.tolist()
     )
-    export_network(
-        arguments.output,
-        create_network(config),
-        {"params": state.params, "batch_stats": state.batch_stats},
-        thresholds,
-        image_format,
-        evaluation.summary["class_names"],
-    )
+    with told_if_unwritable(arguments.output, "--output="):
+        arguments.output.mkdir(parents=True, exist_ok=True)
+        export_network(
+            arguments.output,
+            create_network(config),
+            {"params": state.params, "batch_stats": state.batch_stats},
+            thresholds,
+            image_format,
+            evaluation.summary["class_names"],
+        )
     print(f"{arguments.output}: {len(thresholds)} stages of step {int(state.step)}, and {LOADER}")
 
 

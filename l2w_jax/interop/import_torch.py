@@ -113,8 +113,13 @@ def parse_file_argument(
         allow_abbrev=False,
     )
     parser.add_argument("file", type=Path)
+    # Named here too, so that their values are not taken for the file.
+    parser.add_argument("--config")
+    parser.add_argument("--workdir")
     arguments, others = parser.parse_known_args(argv)
-    return arguments.file, others
+    given = {"--config": arguments.config, "--workdir": arguments.workdir}
+    named = [f"{name}={value}" for name, value in given.items() if value is not None]
+    return arguments.file, named + others
 
 
 if __name__ == "__main__":

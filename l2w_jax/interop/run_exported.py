@@ -54,8 +54,23 @@ class ExportedNetwork:
         return np.pad(rows, (0, size - len(rows)), mode="edge")
 
 
+def read_images(path, size):
+    """Images uint8 [N, size, size, 3] of a file."""
+    try:
+        images = np.load(path)
+    except (OSError, EOFError, ValueError):
+        sys.exit(f"{path}: no file of an array that numpy.save wrote")
+    if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3):
+        found = f"{images.dtype} {list(images.shape)}"
+        sys.exit(f"{path}: holds {found}, must hold uint8 [N, {size}, {size}, 3]")
+    return images
+
+
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python run_exported.py IMAGES.npy")
     network = ExportedNetwork()
-    for label, exit_index, confidence in zip(*network(np.load(sys.argv[1])), strict=True):
+    images = read_images(sys.argv[1], network.description["image_format"]["size"])
+    for label, exit_index, confidence in zip(*network(images), strict=True):
         name = network.description["class_names"][label]
         print(f"{name}\t{100 * confidence:.1f}%\texit {exit_index + 1}")

@@ -43,18 +43,18 @@ def read_torch_checkpoint(path: Path) -> TorchCheckpoint:
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
     except Exception as error:
-        # The unpickler's errors are of many kinds; what is wrong is on their first line.
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path}: not a checkpoint of tensors alone: {reason}") from error
+        # The unpickler's errors are of many kinds, and advise to trust the file.
+        raise UserError(
+            f"{path}: not a checkpoint of tensors alone; must be a file that torch.load reads with "
+            "weights_only=True"
+        ) from error
     if not isinstance(content, Mapping) or not isinstance(content.get("state_dict"), Mapping):
         raise UserError(f"{path}: must hold a dictionary with 'state_dict'")
-    network = _arrays(content["state_dict"])
+    network = _arrays(content["state_dict"], f"{path}: state_dict")
+    predictor = _arrays(content.get("meta_state_dict") or {}, f"{path}: meta_state_dict")
     return TorchCheckpoint(
         network={name.removeprefix(_PREFIX): array for name, array in network.items()},
-        predictor={
-            name.removeprefix(_PREFIX): array
-            for name, array in _arrays(content.get("meta_state_dict") or {}).items()
-        },
+        predictor={name.removeprefix(_PREFIX): array for name, array in predictor.items()},
         prefixed=bool(network) and all(name.startswith(_PREFIX) for name in network),
     )
 
@@ -80,8 +80,22 @@ def write_torch_checkpoint(path: Path, checkpoint: TorchCheckpoint) -> None:
         raise UserError(f"{path}: cannot be written: {error}") from error
 
 
-def _arrays(tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+def _arrays(tensors: Any, where: str) -> dict[str, np.ndarray]:
+    """The tensors as arrays: floating-point ones, of whatever precision, in float32."""
+    torch = _import_torch()
+    if not isinstance(tensors, Mapping):
+        raise UserError(f"{where}: must be a dictionary of tensors, not {type(tensors).__name__}")
+    faults = [
+        f"{where}: {name!r} must be a tensor, not {type(value).__name__}"
+        for name, value in tensors.items()
+        if not isinstance(value, torch.Tensor)
+    ]
+    if faults:
+        raise UserError("\n".join(faults))
+    return {
+        name: (tensor.float() if tensor.is_floating_point() else tensor).detach().cpu().numpy()
+        for name, tensor in tensors.items()
+    }
 
 
 def _import_torch() -> ModuleType:

@@ -97,19 +97,22 @@ def test_the_bet_is_small_where_much_was_lost():
     assert 1 / 0.95 > bets[0.0] > bets[0.02] > bets[0.1] == 0
 
 
-def test_lossless_exits_are_promised_with_a_fifth_more_images_than_the_least():
-    confidences = np.tile(np.linspace(0.5, 1, 540, dtype=np.float32), (3, 1))
-    correct = np.ones((3, 540), bool)
-    chosen = guaranteed_thresholds(confidences, correct, COSTS, 0.01, 0.95)
-    assert images_needed(0.01, 0.95) == 449
-    assert chosen.q < 0.05 and chosen.p_value <= 0.05
-    assert chosen.design_images + chosen.test_images == 540
+@pytest.mark.parametrize(
+    ("risk", "confidence"), [(0.01, 0.95), (0.05, 0.95), (0.01, 0.9), (0.2, 0.999)]
+)
+def test_lossless_exits_are_promised_with_as_many_images_as_are_asked_for(risk, confidence):
+    needed = images_needed(risk, confidence)
+    confidences = np.tile(np.linspace(0.5, 1, needed, dtype=np.float32), (3, 1))
+    correct = np.ones((3, needed), bool)
+    chosen = guaranteed_thresholds(confidences, correct, COSTS, risk, confidence)
+    assert math.isfinite(chosen.q) and chosen.p_value <= 1 - confidence
+    assert chosen.design_images + chosen.test_images == needed
+    with pytest.raises(TooFewImages, match=f"{needed - 1} held-out images .*: {needed} are needed"):
+        guaranteed_thresholds(confidences[:, 1:], correct[:, 1:], COSTS, risk, confidence)
 
 
-def test_too_few_images_are_said_to_be_too_few():
-    confidences, correct = np.full((3, 448), 0.5, np.float32), np.ones((3, 448), bool)
-    with pytest.raises(TooFewImages, match=r"448 held-out images are too few .* at least 449"):
-        guaranteed_thresholds(confidences, correct, COSTS, 0.01, 0.95)
+def test_the_number_of_images_for_a_tiny_risk_is_found_at_once():
+    assert images_needed(1e-9, 0.95) > 3e9
 
 
 def test_where_early_exits_are_wrong_the_full_network_is_chosen():

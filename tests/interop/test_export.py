@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -186,6 +187,14 @@ def test_a_run_is_exported_and_runs_alone(run_folder, tmp_path, capsys):
     name = "abcd"[decisions.labels[0]]
     first = f"{name}\t{100 * decisions.confidences[0]:.1f}%\texit {decisions.exits[0] + 1}"
     assert shown.splitlines()[0] == first
+
+    np.save(tmp_path / "small.npy", IMAGES[:, 1:])
+    command[-1] = tmp_path / "small.npy"
+    refused = subprocess.run(command, capture_output=True, text=True)
+    assert refused.returncode == 1
+    assert re.fullmatch(
+        r".*small\.npy: holds uint8 \[.*\], must hold uint8 \[.*\]\n", refused.stderr
+    )
 
 
 def test_faults_are_told_in_one_line(run_folder, tmp_path):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,6 +19,7 @@ from l2w_jax.interop import (
     variables_from_torch,
     variables_to_torch,
 )
+from l2w_jax.interop.import_torch import parse_file_argument
 from l2w_jax.interop.torch_checkpoint import read_torch_checkpoint
 from l2w_jax.interop.torch_tensors import COUNTER
 from l2w_jax.models import create_model
@@ -159,6 +161,46 @@ def test_pickled_code_is_not_executed(tmp_path):
     torch.save({"state_dict": Payload()}, file)
     with pytest.raises(UserError, match="not a checkpoint of tensors alone"):
         read_torch_checkpoint(file)
+
+
+def test_file_that_is_no_checkpoint_is_refused_without_advice_to_trust_it(tmp_path):
+    file = tmp_path / "picture.png"
+    file.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
+    with pytest.raises(UserError, match=r"picture\.png: not a checkpoint") as error:
+        read_torch_checkpoint(file)
+    assert "weights_only=False" not in str(error.value) and "`False`" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ({"state_dict": {"epoch": 3}}, "state_dict: 'epoch' must be a tensor, not int"),
+        (
+            {"state_dict": {}, "meta_state_dict": [1]},
+            "meta_state_dict: must be a dictionary of tensors, not list",
+        ),
+    ],
+)
+def test_what_is_no_tensor_is_named(content, fault, tmp_path):
+    file = tmp_path / "other.pth.tar"
+    torch.save(content, file)
+    with pytest.raises(UserError, match=fault):
+        read_torch_checkpoint(file)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_tensors_of_another_precision_become_float32(dtype, tmp_path):
+    file = tmp_path / "half.pth.tar"
+    torch.save({"state_dict": {"a": torch.tensor([0.5], dtype=dtype), "n": torch.tensor(3)}}, file)
+    network = read_torch_checkpoint(file).network
+    assert network["a"].dtype == np.float32 and network["a"].tolist() == [0.5]
+    assert network["n"].dtype == np.int64
+
+
+def test_arguments_may_stand_apart_from_their_values():
+    path, others = parse_file_argument("x", "", ["--config", "c.py", "f.pth", "--workdir", "run"])
+    assert path == Path("f.pth")
+    assert others == ["--config=c.py", "--workdir=run"]
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"weights": {}}])
