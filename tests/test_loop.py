@@ -17,6 +17,7 @@ from l2w_jax import checkpoints, devices, loop
 from l2w_jax.config import default_config, to_json
 from l2w_jax.data.source import LabelledImages, MemorySource
 from l2w_jax.errors import RunFailed, RunInterrupted, UserError
+from l2w_jax.results import Results
 from l2w_jax.training import create_train_state
 
 BATCH = 16
@@ -316,6 +317,11 @@ def test_the_best_checkpoint_is_the_one_to_evaluate(config, undisturbed):
     assert set(held_out) == {5, 10, 15, 20}
     best = max(held_out, key=lambda step: (held_out[step], step))
     assert loop.restore_best(config, workdir).step == best
+    evaluated = Results({"step": best}, {})
+    assert loop.restore_evaluated(config, workdir, evaluated).step == best
+    outdated = Results({"step": best - 5}, {})
+    with pytest.raises(UserError, match=f"of step {best}, but .* evaluated at step {best - 5}"):
+        loop.restore_evaluated(config, workdir, outdated)
 
 
 def test_without_checkpoints_there_is_nothing_to_evaluate(config, tmp_path):

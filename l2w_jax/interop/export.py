@@ -25,6 +25,7 @@ from numpy.typing import ArrayLike
 from l2w_jax import command_line
 from l2w_jax.early_exit.budget import EVERYBODY_LEAVES, NOBODY_LEAVES, checked_thresholds
 from l2w_jax.early_exit.predictor import BATCH_SIZES, StageFunction, narrowed, stage_function
+from l2w_jax.errors import UserError
 from l2w_jax.files import told_if_unwritable, write_arrays, write_atomically, write_json
 from l2w_jax.models import MultiExitNetwork, create_network
 from l2w_jax.preprocessing import channel_statistics, normalize
@@ -77,8 +78,13 @@ def main(argv: Sequence[str]) -> None:
     image_format = ImageFormat(
         config.dataset.image_size, evaluated_share(config), mean.tolist(), deviation.tolist()
     )
-    with told_if_unwritable(arguments.output, "--output="):
+    try:
         arguments.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"--output={arguments.output}: is no folder and cannot be made one: {error.strerror}"
+        ) from error
+    with told_if_unwritable(arguments.output, "--output="):
         export_network(
             arguments.output,
             create_network(config),
