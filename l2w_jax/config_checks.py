@@ -159,6 +159,13 @@ def find_faults(
     return faults
 
 
+def _has_float64() -> bool:
+    # Imported here, since it takes a second and only this needs it.
+    import jax
+
+    return jax.config.jax_enable_x64
+
+
 def _not_allowed(field: str, value: Any, allowed: str) -> str:
     return f"config.{field}: {value!r} is not allowed: must be {allowed}"
 
@@ -281,6 +288,10 @@ def _model_faults(config: ConfigDict) -> Iterator[str]:
             "model.bottleneck_factors",
             model.bottleneck_factors,
             f"as long as model.growth_factors {model.growth_factors!r}",
+        )
+    if model.dtype == "float64" and not _has_float64():
+        yield _not_allowed(
+            "model.dtype", model.dtype, "'float32' or 'bfloat16', unless JAX_ENABLE_X64=1 is set"
         )
     if model.name == "msdnet":
         yield from _msdnet_faults(model)

@@ -97,38 +97,37 @@ def time_network(
         repeats: how often each is timed.
     """
 
-    def timed(predict: Callable[[NDArray[Any]], Any]) -> float:
+    def in_batches(predict: Callable[[NDArray[Any]], Any]) -> Callable[[NDArray[Any]], None]:
         def one_pass(images: NDArray[Any]) -> None:
             for start in range(0, len(images), batch_size):
                 predict(images[start : start + batch_size])
 
-        return milliseconds(one_pass, images, repeats)
+        return one_pass
 
     num_exits = len(evaluation.mul_adds)
+    of_exits = [all_leave_at(k, num_exits) for k in range(num_exits)]
+    of_budgets = [thresholds_of(q, evaluation.arrays["thresholds_confidences"]) for q in TIMED_QS]
+    ways = [full_network, *map(predictor.with_thresholds, [*of_exits, *of_budgets])]
+    full_ms, *measured = milliseconds(list(map(in_batches, ways)), images, repeats).tolist()
     exits = [
-        {
-            "exit": k + 1,
-            "ms": timed(predictor.with_thresholds(all_leave_at(k, num_exits))),
-            "top1": evaluation.summary["anytime"][k]["top1"],
-        }
+        {"exit": k + 1, "ms": measured[k], "top1": evaluation.summary["anytime"][k]["top1"]}
         for k in range(num_exits)
     ]
     budgeted = []
-    for q in TIMED_QS:
-        thresholds = thresholds_of(q, evaluation.arrays["thresholds_confidences"])
+    for q, thresholds, ms in zip(TIMED_QS, of_budgets, measured[num_exits:], strict=True):
         left_at = first_exits(evaluation.arrays["test_confidences"], thresholds)
         point = operating_point(left_at, evaluation.arrays["test_correct"], evaluation.mul_adds)
         budgeted.append(
             {
                 "q": q,
-                "ms": timed(predictor.with_thresholds(thresholds)),
+                "ms": ms,
                 "mul_adds": point["mul_adds"],
                 "top1": point["top1"],
             }
         )
     return {
         "batch_size": batch_size,
-        "full_ms": timed(full_network),
+        "full_ms": full_ms,
         "exits": exits,
         "budgeted": budgeted,
     }

@@ -106,6 +106,11 @@ def train(config: ConfigDict, source: Source, workdir: Path) -> TrainState:
                     "saved; the same command goes on from there"
                 )
         writer.wait()
+        if received:
+            raise RunInterrupted(
+                f"stopped by {' '.join(received)} after the last step, which is saved; the same "
+                "command evaluates it"
+            )
     return jax.device_get(state)
 
 
@@ -288,13 +293,20 @@ def _is_due(count: int, interval: int) -> bool:
 def _stop_signals() -> Iterator[list[str]]:
     """Collects the signals that ask a run to stop, for it to do so at the end of a step.
 
-    In a run of several processes JAX listens for SIGTERM, for all of them, and SIGINT is made one.
+    A second SIGINT stops it at once: the step that it waits for may never end. In a run of several
+    processes JAX listens for SIGTERM, for all of them, and SIGINT is made one.
     """
     received: list[str] = []
 
     def note(number: int, frame: Any) -> None:
         del frame
-        received.append(signal.Signals(number).name)
+        name = signal.Signals(number).name
+        if number == signal.SIGINT and name in received:
+            raise RunInterrupted(
+                "stopped at once by a second SIGINT; the same command goes on from the last "
+                "checkpoint"
+            )
+        received.append(name)
 
     def pass_on(number: int, frame: Any) -> None:
         del number, frame

@@ -146,19 +146,22 @@ def _compile_anew(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
 
 
 def _serialize(compiled: jax.stages.Compiled) -> bytes:
-    """The numbers of leaves of arguments and results in a line, then the compressed program."""
+    """The numbers of leaves of arguments and results, and the program, compressed.
+
+    What is damaged does not decompress: zlib has a checksum of all.
+    """
     program, in_tree, out_tree = serialize_executable.serialize(compiled)
     header = f"{in_tree.num_leaves} {out_tree.num_leaves}\n".encode()
-    return header + zlib.compress(program, level=1)
+    return zlib.compress(header + program, level=1)
 
 
 def _read_program(path: Path) -> jax.stages.Compiled | None:
     """A program, to be called with leaves; None where there is none or the file is damaged."""
     try:
-        header, compressed = path.read_bytes().split(b"\n", 1)
+        header, program = zlib.decompress(path.read_bytes()).split(b"\n", 1)
         num_arguments, num_results = map(int, header.split())
         return serialize_executable.deserialize_and_load(
-            zlib.decompress(compressed),
+            program,
             in_tree=jax.tree.structure(((0,) * num_arguments, {})),
             out_tree=jax.tree.structure((0,) * num_results),
         )
@@ -173,7 +176,7 @@ def _read_program(path: Path) -> jax.stages.Compiled | None:
 def _read_text(path: Path) -> str:
     try:
         return path.read_text()
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         return ""
 
 

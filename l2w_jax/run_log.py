@@ -108,7 +108,8 @@ class RunLog(SilentLog):
         self._clock.count_step()
         if step % self._settings.every_steps == 0 or step == self._total_steps:
             self._write_window(step)
-        if step % self._settings.histogram_every_steps == 0:
+        histogram_every = self._settings.histogram_every_steps
+        if histogram_every and step % histogram_every == 0:
             weights = np.asarray(metrics["weights"])
             self._tensorboard.result().writer.write_histograms(
                 step, {f"weights/exit_{k + 1}": weights[:, k] for k in range(weights.shape[1])}

@@ -130,6 +130,48 @@ def test_a_signal_saves_at_the_current_step_and_the_same_command_goes_on(
     assert_bit_identical(train(config, tmp_path), undisturbed[1])
 
 
+def test_a_signal_while_the_last_step_is_scored_stops_before_the_evaluation(
+    config, undisturbed, tmp_path, monkeypatch
+):
+    score = loop._score
+
+    def interrupted(config, source, state, log):
+        if state.step == TOTAL_STEPS:
+            send(signal.SIGTERM)()
+        return score(config, source, state, log)
+
+    monkeypatch.setattr(loop, "_score", interrupted)
+    with pytest.raises(RunInterrupted, match="SIGTERM after the last step, which is saved"):
+        train(config, tmp_path)
+    assert_bit_identical(train(config, tmp_path), undisturbed[1])
+
+
+def test_a_second_interrupt_stops_at_once_and_the_same_command_goes_on(
+    config, undisturbed, tmp_path, monkeypatch
+):
+    def interrupted_twice(step):
+        if step == 13:
+            send(signal.SIGINT)()
+            send(signal.SIGINT)()
+            pytest.fail("went on after two signals")
+        return False
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.processes, "asked_to_stop", interrupted_twice)
+        with pytest.raises(RunInterrupted, match="at once by a second SIGINT"):
+            train(config, tmp_path)
+    assert checkpoint_steps(tmp_path)[-1] == 10
+    assert_bit_identical(train(config, tmp_path), undisturbed[1])
+
+
+def test_histograms_can_be_left_out(config, tmp_path):
+    config = config.copy_and_resolve_references()
+    config.log.histogram_every_steps = 0
+    train(config, tmp_path)
+    events = EventAccumulator(str(tmp_path), size_guidance={"tensors": 0}).Reload()
+    assert not [tag for tag in events.Tags()["tensors"] if tag.startswith("weights/")]
+
+
 def test_going_on_writes_each_metric_once(config, undisturbed, tmp_path):
     with pytest.raises(RunInterrupted):
         train(config, tmp_path, {13: send(signal.SIGTERM)})

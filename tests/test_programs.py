@@ -187,11 +187,11 @@ def test_what_jax_cached_before_does_not_get_into_the_kept_program(cache, compil
     [
         lambda content: b"",
         lambda content: content[: len(content) // 2],
-        lambda content: content.split(b"\n", 1)[0],
-        lambda content: b"0 0\n" + content.split(b"\n", 1)[1],
+        lambda content: b"no program",
+        lambda content: content[:2] + bytes([content[2] ^ 1]) + content[3:],
         lambda content: content[:200] + bytes([content[200] ^ 1]) + content[201:],
     ],
-    ids=["empty", "half", "header", "other header", "one bit"],
+    ids=["empty", "half", "text", "an early bit", "a later bit"],
 )
 def test_a_damaged_program_is_named_and_replaced(cache, compilations, caplog, damage):
     trajectory(start())
@@ -202,6 +202,14 @@ def test_a_damaged_program_is_named_and_replaced(cache, compilations, caplog, da
     assert [str(path) in record.getMessage() for record in caplog.records] == [True]
     assert_equal(trajectory(start()), wanted())
     assert len(compilations) == 2
+
+
+def test_a_damaged_pointer_costs_no_more_than_the_reading_ahead(cache, compilations):
+    trajectory(start())
+    (path,) = cache.glob("l2w_jax/*.latest")
+    path.write_bytes(b"\xff" + path.read_bytes())
+    assert_equal(trajectory(start()), wanted())
+    assert len(compilations) == 1
 
 
 def test_a_run_goes_on_where_programs_cannot_be_written(cache, caplog):

@@ -1,7 +1,7 @@
 """How long a network takes on this machine, exit by exit."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,25 +31,25 @@ def milliseconds_per_exit(
     predictor = EarlyExitPredictor(
         model, variables, all_leave_at(0, num_exits), batch_sizes=[len(images)]
     )
-    return np.array(
-        [
-            milliseconds(predictor.with_thresholds(all_leave_at(k, num_exits)), images, repeats)
-            for k in range(num_exits)
-        ]
-    )
+    by_exit = [predictor.with_thresholds(all_leave_at(k, num_exits)) for k in range(num_exits)]
+    return milliseconds(by_exit, images, repeats)
 
 
 def milliseconds(
-    predict: Callable[[NDArray[Any]], Any], images: NDArray[Any], repeats: int = 15
-) -> float:
-    """Median time per image of a function of a batch, in ms; a first, untimed call compiles it."""
-    predict(images)
-    durations = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        predict(images)
-        durations.append(time.perf_counter() - start)
-    return 1000 * float(np.median(durations)) / len(images)
+    functions: Sequence[Callable[[NDArray[Any]], Any]], images: NDArray[Any], repeats: int = 15
+) -> NDArray[np.float64]:
+    """Median time per image of functions of a batch, float [functions] in ms.
+
+    They take turns, so that all meet whatever else the machine does; a first round, which compiles
+    them, is not timed.
+    """
+    durations = np.empty((repeats + 1, len(functions)))
+    for of_round in durations:
+        for i, function in enumerate(functions):
+            start = time.perf_counter()
+            function(images)
+            of_round[i] = time.perf_counter() - start
+    return 1000 * np.median(durations[1:], axis=0) / len(images)
 
 
 def all_leave_at(k: int, num_exits: int) -> list[np.float32]:

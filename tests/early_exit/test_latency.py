@@ -6,15 +6,20 @@ import pytest
 from l2w_jax.early_exit.latency import milliseconds, milliseconds_per_exit
 
 
-def test_time_is_told_per_image_without_the_first_call():
+def test_functions_take_turns_and_times_are_per_image_without_the_first_round():
     calls = []
 
-    def predict(images):
+    def slow(images):
         time.sleep(0.5 if not calls else 0.02)
-        calls.append(len(images))
+        calls.append(("slow", len(images)))
 
-    assert milliseconds(predict, np.zeros((4, 1)), repeats=3) == pytest.approx(5, rel=0.5)
-    assert calls == [4] * 4
+    def quick(images):
+        calls.append(("quick", len(images)))
+
+    found = milliseconds([slow, quick], np.zeros((4, 1)), repeats=3)
+    assert found[0] == pytest.approx(5, rel=0.5)
+    assert found[1] < 1
+    assert calls == [("slow", 4), ("quick", 4)] * 4
 
 
 def test_every_exit_is_timed(tiny_network):

@@ -11,9 +11,14 @@ import numpy as np
 from small_networks import ConvNetwork
 
 from l2w_jax.config import default_config
+from l2w_jax.models import create_network
 from l2w_jax.training import DEVICE_AXIS, create_train_state, make_train_step, pmap_train_step
+from l2w_jax.training.losses import create_losses
+from l2w_jax.training.meta import create_meta_learner, training_forward
 
 DEVICES = 8
+# Of a device's four images.
+HALVES = (slice(0, 2), slice(2, 4))
 ITERATIONS = 2
 
 
@@ -62,9 +67,13 @@ def learned(state):
 
 def metric_distance(ours, theirs):
     """Largest difference of two iterations' metrics; samples come in another order."""
+
+    def in_order(metric):
+        return np.sort(np.atleast_1d(metric), axis=0)
+
     return max(
-        float(np.abs(np.sort(ours[name], axis=0) - np.sort(theirs[name], axis=0)).max())
-        for name in ("loss", "top1", "weights", "losses")
+        float(np.abs(in_order(ours[name]) - in_order(theirs[name])).max())
+        for name in ("loss", "top1", "weighted_loss", "meta_loss", "weights", "losses")
     )
 
 
@@ -74,6 +83,37 @@ def spread_over_replicas(config, start, shards):
     over_devices = jax.pmap(step, axis_name=DEVICE_AXIS, in_axes=(None, 0), out_axes=0)
     replicas = over_devices(start, shards)
     return max(float(np.ptp(np.asarray(x), axis=0).max()) for x in jax.tree.leaves(replicas))
+
+
+def by_hand(config, start, shards):
+    """Adam's moments of Θ after a half-step: each device's gradient by itself, then their mean."""
+    network, judging = create_losses(config, create_network(config))
+    learner = create_meta_learner(config, judging, batch_axis=None, device_axis=None)
+
+    @jax.jit
+    def gradient_on(shard):
+        training_half, meta_half = ({k: v[rows] for k, v in shard.items()} for rows in HALVES)
+        forward = training_forward(network, start, training_half)
+        return learner.meta_gradient(start, forward, meta_half, config.optimizer.learning_rate)[1]
+
+    images_and_labels = {name: shards[name] for name in ("image", "label")}
+    gradients = [
+        gradient_on(jax.tree.map(lambda x, device=device: x[device], images_and_labels))
+        for device in range(DEVICES)
+    ]
+    mean = jax.tree.map(lambda *values: sum(values) / DEVICES, *gradients)
+    return moments(learner.update(start, mean, config.weighting.learning_rate))
+
+
+def by_hand_distance(config, start, shards):
+    step = pmap_train_step(make_train_step(config, 100, DEVICE_AXIS))
+    expected = by_hand(config, start, shards)
+    found, _ = step.update(jax.tree.map(np.asarray, start), shards, np.int32(0))
+    return distance(moments(found), expected, moments(start))
+
+
+def moments(state):
+    return [leaf for leaf in jax.tree.leaves(state.wpn_opt_state) if leaf.ndim]
 
 
 def main():
@@ -99,6 +139,8 @@ def main():
             for what in learned(start)
         }
         result[name]["metrics"] = metric_distance(metrics_of_eight, metrics_of_one)
+        if name == "device":
+            result[name]["by_hand"] = by_hand_distance(config, start, next(batches())[1])
         result[name]["spread"] = spread_over_replicas(config, start, next(batches())[1])
     print(json.dumps(result))
 

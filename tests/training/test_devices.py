@@ -24,9 +24,10 @@ from l2w_jax.training.step import TrainStep
 def result():
     flags = "--xla_force_host_platform_device_count=8"
     tests = Path(__file__).parents[1]
+    path = os.pathsep.join([str(tests.parent), str(tests)])
     done = subprocess.run(
         [sys.executable, Path(__file__).with_name("eight_devices.py")],
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(tests)},
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": path},
         capture_output=True,
         text=True,
         check=False,
@@ -54,6 +55,10 @@ def test_replicas_agree_on_state_and_metrics(result, setting):
 @pytest.mark.parametrize("what", ["theta", "Theta"])
 def test_scope_device_is_another_update(result, what):
     assert result["device"][what] > 1e-3
+
+
+def test_scope_device_is_the_mean_of_what_each_device_learns_by_itself(result):
+    assert result["device"]["by_hand"] <= 1e-6
 
 
 def test_one_device_by_itself_does_the_same_iteration(small_config, make_batch, x64):

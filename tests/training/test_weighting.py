@@ -83,6 +83,10 @@ def test_hand_set_weights_move_hard_samples_to_late_exits():
     losses = jnp.array([[0.1, 0.1], [3.0, 3.0], [1.0, 1.0]])
     weights = HandSetWeights(0.5)({}, losses, None)
     np.testing.assert_allclose(weights, [[1.5, 0.5], [0.5, 1.5], [1, 1]])
+    # What counts is the mean over the exits: here the first exit orders the samples the other way.
+    losses = jnp.array([[0.3, 0.1], [0.1, 4.0], [0.2, 1.0]])
+    weights = HandSetWeights(0.5)({}, losses, None)
+    np.testing.assert_allclose(weights, [[1.5, 0.5], [0.5, 1.5], [1, 1]])
 
 
 @pytest.mark.parametrize(
