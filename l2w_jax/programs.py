@@ -24,7 +24,8 @@ from jax.experimental.compilation_cache import compilation_cache
 from l2w_jax.files import write_atomically
 from l2w_jax.training.step import CompiledTrainStep
 
-_FOLDER = "l2w_jax"
+# The number tells forms of the files apart.
+_FOLDER = "l2w_jax_2"
 
 
 def kept(step: CompiledTrainStep, run: str) -> CompiledTrainStep:
@@ -136,13 +137,17 @@ def _digest(*texts: str) -> str:
 
 def _compile_anew(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
     """Compiles past JAX's cache, since XLA:CPU cannot serialise in full what came from there."""
-    jax.config.update("jax_enable_compilation_cache", False)
+    _enable_cache(False)
     try:
         return lowered.compile()
     finally:
-        jax.config.update("jax_enable_compilation_cache", True)
-        # JAX remembers whether its cache was enabled when it was first looked at.
-        compilation_cache.reset_cache()
+        _enable_cache(True)
+
+
+def _enable_cache(enabled: bool) -> None:
+    jax.config.update("jax_enable_compilation_cache", enabled)
+    # JAX remembers whether its cache was enabled when it was first looked at.
+    compilation_cache.reset_cache()
 
 
 def _serialize(compiled: jax.stages.Compiled) -> bytes:

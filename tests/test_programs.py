@@ -174,12 +174,26 @@ def test_another_environment_gets_a_program_of_its_own(cache, compilations, monk
 
 
 def test_what_jax_cached_before_does_not_get_into_the_kept_program(cache, compilations):
-    trajectory(CompiledTrainStep(jax.jit(lambda *args: update(*args), donate_argnums=0), 2))
+    jitted = jax.jit(lambda *args: update(*args), donate_argnums=0)
+    jitted.lower(new_state(), BATCH, np.int32(0)).compile()
     assert list(cache.glob("jit__lambda*-cache"))
     jax.clear_caches()
     for _ in range(2):
         assert_equal(trajectory(start()), wanted())
     assert len(compilations) == 1
+
+
+def test_a_kept_program_that_was_lost_is_made_again(cache, compilations):
+    # What the state is made with is compiled first, by JAX's cache, as in a process that starts.
+    jax.clear_caches()
+    trajectory(start())
+    assert not list(cache.glob("jit__lambda*-cache")), "not compiled past JAX's cache"
+    (path,) = cache.glob("*/*.program")
+    path.unlink()
+    for _ in range(2):
+        jax.clear_caches()
+        assert_equal(trajectory(start()), wanted())
+    assert len(compilations) == 2
 
 
 @pytest.mark.parametrize(
@@ -195,7 +209,7 @@ def test_what_jax_cached_before_does_not_get_into_the_kept_program(cache, compil
 )
 def test_a_damaged_program_is_named_and_replaced(cache, compilations, caplog, damage):
     trajectory(start())
-    (path,) = cache.glob("l2w_jax/*.program")
+    (path,) = cache.glob("*/*.program")
     path.write_bytes(damage(path.read_bytes()))
     with caplog.at_level("WARNING"):
         assert_equal(trajectory(start()), wanted())
@@ -206,14 +220,14 @@ def test_a_damaged_program_is_named_and_replaced(cache, compilations, caplog, da
 
 def test_a_damaged_pointer_costs_no_more_than_the_reading_ahead(cache, compilations):
     trajectory(start())
-    (path,) = cache.glob("l2w_jax/*.latest")
+    (path,) = cache.glob("*/*.latest")
     path.write_bytes(b"\xff" + path.read_bytes())
     assert_equal(trajectory(start()), wanted())
     assert len(compilations) == 1
 
 
 def test_a_run_goes_on_where_programs_cannot_be_written(cache, caplog):
-    (cache / "l2w_jax").write_text("a file where the folder should be")
+    (cache / programs._FOLDER).write_text("a file where the folder should be")
     with caplog.at_level("WARNING"):
         assert_equal(trajectory(start()), wanted())
     (record,) = caplog.records
