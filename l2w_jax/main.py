@@ -94,6 +94,7 @@ def run(arguments: Arguments) -> None:
     Raises:
       UserError: see `errors`.
     """
+    run_config.validate(arguments.config)
     run_folder.check(arguments.config, arguments.workdir)
     # From here on what is imported takes seconds, so what can be wrong without it comes before.
     command_line.set_up_libraries()

@@ -4,7 +4,7 @@
 
 The processes share each batch, as on N hosts. Their output is prefixed with their number. The first
 that fails ends all; so do SIGTERM and SIGINT, which every process gets. The exit status is the
-first one that is not 0. Device settings (JAX_PLATFORMS, XLA_FLAGS) are each process's own.
+first failure's. Device settings (JAX_PLATFORMS, XLA_FLAGS) are each process's own.
 """
 
 import os
@@ -19,6 +19,7 @@ from typing import IO
 
 # How long the others have to end once one process failed. After a signal they may take their time.
 SECONDS_TO_END = 30
+SECONDS_BETWEEN_LOOKS = 0.1
 
 
 def main(argv: Sequence[str]) -> int:
@@ -89,35 +90,58 @@ def wait_for_all(processes: Sequence[subprocess.Popen[str]]) -> int:
     """Waits until all have ended, and ends the rest after a failure.
 
     Returns:
-      The first exit status that was not 0, of a signal 128 plus its number.
+      The exit status of the first that failed, of a signal 128 plus its number. Of those that
+      failed within a moment it is the one that the others followed, see `_order_of_failure`.
     """
-    failure = 0
-    deadline = float("inf")
     running = dict(enumerate(processes))
-    while running:
-        # One that a signal ended comes first: those that ended since the last look may have done so
-        # because of it.
-        for index, process in sorted(running.items(), key=lambda item: (item[1].poll() or 0) >= 0):
-            status = process.poll()
-            if status is None:
-                continue
-            del running[index]
-            if status and not failure:
-                failure = status if status > 0 else 128 - status
-                deadline = time.monotonic() + SECONDS_TO_END
-                if running:
-                    print(
-                        f"process {index} ended with status {failure}; the others are ended too",
-                        file=sys.stderr,
-                        flush=True,
-                    )
-                    for other in running.values():
-                        other.send_signal(signal.SIGTERM)
-        if time.monotonic() > deadline:
-            for process in running.values():
-                process.kill()
-        time.sleep(0.1)
-    return failure
+    failed = {}
+    while running and not failed:
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+        failed = _remove_ended(running)
+    if not failed:
+        return 0
+    if all(status == -signal.SIGABRT for status in failed.values()):
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+        failed |= _remove_ended(running)
+    index, status = min(failed.items(), key=_order_of_failure)
+    status = status if status > 0 else 128 - status
+    if running:
+        print(
+            f"process {index} ended with status {status}; the others are ended too",
+            file=sys.stderr,
+            flush=True,
+        )
+    for other in running.values():
+        other.send_signal(signal.SIGTERM)
+    deadline = time.monotonic() + SECONDS_TO_END
+    while running and time.monotonic() < deadline:
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+        _remove_ended(running)
+    for other in running.values():
+        other.kill()
+        other.wait()
+    return status
+
+
+def _remove_ended(running: dict[int, subprocess.Popen[str]]) -> dict[int, int]:
+    """Takes the processes that ended out of `running`; returns the status of those that failed."""
+    ended = {index: process.poll() for index, process in running.items()}
+    ended = {index: status for index, status in ended.items() if status is not None}
+    for index in ended:
+        del running[index]
+    return {index: status for index, status in ended.items() if status}
+
+
+def _order_of_failure(failure: tuple[int, int]) -> tuple[int, int]:
+    """Where a failure stands among those of one moment; the first one caused the others.
+
+    A process that something kills does not say why the others then fail. One that loses its
+    coordinator aborts, so an abort comes after everything else.
+    """
+    index, status = failure
+    if status == -signal.SIGABRT:
+        return 2, index
+    return (0 if status < 0 else 1), index
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from launch.processes import wait_for_all
+
 ROOT = Path(__file__).parents[2]
 RUN_TINY = """
 import sys
@@ -145,11 +147,13 @@ def test_a_wrong_number_is_refused():
     assert completed.stderr.startswith("usage: ")
 
 
-def test_a_mistake_ends_all_processes_with_its_line(tmp_path):
+# The second is one only for two devices, which the processes know of after they found each other.
+@pytest.mark.parametrize("mistake", ["weighting.q=-1", "dataset.batch_size=126"])
+def test_a_mistake_ends_all_processes_with_its_line(mistake, tmp_path):
     completed = subprocess.run(
         [
             *(sys.executable, str(ROOT / "launch" / "processes.py"), "2"),
-            *(f"--config={ROOT}/configs/digits_msdnet.py", "--config.weighting.q=-1"),
+            *(f"--config={ROOT}/configs/digits_msdnet.py", f"--config.{mistake}"),
             f"--workdir={tmp_path / 'run'}",
         ],
         cwd=ROOT,
@@ -157,6 +161,24 @@ def test_a_mistake_ends_all_processes_with_its_line(tmp_path):
         capture_output=True,
         text=True,
     )
-    assert completed.returncode == 2
-    assert "weighting.q: -1" in completed.stdout
+    assert completed.returncode == 2, completed
+    assert mistake.replace("=", ": ") in completed.stdout
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("commands", "status"),
+    [
+        (["exit 0", "exit 0"], 0),
+        (["exit 0", "exit 3"], 3),
+        (["kill -ABRT $$", "exit 2"], 2),
+        (["kill -ABRT $$", "sleep 0.05; exit 2"], 2),
+        (["exit 1", "kill -KILL $$"], 128 + signal.SIGKILL),
+        (["kill -ABRT $$", "kill -KILL $$"], 128 + signal.SIGKILL),
+        (["kill -ABRT $$", "sleep 60"], 128 + signal.SIGABRT),
+    ],
+)
+def test_the_status_is_of_the_failure_that_the_others_followed(commands, status):
+    started = [subprocess.Popen(["sh", "-c", command]) for command in commands]
+    assert wait_for_all(started) == status
+    assert all(process.returncode is not None for process in started)
