@@ -104,8 +104,9 @@ def wait_for_all(processes: Sequence[subprocess.Popen[str]]) -> int:
         time.sleep(SECONDS_BETWEEN_LOOKS)
         failed |= _remove_ended(running)
     index, status = min(failed.items(), key=_order_of_failure)
+    followed = running or len(set(failed.values())) > 1
     status = status if status > 0 else 128 - status
-    if running:
+    if followed:
         print(
             f"process {index} ended with status {status}; the others are ended too",
             file=sys.stderr,

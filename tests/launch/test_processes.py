@@ -166,19 +166,44 @@ def test_a_mistake_ends_all_processes_with_its_line(mistake, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def started(commands):
+    return [subprocess.Popen(["sh", "-c", command]) for command in commands]
+
+
+def assert_ends_with(processes, first, status, capfd):
+    assert wait_for_all(processes) == status
+    assert all(process.returncode is not None for process in processes)
+    message = f"process {first} ended with status {status}; the others are ended too"
+    assert capfd.readouterr().err == ("" if first is None else message + "\n")
+
+
 @pytest.mark.parametrize(
-    ("commands", "status"),
+    ("commands", "first", "status"),
     [
-        (["exit 0", "exit 0"], 0),
-        (["exit 0", "exit 3"], 3),
-        (["kill -ABRT $$", "exit 2"], 2),
-        (["kill -ABRT $$", "sleep 0.05; exit 2"], 2),
-        (["exit 1", "kill -KILL $$"], 128 + signal.SIGKILL),
-        (["kill -ABRT $$", "kill -KILL $$"], 128 + signal.SIGKILL),
-        (["kill -ABRT $$", "sleep 60"], 128 + signal.SIGABRT),
+        (["exit 0", "exit 0"], None, 0),
+        (["exit 0", "exit 3"], None, 3),
+        (["exit 2", "exit 2"], None, 2),
+        (["kill -ABRT $$", "exit 2"], 1, 2),
+        (["exit 1", "kill -KILL $$"], 1, 128 + signal.SIGKILL),
+        (["kill -ABRT $$", "kill -KILL $$"], 1, 128 + signal.SIGKILL),
     ],
 )
-def test_the_status_is_of_the_failure_that_the_others_followed(commands, status):
-    started = [subprocess.Popen(["sh", "-c", command]) for command in commands]
-    assert wait_for_all(started) == status
-    assert all(process.returncode is not None for process in started)
+def test_of_failures_in_one_moment_that_is_named_which_the_others_followed(
+    commands, first, status, capfd
+):
+    processes = started(commands)
+    for process in processes:
+        process.wait()
+    assert_ends_with(processes, first, status, capfd)
+
+
+@pytest.mark.parametrize(
+    ("commands", "first", "status"),
+    [
+        (["kill -ABRT $$", "sleep 0.05; exit 2"], 1, 2),
+        (["kill -ABRT $$", "sleep 60"], 0, 128 + signal.SIGABRT),
+        (["sleep 60", "exit 3"], 1, 3),
+    ],
+)
+def test_a_failure_ends_the_others_and_is_named(commands, first, status, capfd):
+    assert_ends_with(started(commands), first, status, capfd)
