@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 STAND_IN = """#!/bin/sh
 echo "$@" >> "$CALLS"
+echo "${GLIBC_TUNABLES-}" > "$CALLS.tunables"
 if [ "$1 $2" = "-m venv" ]; then
     mkdir -p "$3/bin"
     cp "$0" "$3/bin/python"
@@ -113,3 +114,13 @@ def test_it_starts_in_any_folder(clone, tmp_path):
         text=True,
     )
     assert completed.returncode == 0, completed.stderr
+
+
+def test_memory_is_in_huge_pages_unless_the_user_says_otherwise(clone):
+    add_python(clone)
+    tunables = clone.parent / "calls.tunables"
+    launch(clone, "local.sh")
+    assert tunables.read_text() == "glibc.malloc.hugetlb=1\n"
+    for own in ("glibc.malloc.arena_max=2", ""):
+        launch(clone, "local.sh", GLIBC_TUNABLES=own)
+        assert tunables.read_text() == own + "\n"
