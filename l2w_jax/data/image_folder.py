@@ -63,7 +63,8 @@ def list_images(folder: Path) -> tuple[dict[str, ImageFiles], tuple[str, ...]]:
         for split in _SPLITS
         if (folder / split).is_dir()
     }
-    return found, class_names
+    # A name that is not UTF-8 could be neither logged nor put into a report.
+    return found, tuple(os.fsencode(name).decode(errors="replace") for name in class_names)
 
 
 def _entries(folder: Path) -> list[os.DirEntry]:
@@ -96,7 +97,7 @@ def _list_split(folder: Path, class_names: tuple[str, ...]) -> ImageFiles:
         labels += [class_names.index(entry.name)] * len(files)
     if not paths:
         raise UserError(f"{folder}: empty split: must hold CLASS/*.jpg")
-    return ImageFiles(np.array(paths), np.array(labels, np.int32))
+    return ImageFiles(np.array([*map(os.fsencode, paths)]), np.array(labels, np.int32))
 
 
 def complete_splits(config: ConfigDict, found: dict[str, ImageFiles]) -> dict[str, ImageFiles]:

@@ -34,7 +34,7 @@ class StoredImages(Protocol):
 class ImageFiles(NamedTuple):
     """One file for each image."""
 
-    paths: np.ndarray  # of str
+    paths: np.ndarray  # of bytes: a name need not be UTF-8, and a million of them take less memory
     labels: np.ndarray  # int32
 
     def __len__(self) -> int:
@@ -55,7 +55,7 @@ class ImageFiles(NamedTuple):
 
     def name(self, position: int) -> str:
         """See `StoredImages.name`."""
-        return str(self.paths[position])
+        return self.paths[position].decode(errors="replace")
 
 
 class ImageRecords(NamedTuple):

@@ -125,6 +125,22 @@ def test_absent_splits_are_cut_from_the_training_images_the_same_every_time(tmp_
 
 
 @pytest.mark.parametrize("augmentation", ["resized_crop", "crop"])
+def test_names_need_not_be_utf8(augmentation, folder, caplog):
+    green = os.fsencode(folder) + b"/%s/gr\xfcn"
+    for split in (b"train", b"test"):
+        os.rename(folder / os.fsdecode(split) / "green", green % split)
+    os.rename(green % b"train" + b"/00.jpg", green % b"train" + b"/\xfc.jpg")
+    expected = everything(open_source(folder_config(folder, augmentation=augmentation)), "train")
+    assert len(expected["label"]) == 24
+    Path(os.fsdecode(green % b"train" + b"/\xfc.jpg")).write_bytes(b"no picture")
+    config = folder_config(folder, augmentation=augmentation, holdout=0, max_bad_share=0.1)
+    source = open_source(config)
+    assert source.class_names == ("blue", "gr\ufffdn", "red")
+    assert len(everything(source, "train")["label"]) == 29
+    assert f"{folder}/train/gr\ufffdn/\ufffd.jpg" in caplog.text
+
+
+@pytest.mark.parametrize("augmentation", ["resized_crop", "crop"])
 def test_nothing_need_be_held_out(folder, augmentation):
     source = open_source(folder_config(folder, augmentation=augmentation, holdout=0))
     assert (source.num_train, source.num_holdout) == (30, 0)
