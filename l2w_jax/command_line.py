@@ -54,6 +54,8 @@ def _ignore_closed_loop(unraisable: "sys.UnraisableHookArgs") -> None:
 def run(main: Callable[[], None]) -> NoReturn:
     """Runs a command; ends the process with its exit status, after the lines of a UserError."""
     set_up_libraries()
+    # A file's name need not be UTF-8; it is printed as it is on the disk.
+    sys.stdout.reconfigure(errors="surrogateescape")
     try:
         main()
     except UserError as error:

@@ -1,12 +1,11 @@
 """The command that sets thresholds: every wish, and what it says where one cannot be fulfilled."""
 
 import json
-import math
 
 import numpy as np
 import pytest
 
-from l2w_jax import command_line, results, thresholds
+from l2w_jax import results, thresholds
 from l2w_jax.config import default_config, to_json
 from l2w_jax.early_exit.budget import NOBODY_LEAVES, exit_shares, find_thresholds, first_exits
 from l2w_jax.errors import UserError
@@ -164,24 +163,3 @@ def test_folders_that_are_no_evaluated_run_are_named(tmp_path):
     (tmp_path / "evaluation.json").unlink()
     with pytest.raises(UserError, match="evaluate the run first"):
         thresholds.main([f"--workdir={tmp_path}", "--q=1"])
-
-
-def test_quantities_are_read_as_people_write_them():
-    for text, value in {
-        "250000": 250e3,
-        "1.5e6": 1.5e6,
-        "300k": 3e5,
-        "20M": 2e7,
-        "1.2G": 1.2e9,
-    }.items():
-        assert math.isclose(command_line.quantity(text), value)
-
-
-def test_a_fault_is_a_line_on_standard_error_and_status_2(capsys):
-    def fail():
-        raise UserError("a: wrong")
-
-    with pytest.raises(SystemExit) as caught:
-        command_line.run(fail)
-    assert caught.value.code == 2
-    assert capsys.readouterr().err == "a: wrong\n"

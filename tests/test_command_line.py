@@ -1,0 +1,42 @@
+"""What commands share: how they read quantities, print the names of files, and end."""
+
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+
+from l2w_jax import command_line
+from l2w_jax.errors import UserError
+
+
+def test_quantities_are_read_as_people_write_them():
+    for text, value in {
+        "250000": 250e3,
+        "1.5e6": 1.5e6,
+        "300k": 3e5,
+        "20M": 2e7,
+        "1.2G": 1.2e9,
+    }.items():
+        assert math.isclose(command_line.quantity(text), value)
+
+
+def test_a_fault_is_a_line_on_standard_error_and_status_2(capsys):
+    def fail():
+        raise UserError("a: wrong")
+
+    with pytest.raises(SystemExit) as caught:
+        command_line.run(fail)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == "a: wrong\n"
+
+
+def test_names_that_are_not_utf8_are_printed_as_they_are():
+    program = "from l2w_jax import command_line; command_line.run(lambda: print('gr\\udcfcn.jpg'))"
+    completed = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"},
+        capture_output=True,
+    )
+    assert completed.stdout == b"gr\xfcn.jpg\n", completed.stderr
