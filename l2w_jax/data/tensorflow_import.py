@@ -1,6 +1,8 @@
 """TensorFlow, for reading files only. Importing this module takes seconds: do it late."""
 
+import ctypes
 import os
+import platform
 import re
 
 # What matters of its C++ log also comes as an exception; the rest would stand between the lines
@@ -15,6 +17,25 @@ __all__ = ["explain", "tf"]
 # The accelerators belong to JAX; TensorFlow would take their memory.
 for _kind in ("GPU", "TPU"):
     tf.config.set_visible_devices([], _kind)
+
+# Numbers of options in glibc's malloc.h.
+_M_TOP_PAD = -2
+_M_MMAP_THRESHOLD = -3
+
+
+def _keep_freed_memory() -> None:
+    """Has glibc keep what is freed for the next image, up to 64 MiB at the end of each heap.
+
+    By default it gives the pixels of images and batches back to the system again and again, and to
+    map them anew takes a third of the time in which images are read.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        c_library = ctypes.CDLL(None)
+        c_library.mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)  # more than a batch of 128 images
+        c_library.mallopt(_M_TOP_PAD, 64 * 2**20)
+
+
+_keep_freed_memory()
 
 
 def explain(error: Exception) -> str:
