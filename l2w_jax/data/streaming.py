@@ -1,6 +1,8 @@
 """Data sets that stay on disk: tf.data reads, decodes and crops ahead of the training step."""
 
+import atexit
 import os
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
@@ -15,6 +17,9 @@ from l2w_jax.errors import UserError
 
 # Batches that are being read at once: with one alone the cores would idle as it ends.
 _BATCHES_IN_FLIGHT = 2
+
+# What `_stop_reading` has to stop.
+_being_read: weakref.WeakSet[Iterator] = weakref.WeakSet()
 
 # Turns the bytes of an image and its further arguments into uint8[size, size, 3].
 Transform = Callable[..., tf.Tensor]
@@ -202,6 +207,26 @@ def read_batches(
         )
         .prefetch(1)
     )
+    batches = _with_gaps(dataset, batch_size)
+    _being_read.add(batches)
+    return batches
+
+
+@atexit.register
+def _stop_reading() -> None:
+    """Ends all reading while the interpreter is still whole.
+
+    TensorFlow's threads call Python. One that finds it gone never comes back, and the program, which
+    waits for it, would never end.
+    """
+    for batches in list(_being_read):
+        batches.close()
+
+
+def _with_gaps(
+    dataset: tf.data.Dataset, batch_size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yields batches of `batch_size` rows from batches that lack the images that failed."""
     for rows, pixels, labels in dataset.as_numpy_iterator():
         is_read = np.zeros(batch_size, bool)
         is_read[rows] = True
