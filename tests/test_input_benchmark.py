@@ -1,5 +1,7 @@
 """The benchmark of the input reads what it says, and counts what was read."""
 
+import itertools
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -27,8 +29,22 @@ def test_decoding_meets_the_crops_of_the_pipeline(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(input_benchmark.augment, "draw_resized_crops", noting(calls))
     input_benchmark.benchmark_input(num_batches=2, rounds=1, num_images=80)
-    pipeline, decoding = calls[0], calls[-2]
+    # The last calls are those for decoding: the two timed batches and those before them.
+    pipeline, decoding = calls[0], calls[-2 - input_benchmark._WARM_UP]
     np.testing.assert_array_equal(pipeline, decoding)
+
+
+def test_batches_that_were_begun_together_at_the_start_are_not_counted(monkeypatch):
+    now = 0.0
+
+    def batches():
+        nonlocal now
+        for number in itertools.count():
+            now += 1.0 if number >= 6 else 0.0
+            yield number
+
+    monkeypatch.setattr(input_benchmark.time, "monotonic", lambda: now)
+    assert input_benchmark._images_per_second(batches(), 4) == 64
 
 
 def noting(calls):
