@@ -216,8 +216,8 @@ def read_batches(
 def _stop_reading() -> None:
     """Ends all reading while the interpreter is still whole.
 
-    TensorFlow's threads call Python. One that finds it gone never comes back, and the program, which
-    waits for it, would never end.
+    TensorFlow's threads call Python. One that finds it gone never comes back, and the program,
+    which waits for it, would never end.
     """
     for batches in list(_being_read):
         batches.close()
