@@ -1,22 +1,45 @@
-"""Memory of batches is used again rather than mapped anew."""
+"""Memory of images is used again rather than mapped anew."""
 
 import platform
 import resource
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from l2w_jax.data.tensorflow_import import tf
+from l2w_jax.config import default_config
+from l2w_jax.data import open_source
+
+SIZE = 224
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left alone")
-def test_arrays_of_a_batch_get_the_memory_of_the_one_before():
-    def faults_of(num_batches: int) -> int:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        for _ in range(num_batches):
-            tf.identity(np.ones((64, 224, 224, 3), np.uint8))
-        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+def test_images_get_the_memory_of_those_before(tmp_path):
+    generator = np.random.default_rng(0)
+    for number in range(48):
+        pixels = generator.integers(0, 256, (375, 500, 3), dtype=np.uint8)
+        folder = tmp_path / ("train" if number else "test") / "noise"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / f"{number}.jpg")
+    config = default_config()
+    config.dataset.update(
+        name="image_folder",
+        data_dir=str(tmp_path),
+        num_classes=1,
+        image_size=SIZE,
+        holdout=1,
+        batch_size=32,
+        augmentation="resized_crop",
+    )
+    batches = open_source(config).train_batches(0)
 
-    faults_of(10)
-    pages_of_a_batch = 64 * 224 * 224 * 3 // resource.getpagesize()
-    assert faults_of(50) < 5 * pages_of_a_batch
+    def read(num_batches: int) -> None:
+        for _ in range(num_batches):
+            next(batches)
+
+    read(16)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    read(16)
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    pages_of_an_image = SIZE * SIZE * 3 / resource.getpagesize()
+    assert faults / (16 * 32) < pages_of_an_image
