@@ -35,4 +35,4 @@ def test_a_program_ends_while_images_are_read_by_python(tmp_path):
     file.write_bytes(b"any")
     program = [sys.executable, "-c", PROGRAM, str(file)]
     finished = subprocess.run(program, timeout=120, capture_output=True, text=True)
-    assert (finished.returncode, finished.stderr) == (0, "")
+    assert finished.returncode == 0, finished.stderr
