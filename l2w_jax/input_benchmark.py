@@ -13,7 +13,7 @@ from PIL import Image
 
 from l2w_jax.config import default_config
 from l2w_jax.data import augment, order
-from l2w_jax.data.decode import drawn_box
+from l2w_jax.data.decode import drawn_boxes
 from l2w_jax.data.image_folder import complete_splits, list_images
 from l2w_jax.data.stored import ImageFiles
 from l2w_jax.data.streaming import StreamingSource
@@ -30,7 +30,7 @@ _BATCH_SIZE = 64
 _WARM_UP = 16
 
 
-def benchmark_input(num_batches: int, rounds: int = 5, num_images: int = 256) -> dict[str, Any]:
+def benchmark_input(num_batches: int, rounds: int = 9, num_images: int = 256) -> dict[str, Any]:
     """Makes a folder of JPEGs and times both ways of reading random crops of them.
 
     The two take turns, so that both meet whatever else the machine does. Decoding alone reads the
@@ -110,8 +110,8 @@ def _decoded_crops(images: ImageFiles, seed: int, num_batches: int) -> Iterator[
     def decode(path: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
         encoded = tf.io.read_file(path)
         shape = tf.io.extract_jpeg_shape(encoded)
-        box = tf.stack(drawn_box(draws, shape[0], shape[1]))
-        return tf.image.decode_and_crop_jpeg(encoded, box, channels=3)[0, 0]
+        boxes = drawn_boxes(shape[:1], shape[1:2], draws[None])
+        return tf.image.decode_and_crop_jpeg(encoded, boxes[0], channels=3)[0, 0]
 
     paths = images.paths[np.concatenate(list(batches))]
     return (

@@ -1,143 +1,185 @@
-"""From an encoded image to the pixels that the network sees: TensorFlow graph functions.
+"""From encoded images to the part of each that the network is to see.
 
 JPEGs are decoded only where the crop lies. Grey, palette, RGBA and CMYK images become RGB (alpha is
-dropped), and a JPEG is turned upright as its EXIF orientation says. A function is traced once for
-each of its `size`s, whatever the number of pipelines that call it.
+dropped), and a JPEG is turned upright as its EXIF orientation says. `crops` is a TensorFlow graph
+function for groups of images: each operation of a graph costs microseconds, and what is done once
+for a group is nearly free. `crop` is the same for one image, in Python.
 """
 
+import functools
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image
 
 from l2w_jax.data.tensorflow_import import tf
 
-Box = tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]  # top, left, height, width; int32 pixels
+# From heights int32[n], widths int32[n] and arguments with n rows to boxes int32[n, 4]: top, left,
+# height and width in pixels.
+ChooseBoxes = Callable[..., tf.Tensor]
 
 # Share of the shorter side that evaluation sees: 224 of 256 pixels in every ImageNet table.
 EVALUATED_SHARE = 224 / 256
 
+_JPEG = b"\xff\xd8\xff"  # the first bytes of any
+
+# The EXIF segment follows the first two bytes and its own header, or a JFIF segment of 18 bytes
+# besides.
+_EXIF = b"Exif"
+_EXIF_STARTS = (6, 24)
 _ORIENTATION_TAG = 0x0112
 
 
-@tf.function(autograph=False)
-def training_image(encoded: tf.Tensor, draws: tf.Tensor, mirrored: tf.Tensor, size: int):
-    """Returns a random resized crop, uint8[size, size, 3], perhaps mirrored.
+def crops(
+    encoded: Sequence[tf.Tensor], choose_boxes: ChooseBoxes, *arguments: tf.Tensor
+) -> list[tf.Tensor]:
+    """Returns the chosen box of each of n upright images, uint8[h, w, 3].
 
     Args:
-        encoded: the file's bytes.
-        draws: float32[attempts, 4], see `augment.draw_resized_crops`.
-        mirrored: whether to mirror it.
-        size: pixels of the square that the network sees.
+        encoded: n files' bytes.
+        choose_boxes: `drawn_boxes` for training, `centre_boxes` for evaluation.
+        arguments: of `choose_boxes`, with n rows.
     """
-    crop = _decode_crop(encoded, lambda height, width: drawn_box(draws, height, width))
-    # Unlike tf.reverse, this takes the choice as a tensor; a branch of the graph would cost more.
-    return tf.raw_ops.Reverse(tensor=_resize(crop, size), dims=[False, mirrored, False])
+
+    def only_the_crops() -> list[tf.Tensor]:
+        shapes = tf.stack([tf.io.extract_jpeg_shape(of_image) for of_image in encoded])
+        boxes = tf.unstack(choose_boxes(shapes[:, 0], shapes[:, 1], *arguments))
+        return [
+            tf.image.decode_and_crop_jpeg(of_image, box, channels=3)
+            for of_image, box in zip(encoded, boxes, strict=True)
+        ]
+
+    # A branch that is not taken costs time for each of its operations: this one has a single one.
+    def one_by_one() -> list[tf.Tensor]:
+        return tf.numpy_function(
+            _crops_in_python(choose_boxes, len(encoded)),
+            [*encoded, *arguments],
+            [tf.uint8] * len(encoded),
+            stateful=False,
+        )
+
+    return tf.cond(tf.reduce_all(_are_upright_jpegs(encoded)), only_the_crops, one_by_one)
 
 
+# TensorFlow never lets go of a Python function that a graph calls: there is to be one of each kind.
+@functools.cache
+def _crops_in_python(choose_boxes: ChooseBoxes, num_images: int) -> Callable[..., list[np.ndarray]]:
+    def crops_in_python(*inputs: bytes | np.ndarray) -> list[np.ndarray]:
+        encoded, arguments = inputs[:num_images], inputs[num_images:]
+        return [
+            crop(of_image, choose_boxes, *(argument[row : row + 1] for argument in arguments))
+            for row, of_image in enumerate(encoded)
+        ]
+
+    return crops_in_python
+
+
+def crop(encoded: bytes, choose_boxes: ChooseBoxes, *arguments: np.ndarray) -> np.ndarray:
+    """Returns the chosen box of an upright image, uint8[h, w, 3].
+
+    Args:
+        encoded: a file's bytes.
+        choose_boxes: see `crops`.
+        arguments: of `choose_boxes`, with one row.
+
+    Raises:
+        tf.errors.OpError: this is no image.
+    """
+    contents = tf.constant(encoded)
+    is_jpeg = encoded.startswith(_JPEG)
+    has_exif = is_jpeg and any(encoded.startswith(_EXIF, start) for start in _EXIF_STARTS)
+    orientation = _exif_orientation(encoded) if has_exif else 1
+    if is_jpeg and orientation == 1:
+        box = _box(choose_boxes, tf.io.extract_jpeg_shape(contents), *arguments)
+        return tf.image.decode_and_crop_jpeg(contents, box, channels=3).numpy()
+    whole = tf.image.decode_image(contents, channels=3, expand_animations=False).numpy()
+    upright = _turn(whole, orientation)
+    top, left, height, width = _box(choose_boxes, tf.constant(upright.shape), *arguments).numpy()
+    return np.ascontiguousarray(upright[top : top + height, left : left + width])
+
+
+# Traced once for each `choose_boxes`: as single operations it would take two milliseconds.
 @tf.function(autograph=False)
-def evaluation_image(encoded: tf.Tensor, size: int, share: float = EVALUATED_SHARE):
-    """Returns the centre square of `share` of the shorter side as uint8[size, size, 3]."""
-    crop = _decode_crop(encoded, lambda height, width: _centre_box(share, height, width))
-    return _resize(crop, size)
+def _box(choose_boxes: ChooseBoxes, shape: tf.Tensor, *arguments: tf.Tensor) -> tf.Tensor:
+    return choose_boxes(shape[:1], shape[1:2], *arguments)[0]
 
 
-def drawn_box(draws: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> Box:
-    """The crop (`augment.draw_resized_crops`) of an image of this size, both in pixels.
+def drawn_boxes(heights: tf.Tensor, widths: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
+    """The crops (`augment.draw_resized_crops`) of n images of these sizes: `ChooseBoxes`.
 
     The first attempt that fits counts; if none does, the largest centre crop of a legal ratio.
     """
-    side = tf.sqrt(tf.cast(height * width, tf.float32))
-    heights = tf.cast(tf.round(side * draws[:, 0]), tf.int32)
-    widths = tf.cast(tf.round(side * draws[:, 1]), tf.int32)
-    fits = (heights > 0) & (heights <= height) & (widths > 0) & (widths <= width)
-    first = tf.argmax(fits)
-
-    def drawn() -> Box:
-        top = _place(draws[first, 2], height - heights[first])
-        left = _place(draws[first, 3], width - widths[first])
-        return top, left, heights[first], widths[first]
-
-    def fallback() -> Box:
-        rows = tf.minimum(height, tf.cast(tf.round(tf.cast(width, tf.float32) * 4 / 3), tf.int32))
-        columns = tf.minimum(
-            width, tf.cast(tf.round(tf.cast(height, tf.float32) * 4 / 3), tf.int32)
-        )
-        return (height - rows) // 2, (width - columns) // 2, rows, columns
-
-    return tf.cond(fits[first], drawn, fallback)
-
-
-def _place(share: tf.Tensor, free: tf.Tensor) -> tf.Tensor:
-    """Returns one of the `free` + 1 places, all equally likely for a uniform share in [0, 1)."""
-    return tf.minimum(tf.cast(share * tf.cast(free + 1, tf.float32), tf.int32), free)
-
-
-def _centre_box(share: float, height: tf.Tensor, width: tf.Tensor) -> Box:
-    shorter = tf.cast(tf.minimum(height, width), tf.float32)
-    side = tf.maximum(tf.cast(tf.round(shorter * share), tf.int32), 1)
-    return (height - side) // 2, (width - side) // 2, side, side
-
-
-def _decode_crop(
-    encoded: tf.Tensor, choose_box: Callable[[tf.Tensor, tf.Tensor], Box]
-) -> tf.Tensor:
-    """Returns the chosen box of the upright image, uint8[h, w, 3]."""
-    is_jpeg = tf.io.is_jpeg(encoded)
-    # The EXIF segment follows the first two bytes and its own header, or a JFIF segment of 18 bytes
-    # besides. Python, which is slow, is called only for files that have one.
-    header = tf.strings.join([tf.strings.substr(encoded, 0, 28), "\0" * 28])
-    has_exif = (tf.strings.substr(header, 6, 4) == "Exif") | (
-        tf.strings.substr(header, 24, 4) == "Exif"
+    image = tf.stack([heights, widths], axis=-1)
+    sqrt_area = tf.sqrt(tf.cast(heights * widths, tf.float32))[:, None, None]
+    sides = tf.cast(tf.round(sqrt_area * draws[..., :2]), tf.int32)  # [n, attempts, 2]
+    fits = tf.reduce_all((sides > 0) & (sides <= image[:, None]), axis=-1)
+    first = tf.argmax(fits, axis=-1, output_type=tf.int32)
+    drawn = tf.gather(sides, first, batch_dims=1)
+    shares = tf.gather(draws[..., 2:], first, batch_dims=1)
+    free = image - drawn
+    # One of the `free` + 1 places, all equally likely for a uniform share in [0, 1).
+    corner = tf.minimum(tf.cast(shares * tf.cast(free + 1, tf.float32), tf.int32), free)
+    other_sides = tf.cast(image[:, ::-1], tf.float32)
+    largest = tf.minimum(image, tf.cast(tf.round(other_sides * 4 / 3), tf.int32))
+    return tf.where(
+        tf.reduce_any(fits, axis=-1)[:, None],
+        tf.concat([corner, drawn], axis=-1),
+        tf.concat([(image - largest) // 2, largest], axis=-1),
     )
 
-    def only_the_crop() -> tf.Tensor:
-        shape = tf.io.extract_jpeg_shape(encoded)
-        box = tf.stack(choose_box(shape[0], shape[1]))
-        return tf.image.decode_and_crop_jpeg(encoded, box, channels=3)
 
-    def crop_of_the_whole() -> tf.Tensor:
-        whole = tf.image.decode_image(encoded, channels=3, expand_animations=False)
-        upright = tf.cond(is_jpeg, lambda: _turn(whole, encoded), lambda: whole)
-        shape = tf.shape(upright)
-        top, left, height, width = choose_box(shape[0], shape[1])
-        return upright[top : top + height, left : left + width]
-
-    return tf.cond(is_jpeg & ~has_exif, only_the_crop, crop_of_the_whole)
+def centre_boxes(heights: tf.Tensor, widths: tf.Tensor, shares: tf.Tensor) -> tf.Tensor:
+    """The centre squares of `shares` float32[n] of the shorter sides of n images: `ChooseBoxes`."""
+    shorter = tf.cast(tf.minimum(heights, widths), tf.float32)
+    sides = tf.maximum(tf.cast(tf.round(shorter * shares), tf.int32), 1)
+    return tf.stack([(heights - sides) // 2, (widths - sides) // 2, sides, sides], axis=-1)
 
 
-def _exif_orientation(encoded: bytes) -> np.int32:
+def _are_upright_jpegs(encoded: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Whether each file is a JPEG that need not be turned, bool[n]; a graph function."""
+    length = max(_EXIF_STARTS) + len(_EXIF)
+    heads = tf.stack([tf.strings.substr(of_image, 0, length) for of_image in encoded])
+    heads = tf.strings.join([heads, "\0" * length])
+    is_jpeg = tf.strings.substr(heads, 0, len(_JPEG)) == _JPEG
+    has_exif = is_jpeg & tf.reduce_any(
+        [tf.strings.substr(heads, start, len(_EXIF)) == _EXIF for start in _EXIF_STARTS], axis=0
+    )
+
+    # Python, which is slow, is called only for files that have EXIF.
+    return is_jpeg & tf.cond(
+        tf.reduce_any(has_exif),
+        lambda: tf.numpy_function(_are_upright, [has_exif, *encoded], tf.bool, stateful=False),
+        lambda: ~has_exif,
+    )
+
+
+def _are_upright(has_exif: np.ndarray, *encoded: bytes) -> np.ndarray:
+    return np.array(
+        [
+            not may_be_turned or _exif_orientation(of_image) == 1
+            for may_be_turned, of_image in zip(has_exif, encoded, strict=True)
+        ]
+    )
+
+
+def _exif_orientation(encoded: bytes) -> int:
+    """Returns how the camera was held, 1 to 8; 1 is upright, and what is said of no other."""
     try:
         with Image.open(io.BytesIO(encoded)) as image:
             orientation = image.getexif().get(_ORIENTATION_TAG, 1)
     # Pillow raises many kinds of errors; a broken tag is no reason to lose the picture.
     except Exception:
         orientation = 1
-    return np.int32(orientation if orientation in range(1, 9) else 1)
+    return orientation if orientation in range(1, 9) else 1
 
 
-def _turn(image: tf.Tensor, encoded: tf.Tensor) -> tf.Tensor:
+def _turn(image: np.ndarray, orientation: int) -> np.ndarray:
     """Turns a stored image upright. The eight orientations are a transposition and two mirrors."""
-    orientation = tf.ensure_shape(tf.numpy_function(_exif_orientation, [encoded], tf.int32), [])
-    image = tf.cond(orientation >= 5, lambda: tf.transpose(image, [1, 0, 2]), lambda: image)
-    mirrored = tf.reduce_any(orientation == [2, 3, 6, 7])
-    image = tf.cond(mirrored, lambda: tf.reverse(image, [1]), lambda: image)
-    upside_down = tf.reduce_any(orientation == [3, 4, 7, 8])
-    return tf.cond(upside_down, lambda: tf.reverse(image, [0]), lambda: image)
-
-
-def _resize(image: tf.Tensor, size: int) -> tf.Tensor:
-    """Returns uint8[size, size, 3], bilinear, which leaves a crop of the right size as it is.
-
-    The filter widens (at three times the cost) only where an image shrinks by more than half:
-    before that, plain bilinear interpolation skips no pixel.
-    """
-
-    def resized(antialias: bool) -> tf.Tensor:
-        pixels = tf.image.resize(image, [size, size], "bilinear", antialias=antialias)
-        return tf.cast(pixels + 0.5, tf.uint8)
-
-    is_large = tf.reduce_max(tf.shape(image)[:2]) > 2 * size
-    fitted = tf.cond(is_large, lambda: resized(True), lambda: resized(False))
-    return tf.ensure_shape(fitted, [size, size, 3])
+    if orientation in (5, 6, 7, 8):
+        image = image.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    return image

@@ -7,18 +7,17 @@ stay on disk; otherwise they are small, and are read into memory once.
 
 import math
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from l2w_jax.data import decode, order, splits
+from l2w_jax.data import order, splits
 from l2w_jax.data.bad_images import BadImages
+from l2w_jax.data.reading import read_evaluation_batches
 from l2w_jax.data.source import LabelledImages, MemorySource, Source, choose_training_images
 from l2w_jax.data.stored import ImageFiles
-from l2w_jax.data.streaming import StreamingSource, read_batches, reason_of_failure
-from l2w_jax.data.tensorflow_import import tf
+from l2w_jax.data.streaming import StreamingSource
 from l2w_jax.errors import UserError
 
 _ENDINGS = (".jpg", ".jpeg", ".png")
@@ -134,24 +133,11 @@ def _read_into_memory(
 
 
 def _read_split(images: ImageFiles, size: int, bad: BadImages) -> LabelledImages:
-    batch_size = max(1, min(_BATCH_SIZE, len(images)))
-
-    def transform(encoded: tf.Tensor) -> tf.Tensor:
-        return decode.evaluation_image(encoded, size, share=1.0)
-
-    def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        return order.evaluation_rows(len(images), batch_size)
-
-    def choices() -> Iterator[tuple[np.ndarray, tuple[()]]]:
-        for positions, _ in batches():
-            yield positions, ()
-
+    rows = list(order.evaluation_rows(len(images), max(1, min(_BATCH_SIZE, len(images)))))
     pixels = np.empty((len(images), size, size, 3), np.uint8)
-    is_read = np.empty(len(images), bool)
-    decoded = read_batches(images, choices, batch_size, size, transform)
-    for (positions, mask), (of_batch, _, is_read_of_batch) in zip(batches(), decoded, strict=True):
-        pixels[positions[mask]] = of_batch[mask]
-        is_read[positions[mask]] = is_read_of_batch[mask]
-    for position in np.flatnonzero(~is_read):
-        bad.add(images.name(position), reason_of_failure(images, position, transform, ()))
+    is_read = np.zeros(len(images), bool)
+    for batch in read_evaluation_batches(images, rows, size, bad, share=1.0):
+        read = batch.choice.positions[batch.is_read]
+        pixels[read] = batch.pixels[batch.is_read]
+        is_read[read] = True
     return LabelledImages(pixels, images.labels).rows(np.flatnonzero(is_read))

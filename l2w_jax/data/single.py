@@ -6,6 +6,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from l2w_jax.data import decode
+from l2w_jax.data.resize import resize
 from l2w_jax.data.tensorflow_import import tf
 
 
@@ -21,13 +22,15 @@ def read_image(path: Path, config: ConfigDict) -> np.ndarray:
     """
     share = evaluated_share(config)
     try:
-        # A tensor, because bytes would be a constant of the graph: a new graph for each image.
-        encoded = tf.constant(path.read_bytes())
-        return decode.evaluation_image(encoded, config.dataset.image_size, share).numpy()
+        crop = decode.crop(path.read_bytes(), decode.centre_boxes, np.array([share], np.float32))
     except OSError as error:
         raise UnreadableImage(f"{path}: cannot be read: {error.strerror}") from error
     except tf.errors.OpError as error:
         raise UnreadableImage(f"{path}: is no image that can be decoded") from error
+    size = config.dataset.image_size
+    square = np.empty((size, size, 3), np.uint8)
+    resize(crop, square)
+    return square
 
 
 def evaluated_share(config: ConfigDict) -> float:

@@ -24,8 +24,8 @@ class StoredImages(Protocol):
     def references(self, positions: np.ndarray) -> tuple[np.ndarray, ...]:
         """Returns what `read` needs of the images at `positions`, arrays with one row for each."""
 
-    def read(self, *reference: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns (bytes of the encoded image, label int32) of one image; a graph function."""
+    def read(self, *references: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """Returns the bytes of n images and their labels, int32[n]; a graph function."""
 
     def name(self, position: int) -> str:
         """Returns what to call an image in a message."""
@@ -48,10 +48,10 @@ class ImageFiles(NamedTuple):
         """See `StoredImages.references`."""
         return self.paths[positions], self.labels[positions]
 
-    def read(self, *reference: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def read(self, *references: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
         """See `StoredImages.read`."""
-        path, label = reference
-        return tf.io.read_file(path), label
+        paths, labels = references
+        return [tf.io.read_file(path) for path in tf.unstack(paths)], labels
 
     def name(self, position: int) -> str:
         """See `StoredImages.name`."""
@@ -79,25 +79,28 @@ class ImageRecords(NamedTuple):
         """See `StoredImages.references`."""
         return (self.places[positions],)
 
-    def read(self, *reference: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def read(self, *references: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
         """See `StoredImages.read`."""
-        record = tf.numpy_function(self._read_record, reference, tf.string, stateful=False)
+        (places,) = references
+        records = tf.numpy_function(self._read_records, [places], tf.string, stateful=False)
         features = {
             "image": tf.io.FixedLenFeature([], tf.string),
             "label": tf.io.FixedLenFeature([], tf.int64),
         }
-        example = tf.io.parse_single_example(tf.ensure_shape(record, []), features)
-        return example["image"], tf.cast(example["label"], tf.int32)
+        examples = tf.io.parse_example(tf.ensure_shape(records, places.shape[:1]), features)
+        return tf.unstack(examples["image"]), tf.cast(examples["label"], tf.int32)
 
     def name(self, position: int) -> str:
         """See `StoredImages.name`."""
         file, first, _ = self.places[position]
         return f"{self.paths[file]}, record at byte {first}"
 
-    def _read_record(self, place: np.ndarray) -> bytes:
-        file, first, length = place
+    def _read_records(self, places: np.ndarray) -> np.ndarray:
+        return np.array([self._read_record(*map(int, place)) for place in places], object)
+
+    def _read_record(self, file: int, first: int, length: int) -> bytes:
         with open(self.paths[file], "rb", buffering=0) as records:
-            return os.pread(records.fileno(), int(length), int(first))
+            return os.pread(records.fileno(), length, first)
 
 
 # A TFRecord is a length, its checksum, the data and their checksum.

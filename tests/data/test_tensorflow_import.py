@@ -42,4 +42,4 @@ def test_images_get_the_memory_of_those_before(tmp_path):
     read(16)
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
     pages_of_an_image = SIZE * SIZE * 3 / resource.getpagesize()
-    assert faults / (16 * 32) < pages_of_an_image
+    assert faults / (16 * 32) < pages_of_an_image / 4

@@ -1,0 +1,272 @@
+"""Batches of encoded images: tf.data reads, decodes and crops them ahead of who asks for them."""
+
+import atexit
+import itertools
+import os
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from l2w_jax.data import decode
+from l2w_jax.data.bad_images import BadImages
+from l2w_jax.data.resize import resize
+from l2w_jax.data.stored import StoredImages
+from l2w_jax.data.tensorflow_import import explain, tf
+
+# Images that are decoded together at most, see `decode`.
+_GROUP_SIZE = 16
+
+# Batches that are read before they are asked for.
+_BATCHES_AHEAD = 2
+
+# What `_stop_reading` has to stop.
+_being_read: weakref.WeakSet[Iterator] = weakref.WeakSet()
+
+
+class Choice(NamedTuple):
+    """What a batch is to be made of: one row for each image."""
+
+    positions: np.ndarray  # int[b], in the split
+    mirrored: np.ndarray  # bool[b]
+    arguments: tuple[np.ndarray, ...]  # of `decode.ChooseBoxes`, with b rows
+
+    def row(self, row: int) -> "Choice":
+        """Returns the choice for one image as that for a batch of it."""
+        rows = slice(row, row + 1)
+        arguments = tuple(argument[rows] for argument in self.arguments)
+        return Choice(self.positions[rows], self.mirrored[rows], arguments)
+
+
+class ReadBatch(NamedTuple):
+    """A batch as far as it has been read."""
+
+    choice: Choice
+    pixels: np.ndarray  # uint8[b, size, size, 3]
+    labels: np.ndarray  # int32[b]
+    is_read: np.ndarray  # bool[b]; pixels and label of an image that is not mean nothing
+
+
+def read_evaluation_batches(
+    images: StoredImages,
+    rows: Sequence[tuple[np.ndarray, np.ndarray]],
+    size: int,
+    bad: BadImages,
+    share: float = decode.EVALUATED_SHARE,
+) -> Iterator[ReadBatch]:
+    """Yields the centres of images, without those that `order.evaluation_rows` masks.
+
+    Args:
+        images: where to read from.
+        rows: positions int[b] and mask bool[b] of each batch.
+        size: pixels of an image's side.
+        bad: is told of images that cannot be read, which `is_read` leaves out too.
+        share: of the shorter side of an image, see `decode.centre_boxes`.
+    """
+    choices = [
+        Choice(positions, np.zeros(len(positions), bool), (np.full(len(positions), share, "f"),))
+        for positions, _ in rows
+    ]
+    batches = read_batches(images, choices, len(choices), size, decode.centre_boxes)
+    for (positions, mask), batch in zip(rows, batches, strict=True):
+        for row in np.flatnonzero(~batch.is_read):
+            try:
+                batch.pixels[row], batch.labels[row] = read_one(
+                    images, batch.choice.row(row), size, decode.centre_boxes
+                )
+                batch.is_read[row] = True
+            except (tf.errors.OpError, OSError) as error:
+                batch.pixels[row], batch.labels[row] = 0, 0
+                if mask[row]:
+                    bad.add(images.name(positions[row]), explain(error))
+        yield batch._replace(is_read=batch.is_read & mask)
+
+
+def read_batches(
+    images: StoredImages,
+    choices: Iterable[Choice],
+    num_batches: int,
+    size: int,
+    choose_boxes: decode.ChooseBoxes,
+) -> Iterator[ReadBatch]:
+    """Yields a batch for each choice, all of one size. An image that fails takes its group along.
+
+    tf.data reads and decodes groups of images, of which the square that the network sees is put
+    straight into its place in the batch: to pass it on through tf.data would copy it twice.
+
+    Args:
+        images: where to read from.
+        choices: is asked in another thread, some batches ahead.
+        num_batches: how many choices there are.
+        size: pixels of an image's side.
+        choose_boxes: of the crops, see `decode.crops`.
+    """
+    batches = _read_batches(images, choices, num_batches, size, choose_boxes)
+    _being_read.add(batches)
+    return batches
+
+
+def _read_batches(
+    images: StoredImages,
+    choices: Iterable[Choice],
+    num_batches: int,
+    size: int,
+    choose_boxes: decode.ChooseBoxes,
+) -> Iterator[ReadBatch]:
+    if num_batches == 0:
+        return
+    key = next(_keys)
+    reading = _readings[key] = _Reading(images, choices, size)
+    try:
+        ends = _ends_of_batches(key, num_batches, choose_boxes)
+        for number, _ in zip(range(num_batches), ends, strict=False):
+            if reading.error:
+                raise reading.error
+            yield reading.batches.pop(number)
+    finally:
+        del _readings[key]
+
+
+class _Reading:
+    """Batches that TensorFlow's threads are filling.
+
+    Args:
+        images: where to read from.
+        choices: one for each batch, all of one size.
+        size: pixels of an image's side.
+    """
+
+    def __init__(self, images: StoredImages, choices: Iterable[Choice], size: int):
+        choices = iter(choices)
+        self.first_choice = next(choices)
+        self.images = images
+        self.batches: dict[int, ReadBatch] = {}
+        self.error: Exception | None = None
+        self._choices = itertools.chain([self.first_choice], choices)
+        self._size = size
+
+    def columns(self, number: int, choice: Choice) -> list[np.ndarray]:
+        """Returns what is to be known of each group and, in the last row, of a batch's end.
+
+        They are whether it is the end, the batch, the rows in it, the references of the images and
+        the arguments of the choice.
+        """
+        batch_size = len(choice.positions)
+        group_size = max(n for n in range(1, _GROUP_SIZE + 1) if batch_size % n == 0)
+        of_images = (
+            np.arange(batch_size),
+            *self.images.references(choice.positions),
+            *choice.arguments,
+        )
+        of_groups = [column.reshape(-1, group_size, *column.shape[1:]) for column in of_images]
+        num_groups = batch_size // group_size
+        return [
+            np.arange(num_groups + 1) == num_groups,
+            np.full(num_groups + 1, number),
+            *(np.concatenate([column, column[-1:]]) for column in of_groups),
+        ]
+
+    def begin(self, number: int) -> list[np.ndarray]:
+        """Begins the next batch and returns its `columns`; only ends if there was an `error`."""
+        try:
+            choice = next(self._choices)
+            self.batches[number] = ReadBatch(
+                choice,
+                pixels=np.empty((len(choice.positions), self._size, self._size, 3), np.uint8),
+                labels=np.empty(len(choice.positions), np.int32),
+                is_read=np.zeros(len(choice.positions), bool),
+            )
+            return self.columns(number, choice)
+        # It would be left out as what cannot be read is.
+        except Exception as error:
+            self.error = self.error or error
+            is_end, *others = self.columns(number, self.first_choice)
+            return [np.ones_like(is_end), *others]
+
+    def put(
+        self, number: int, rows: np.ndarray, labels: np.ndarray, crops: Sequence[np.ndarray]
+    ) -> None:
+        """Puts a group into its place."""
+        batch = self.batches[number]
+        for row, crop in zip(rows, crops, strict=True):
+            resize(crop, batch.pixels[row], batch.choice.mirrored[row])
+        batch.labels[rows] = labels
+        batch.is_read[rows] = True
+
+
+# TensorFlow never lets go of a Python function that a graph calls, nor of what that refers to: it
+# calls these two and is told what to work for.
+_keys = itertools.count()
+_readings: dict[int, _Reading] = {}
+
+
+def _begin(key: np.int64, number: np.int64) -> list[np.ndarray]:
+    return _readings[int(key)].begin(int(number))
+
+
+def _put(
+    key: np.int64, number: np.int64, rows: np.ndarray, labels: np.ndarray, *crops: np.ndarray
+) -> np.bool_:
+    _readings[int(key)].put(int(number), rows, labels, crops)
+    return np.False_
+
+
+def _ends_of_batches(
+    key: int, num_batches: int, choose_boxes: decode.ChooseBoxes
+) -> Iterator[tf.Tensor]:
+    """Yields when a batch of the reading `key` has been filled as far as it can be."""
+    reading = _readings[key]
+    examples = reading.columns(0, reading.first_choice)
+    first_argument = len(examples) - len(reading.first_choice.arguments)
+
+    def begin(number: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        columns = tf.numpy_function(_begin, [key, number], [column.dtype for column in examples])
+        return tuple(
+            tf.ensure_shape(column, example.shape)
+            for column, example in zip(columns, examples, strict=True)
+        )
+
+    def load(*columns: tf.Tensor) -> tf.Tensor:
+        is_end, number, rows = columns[:3]
+
+        def load_group() -> tf.Tensor:
+            encoded, labels = reading.images.read(*columns[3:first_argument])
+            crops = decode.crops(encoded, choose_boxes, *columns[first_argument:])
+            return tf.numpy_function(_put, [key, number, rows, labels, *crops], tf.bool)
+
+        return tf.cond(is_end, lambda: True, load_group)
+
+    # A graph cannot catch an error, but a data set can leave out what failed: its rows stay unread.
+    # Not `from_generator`, which undoes what `tensorflow_import` does for memory.
+    return iter(
+        tf.data.Dataset.range(num_batches)
+        .map(begin)
+        .unbatch()
+        .map(load, num_parallel_calls=os.cpu_count(), deterministic=True)
+        .ignore_errors()
+        .filter(lambda is_end: tf.ensure_shape(is_end, []))
+        .prefetch(_BATCHES_AHEAD)
+    )
+
+
+@atexit.register
+def _stop_reading() -> None:
+    """Ends all reading while the interpreter is still whole.
+
+    TensorFlow's threads call Python. One that finds it gone never comes back, and the program,
+    which waits for it, would never end.
+    """
+    for batches in list(_being_read):
+        batches.close()
+
+
+def read_one(
+    images: StoredImages, choice: Choice, size: int, choose_boxes: decode.ChooseBoxes
+) -> tuple[np.ndarray, np.ndarray]:
+    """Reads a batch of one image outside of any pipeline, so that its error can be seen."""
+    encoded, labels = images.read(*map(tf.constant, images.references(choice.positions)))
+    crop = decode.crop(encoded[0].numpy(), choose_boxes, *choice.arguments)
+    square = np.empty((size, size, 3), np.uint8)
+    resize(crop, square, choice.mirrored[0])
+    return square, labels.numpy()[0]

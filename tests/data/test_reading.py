@@ -1,0 +1,141 @@
+"""Batches that TensorFlow's threads fill: nothing of one is kept, missed or hidden."""
+
+import gc
+import itertools
+import subprocess
+import sys
+import weakref
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from l2w_jax.data import decode, reading
+from l2w_jax.data.bad_images import BadImages
+from l2w_jax.data.reading import Choice, read_batches, read_evaluation_batches
+from l2w_jax.data.stored import ImageFiles
+
+PROGRAM = """
+import sys
+import time
+
+import numpy as np
+
+from l2w_jax.data import decode, reading
+from l2w_jax.data.stored import ImageFiles
+
+def choices():
+    while True:
+        yield reading.Choice(np.arange(8), np.zeros(8, bool), (np.ones(8, np.float32),))
+
+reading.resize = lambda *images: time.sleep(0.01)
+images = ImageFiles(np.array([sys.argv[1].encode()] * 8), np.zeros(8, np.int32))
+batches = reading.read_batches(images, choices(), 10**9, 2, decode.centre_boxes)
+next(batches)
+"""
+
+
+def test_a_program_ends_while_threads_of_tensorflow_call_python(tmp_path):
+    file = tmp_path / "image.jpg"
+    Image.new("RGB", (3, 4)).save(file)
+    program = [sys.executable, "-c", PROGRAM, str(file)]
+    finished = subprocess.run(program, timeout=120, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+
+
+@pytest.fixture
+def images(tmp_path) -> ImageFiles:
+    generator = np.random.default_rng(0)
+    for number in range(40):
+        pixels = generator.integers(0, 256, (20, 30, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number:02}.jpg")
+    paths = [str(path).encode() for path in sorted(tmp_path.iterdir())]
+    return ImageFiles(np.array(paths), np.arange(40, dtype=np.int32))
+
+
+def some_choices(batch_size: int, num_batches: int):
+    for number in range(num_batches):
+        positions = (np.arange(batch_size) + number * batch_size) % 40
+        yield Choice(positions, positions % 2 == 0, (np.full(batch_size, 0.5, np.float32),))
+
+
+def read(images, choices, num_batches):
+    return read_batches(images, choices, num_batches, 8, decode.centre_boxes)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 16, 17, 32, 34])
+def test_batches_of_any_size_have_each_image_in_its_place(images, batch_size):
+    num_batches = 5
+    alone = list(read(images, some_choices(1, 40), 40))
+    choices = some_choices(batch_size, num_batches)
+    batches = list(read(images, choices, num_batches))
+    assert len(batches) == num_batches
+    for number, batch in enumerate(batches):
+        assert batch.is_read.all()
+        rows = (np.arange(batch_size) + number * batch_size) % 40
+        np.testing.assert_array_equal(batch.labels, rows)
+        for pixels, row in zip(batch.pixels, rows, strict=True):
+            np.testing.assert_array_equal(pixels, alone[row].pixels[0])
+
+
+@pytest.mark.parametrize("broken", [[0], [15, 16], [39], range(32, 40), range(40)])
+def test_broken_images_leave_the_others_as_they_are(images, broken):
+    rows = [(np.arange(20), np.ones(20, bool)), (np.arange(20, 40), np.ones(20, bool))]
+    whole = list(read_evaluation_batches(images, rows, 8, BadImages(40, 1.0)))
+    for position in broken:
+        with open(images.paths[position], "wb") as file:
+            file.write(b"no image")
+    bad = BadImages(40, 1.0)
+    batches = list(read_evaluation_batches(images, rows, 8, bad))
+    is_read = np.concatenate([batch.is_read for batch in batches])
+    np.testing.assert_array_equal(np.flatnonzero(~is_read), broken)
+    assert len(bad) == len(broken)
+    for batch, of_whole in zip(batches, whole, strict=True):
+        np.testing.assert_array_equal(batch.pixels[batch.is_read], of_whole.pixels[batch.is_read])
+        assert (batch.pixels[~batch.is_read] == 0).all()
+
+
+def test_an_error_of_the_choices_is_raised(images):
+    def choices():
+        yield from some_choices(4, 3)
+        raise ZeroDivisionError("no fourth")
+
+    batches = read(images, choices(), 10)
+    with pytest.raises(ZeroDivisionError, match="no fourth"):
+        list(batches)
+
+
+def test_choices_are_asked_for_a_few_batches_ahead_only(images):
+    asked = itertools.count()
+
+    def choices():
+        for choice in some_choices(16, 1000):
+            next(asked)
+            yield choice
+
+    batches = read(images, choices(), 1000)
+    for _ in range(20):
+        next(batches)
+    batches.close()
+    assert next(asked) < 20 + 16
+
+
+def test_nothing_is_kept_of_what_has_been_read(images):
+    """TensorFlow holds a function that a graph calls for ever, and all that it refers to."""
+
+    def graphs() -> int:
+        gc.collect()
+        return sum(type(thing).__name__ == "FuncGraph" for thing in gc.get_objects())
+
+    def read_all():
+        batches = read(images, some_choices(8, 5), 5)
+        held = [weakref.ref(batch.pixels) for batch in batches]
+        gc.collect()
+        return held
+
+    read_all()
+    before = graphs()
+    held = [pixels for _ in range(5) for pixels in read_all()]
+    assert graphs() == before
+    assert not any(pixels() is not None for pixels in held)
+    assert not reading._readings
