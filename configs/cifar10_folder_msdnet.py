@@ -1,28 +1,51 @@
 """A CPU-sized MSDNet with learned sample weights on CIFAR-10 as a folder of JPEGs.
 
-For `train|test/CLASS/*.jpg`; the images are read into memory once, made 16x16 pixels, so that a run
-takes minutes on two CPU cores. No figure of a paper: a short run on a real data set. Run here with
-three seeds: top-1 57.1 58.2 58.4 58.0% at the exits with weighting, 57.9 58.5 58.8 59.1% without,
-which differ less than the seeds do.
+For `train|test/CLASS/*.jpg`; the images are read into memory once, made 16x16 pixels. No figure of
+a paper: a real data set, small enough for a CPU. By itself a run of two epochs; the variant "long"
+is the protocol of `configs/README.md`, by which ways of training are compared.
 
     python -m l2w_jax.main --config=configs/cifar10_folder_msdnet.py --config.dataset.data_dir=DIR
     python -m l2w_jax.main --config=configs/cifar10_folder_msdnet.py:baseline \\
         --config.dataset.data_dir=DIR                     # the same run without weighting
+    python -m l2w_jax.main --config=configs/cifar10_folder_msdnet.py:long,pipelined \\
+        --config.dataset.data_dir=DIR
 """
 
 from ml_collections import ConfigDict
 
 from l2w_jax.config import default_config, split_variant, use_small_msdnet
 
+# Ways of training: what each changes of `config.weighting`.
+_WAYS = {
+    "baseline": {"kind": "none"},
+    "pipelined": {"schedule": "pipelined"},
+    "vanilla_objective": {"objective": "vanilla"},
+    "hard_allocation": {"kind": "allocation"},
+}
+
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Returns the configuration; `variant` is "" or "baseline". Set dataset.data_dir besides."""
+    """Returns the configuration. Set dataset.data_dir besides.
+
+    Args:
+        variant: parts with commas between them: one of the ways of training, none for the exact
+            method; "long" for 30 epochs; "long_tailed" for 100 epochs on
+            classes of 5,000 to 50 images.
+    """
+    parts = split_variant(variant, [*_WAYS, "long", "long_tailed"])
     config = default_config()
     config.dataset.update(name="image_folder", image_size=16, batch_size=256, augmentation="shift")
     use_small_msdnet(config)
     config.optimizer.update(learning_rate=0.2, epochs=2)
-    if "baseline" in split_variant(variant, ["baseline"]):
-        config.weighting.kind = "none"
+    if "long" in parts:
+        config.dataset.augmentation = "crop"
+        config.optimizer.epochs = 30
+    if "long_tailed" in parts:
+        config.dataset.update(imbalance_factor=100, holdout=1000)
+        config.optimizer.epochs = 100
+    for way in _WAYS.keys() & set(parts):
+        config.weighting.update(_WAYS[way])
+    if config.weighting.kind == "none":
         # As many updates, each on as many images: an iteration with weighting makes two.
         config.dataset.batch_size //= 2
     return config

@@ -12,12 +12,15 @@ class Shift(NamedTuple):
     mirror: bool
 
 
-# "crop" is what MSDNet and its successors do on CIFAR; digits must not be mirrored.
-SHIFTS = {
-    "crop": Shift(padding=4, mirror=True),
-    "shift": Shift(padding=1, mirror=False),
-    "none": Shift(padding=0, mirror=False),
-}
+def shift_of(augmentation: str, image_size: int) -> Shift:
+    """Returns what `config.dataset.augmentation` says for images in memory of this size in pixels.
+
+    "crop" is what MSDNet and its successors do on CIFAR, 4 of 32 pixels, and as much of other
+    sizes; "shift" moves by a pixel, and does not mirror, which digits must not be.
+    """
+    if augmentation == "crop":
+        return Shift(padding=image_size // 8, mirror=True)
+    return Shift(padding=int(augmentation == "shift"), mirror=False)
 
 
 class Draws(NamedTuple):

@@ -108,7 +108,7 @@ class MemorySource(Source):
         self._splits = splits
         self._seed = config.seed
         self._batch_size = config.dataset.batch_size
-        self._shift = augment.SHIFTS[config.dataset.augmentation]
+        self._shift = augment.shift_of(config.dataset.augmentation, config.dataset.image_size)
         self.num_train = len(splits["train"].labels)
         self.num_holdout = len(splits["holdout"].labels)
         self.num_test = len(splits["test"].labels)

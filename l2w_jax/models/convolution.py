@@ -14,6 +14,7 @@ as its transposed maps, so that derivatives of any order stay among the three:
 """
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -45,6 +46,15 @@ class Geometry(NamedTuple):
     kernel_size: tuple[int, int]
 
     @property
+    def output_size(self) -> tuple[int, int]:
+        """(H', W')."""
+        height, width = (
+            (size + 2 * self.padding - window) // self.stride + 1
+            for size, window in zip(self.image_size, self.kernel_size, strict=True)
+        )
+        return height, width
+
+    @property
     def rest(self) -> tuple[int, int]:
         """Rows and columns at the end of the padded images that no window reaches."""
         height, width = (
@@ -61,6 +71,8 @@ def convolve_in_layout(x: jax.Array, kernel: jax.Array, stride: int, padding: in
 
 
 def _output_of(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
+    if _is_smaller(geometry.image_size, geometry.kernel_size):
+        return jnp.dot(_windows(x, geometry), kernel.reshape(-1, kernel.shape[-1]))
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -72,6 +84,10 @@ def _output_of(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array
 
 def _image_cotangent_of(kernel: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
     """g, its pixels `stride` apart, convolved with the kernel turned by 180°."""
+    if _is_smaller(geometry.output_size, geometry.kernel_size):
+        x = jax.ShapeDtypeStruct((len(g), *geometry.image_size, kernel.shape[2]), g.dtype)
+        to_image = jax.linear_transpose(functools.partial(_windows, geometry=geometry), x)
+        return to_image(jnp.dot(g, kernel.reshape(-1, kernel.shape[-1]).T))[0]
     borders = [size - 1 - geometry.padding for size in geometry.kernel_size]
     return lax.conv_general_dilated(
         g,
@@ -95,6 +111,25 @@ def _kernel_cotangent_of(x: jax.Array, g: jax.Array, geometry: Geometry) -> jax.
         dimension_numbers=_LAYOUT,
     )
     return gradient.transpose(1, 2, 0, 3)
+
+
+def _is_smaller(size: tuple[int, int], window: tuple[int, int]) -> bool:
+    """Whether XLA:CPU would leave a convolution of this size to its slow routine.
+
+    It does where the window does not fit into what it slides over without the padding: an exit of
+    128 channels that narrows 4x4 pixels to 2x2 then spends nine tenths of a step in one derivative.
+    """
+    return any(side < of_window for side, of_window in zip(size, window, strict=True))
+
+
+def _windows(x: jax.Array, geometry: Geometry) -> jax.Array:
+    """What the kernel sees at each place: [N, H, W, C] -> [N, H', W', h·w·C]."""
+    padding, stride = (geometry.padding,) * 2, geometry.stride
+    padded = jnp.pad(x, ((0, 0), padding, padding, (0, 0)))
+    height, width = (stride * (size - 1) + 1 for size in geometry.output_size)
+    shifts = itertools.product(*map(range, geometry.kernel_size))
+    seen = [padded[:, i : i + height : stride, j : j + width : stride] for i, j in shifts]
+    return jnp.concatenate(seen, axis=-1)
 
 
 def _operation(name: str, implementation: Callable[..., jax.Array]) -> Primitive:

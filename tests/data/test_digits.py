@@ -7,7 +7,7 @@ import pytest
 
 from l2w_jax.config import default_config
 from l2w_jax.data import open_source
-from l2w_jax.data.augment import SHIFTS, apply_shifts, draw_shifts
+from l2w_jax.data.augment import apply_shifts, draw_shifts, shift_of
 from l2w_jax.errors import UserError
 
 
@@ -107,7 +107,7 @@ def test_training_images_are_shifted_and_evaluation_images_are_not(source):
 
 def test_an_augmented_image_is_a_crop_of_the_padded_one():
     images = np.arange(1, 6 * 5 * 5 * 3 + 1).reshape(6, 5, 5, 3).astype(np.uint8)
-    shift = SHIFTS["crop"]
+    shift = shift_of("crop", 32)
     draws = draw_shifts(shift, 6, np.random.default_rng(3))
     assert draws.mirrored.any() and not draws.mirrored.all()
     for image, augmented, (top, left), mirrored in zip(
@@ -120,7 +120,7 @@ def test_an_augmented_image_is_a_crop_of_the_padded_one():
 
 
 def test_crops_reach_every_corner_and_half_are_mirrored():
-    draws = draw_shifts(SHIFTS["crop"], 5000, np.random.default_rng(0))
+    draws = draw_shifts(shift_of("crop", 32), 5000, np.random.default_rng(0))
     assert {tuple(offset) for offset in draws.crops} == set(itertools.product(range(9), range(9)))
     assert abs(draws.mirrored.mean() - 0.5) < 0.03
 

@@ -45,6 +45,9 @@ def _x64():
 )
 @hypothesis.example(image_size=(8, 8), kernel_size=3, stride=2)
 @hypothesis.example(image_size=(9, 12), kernel_size=7, stride=2)
+# Windows that do not fit into the output, and into the image.
+@hypothesis.example(image_size=(4, 4), kernel_size=3, stride=2)
+@hypothesis.example(image_size=(2, 5), kernel_size=3, stride=1)
 def test_derivatives_up_to_the_second_are_those_of_lax(image_size, kernel_size, stride):
     keys = jax.random.split(jax.random.key(0), 4)
     shapes = [(2, *image_size, 3), (kernel_size, kernel_size, 3, 4)]
