@@ -18,10 +18,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from l2w_jax import command_line, plots, results
-from l2w_jax.config import to_json
+from l2w_jax import command_line
+from l2w_jax.config import stored, to_json
 from l2w_jax.errors import UserError
+from l2w_jax.evaluation import results
 from l2w_jax.files import told_if_unwritable, write_atomically
+from l2w_jax.report import png as plots
 
 # Of the last exit's mul-adds: what the budgeted curves are read at.
 BUDGETS = (0.4, 0.6, 0.8)
@@ -87,7 +89,7 @@ def read_ways(workdirs: Sequence[Path]) -> list[Way]:
     for workdir in workdirs:
         if given.count(workdir.resolve()) > 1:
             raise UserError(f"{workdir}: is given twice; a run counts once")
-        config = results.read_config(workdir)
+        config = stored.read_config(workdir)
         config.seed = 0
         grouped.setdefault(to_json(config), []).append(workdir)
     groups = list(grouped.values())

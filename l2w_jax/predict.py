@@ -23,12 +23,11 @@ import numpy as np
 from ml_collections import ConfigDict
 from numpy.typing import NDArray
 
-from l2w_jax import command_line, results
-from l2w_jax.early_exit import EarlyExitPredictor
+from l2w_jax import command_line
+from l2w_jax.config import stored
 from l2w_jax.early_exit.selection import candidates, cheapest_reaching
 from l2w_jax.errors import UserError
-from l2w_jax.models import create_network
-from l2w_jax.preprocessing import channel_statistics, normalize
+from l2w_jax.evaluation import results
 
 # Read, classified and printed together.
 FILES_AT_ONCE = 256
@@ -46,10 +45,14 @@ def main(argv: Sequence[str]) -> None:
         UserError: an argument is wrong, the run is not evaluated, or no file is an image.
     """
     arguments = _parse(argv)
-    config = results.read_config(arguments.workdir)
+    config = stored.read_config(arguments.workdir)
     evaluation = results.read_results(arguments.workdir)
     thresholds = choose_thresholds(arguments.workdir, arguments.thresholds, evaluation)
-    predictor = _restore_predictor(config, arguments.workdir, evaluation, thresholds)
+
+    # Imported late: it brings Orbax and clu, which take seconds.
+    from l2w_jax.run.restore import restore_predictor
+
+    predictor = restore_predictor(config, arguments.workdir, evaluation, thresholds)
     if not arguments.json:
         print(TABLE_HEADER)
     found = 0
@@ -161,25 +164,6 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE|FOLDER")
     return parser.parse_args(argv)
-
-
-def _restore_predictor(
-    config: ConfigDict,
-    workdir: Path,
-    evaluation: results.Results,
-    thresholds: NDArray[np.float32],
-) -> EarlyExitPredictor:
-    # Imported late: it brings Orbax and clu, which take seconds.
-    from l2w_jax.loop import restore_evaluated
-
-    state = restore_evaluated(config, workdir, evaluation)
-    mean, deviation = channel_statistics(config.dataset.name)
-    return EarlyExitPredictor(
-        create_network(config),
-        {"params": state.params, "batch_stats": state.batch_stats},
-        thresholds,
-        preprocess=lambda images: normalize(images, mean, deviation),
-    )
 
 
 if __name__ == "__main__":

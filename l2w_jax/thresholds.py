@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from l2w_jax import command_line, results
+from l2w_jax import command_line
+from l2w_jax.config import stored
 from l2w_jax.early_exit.budget import first_exits, operating_point
 from l2w_jax.early_exit.guarantee import TooFewImages, guaranteed_thresholds
 from l2w_jax.early_exit.selection import (
@@ -34,6 +35,7 @@ from l2w_jax.early_exit.selection import (
     thresholds_of,
 )
 from l2w_jax.errors import UserError
+from l2w_jax.evaluation import results
 from l2w_jax.files import told_if_unwritable, write_json
 
 
@@ -223,16 +225,16 @@ def _milliseconds(workdir: Path, evaluation: results.Results) -> list[float]:
     """Measured time of an image by itself that stops at each exit, [K]."""
     # Imported here, since only this needs the network and what comes with its checkpoints.
     from l2w_jax.early_exit.latency import milliseconds_per_exit
-    from l2w_jax.loop import restore_evaluated
     from l2w_jax.models import create_network
+    from l2w_jax.run.restore import restore_evaluated
 
-    config = results.read_config(workdir)
+    config = stored.read_config(workdir)
     state = restore_evaluated(config, workdir, evaluation)
     size = config.dataset.image_size
     images = np.random.default_rng(0).normal(size=(1, size, size, 3))
     return milliseconds_per_exit(
         create_network(config),
-        {"params": state.params, "batch_stats": state.batch_stats},
+        state.variables,
         images.astype(np.float32),
     ).tolist()
 

@@ -2,9 +2,11 @@
 
 import pytest
 
-from l2w_jax import compare, plots, results
+from l2w_jax import compare
 from l2w_jax.config import default_config, to_json
 from l2w_jax.errors import UserError
+from l2w_jax.evaluation import results
+from l2w_jax.report import png as plots
 
 
 def write_run(folder, seed, kind, top1):

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from l2w_jax import main
-from l2w_jax import workdir as run_folder
 from l2w_jax.config import from_json
+from l2w_jax.run import workdir as run_folder
 
 ROOT = Path(__file__).parents[1]
 DIGITS = str(ROOT / "configs" / "digits_msdnet.py")

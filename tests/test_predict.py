@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from l2w_jax import predict, results
-from l2w_jax.config import default_config
+from l2w_jax import predict
+from l2w_jax.config import default_config, stored
 from l2w_jax.early_exit import EarlyExitPredictor
 from l2w_jax.errors import UserError
+from l2w_jax.evaluation import results
 
 MUL_ADDS = [1e6, 2e6, 4e6]
 
@@ -85,7 +86,7 @@ def test_more_files_than_are_read_at_once(config, evaluation, folder, predictor,
 @pytest.fixture
 def command(config, evaluation, predictor, monkeypatch, tmp_path_factory):
     """The command on a run whose files and network are the fixtures above."""
-    monkeypatch.setattr(results, "read_config", lambda workdir: config)
+    monkeypatch.setattr(stored, "read_config", lambda workdir: config)
     monkeypatch.setattr(results, "read_results", lambda workdir: evaluation)
     monkeypatch.setattr(predict, "_restore_predictor", lambda *_: predictor)
     workdir = tmp_path_factory.mktemp("run")

@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from l2w_jax import results, thresholds
+from l2w_jax import thresholds
 from l2w_jax.config import default_config, to_json
 from l2w_jax.early_exit.budget import NOBODY_LEAVES, exit_shares, find_thresholds, first_exits
 from l2w_jax.errors import UserError
+from l2w_jax.evaluation import results
 from l2w_jax.files import write_arrays, write_json
 
 MUL_ADDS = [1e6, 2e6, 4e6]

@@ -16,10 +16,12 @@ import numpy as np
 from conftest import TinyNetwork
 from flax import linen as nn
 
-from l2w_jax import command_line, evaluate, loop, processes
+from l2w_jax import command_line
 from l2w_jax.config import default_config
 from l2w_jax.data.source import LabelledImages, MemorySource
 from l2w_jax.errors import UserError
+from l2w_jax.evaluation import evaluate
+from l2w_jax.run import loop, processes, restore
 
 TOTAL_STEPS = 60
 
@@ -74,7 +76,7 @@ def make_config(model):
 
 def train_and_evaluate(config, source, workdir):
     loop.train(config, source, workdir)
-    evaluate.evaluate(config, loop.restore_best(config, workdir), source, workdir)
+    evaluate.evaluate(config, restore.restore_best(config, workdir), source, workdir)
 
 
 def main(workdir):

@@ -23,12 +23,13 @@ from jax import export
 from numpy.typing import ArrayLike
 
 from l2w_jax import command_line
+from l2w_jax.config import stored
 from l2w_jax.early_exit.budget import EVERYBODY_LEAVES, NOBODY_LEAVES, checked_thresholds
 from l2w_jax.early_exit.predictor import BATCH_SIZES, StageFunction, narrowed, stage_function
 from l2w_jax.errors import UserError
 from l2w_jax.files import told_if_unwritable, write_arrays, write_atomically, write_json
 from l2w_jax.models import MultiExitNetwork, create_network
-from l2w_jax.preprocessing import channel_statistics, normalize
+from l2w_jax.models.preprocessing import channel_statistics, normalize
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 LOADER = "run_exported.py"
@@ -61,17 +62,17 @@ def main(argv: Sequence[str]) -> None:
         UserError: an argument is wrong, the run is not evaluated or has no good checkpoint, or the
             folder cannot be written.
     """
-    from l2w_jax import results
+    from l2w_jax.evaluation import results
     from l2w_jax.predict import choose_thresholds
 
     arguments = _parse(argv)
-    config = results.read_config(arguments.workdir)
+    config = stored.read_config(arguments.workdir)
     evaluation = results.read_results(arguments.workdir)
     thresholds = choose_thresholds(arguments.workdir, arguments.thresholds, evaluation)
 
     # Imported late: they bring Orbax and TensorFlow, which take seconds.
     from l2w_jax.data.single import evaluated_share
-    from l2w_jax.loop import restore_evaluated
+    from l2w_jax.run.restore import restore_evaluated
 
     state = restore_evaluated(config, arguments.workdir, evaluation)
     mean, deviation = channel_statistics(config.dataset.name)
@@ -88,7 +89,7 @@ def main(argv: Sequence[str]) -> None:
         export_network(
             arguments.output,
             create_network(config),
-            {"params": state.params, "batch_stats": state.batch_stats},
+            state.variables,
             thresholds,
             image_format,
             evaluation.summary["class_names"],

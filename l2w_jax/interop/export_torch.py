@@ -16,6 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from l2w_jax import command_line
+from l2w_jax.config import stored
 from l2w_jax.errors import UserError
 from l2w_jax.interop.import_torch import EXTRAS_FILE
 from l2w_jax.interop.torch_checkpoint import TorchCheckpoint, write_torch_checkpoint
@@ -36,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
     """
     import jax
 
-    from l2w_jax import checkpoints, results
+    from l2w_jax.run import checkpoints
     from l2w_jax.training import create_train_state
 
     parser = command_line.ArgumentParser(
@@ -47,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--workdir", type=Path, required=True)
     arguments = parser.parse_args(argv)
-    config = results.read_config(arguments.workdir)
+    config = stored.read_config(arguments.workdir)
     template = create_train_state(config, jax.random.key(config.seed))
     state = checkpoints.restore_best(arguments.workdir, template)
     if state is None:
@@ -62,7 +63,7 @@ def main(argv: Sequence[str]) -> None:
 
 def state_to_torch(config: ConfigDict, state: TrainState) -> TorchCheckpoint:
     """The tensors of a training state."""
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    variables = state.variables
     return TorchCheckpoint(
         network=variables_to_torch(create_network(config), variables),
         predictor=wpn_to_torch(state.wpn_params) if state.wpn_params else {},

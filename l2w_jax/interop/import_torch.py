@@ -37,13 +37,12 @@ def main(argv: Sequence[str]) -> None:
         UserError: an argument is wrong, or the file does not hold the configuration's network: a
             line for each tensor that is missing, extra or of the wrong shape.
     """
-    from l2w_jax import checkpoints
-    from l2w_jax import main as training_command
-    from l2w_jax import workdir as run_folder
-    from l2w_jax.config import validate
+    from l2w_jax.config import flags, validate
+    from l2w_jax.run import checkpoints
+    from l2w_jax.run import workdir as run_folder
 
     path, config_arguments = parse_file_argument("import_torch", __doc__, argv)
-    config, workdir, _ = training_command.parse(["import_torch", *config_arguments])
+    config, workdir, _ = flags.parse(["import_torch", *config_arguments])
     run_folder.check(config, workdir)
     validate(config)
     if checkpoints.has_checkpoint(workdir):

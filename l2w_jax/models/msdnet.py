@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from l2w_jax.config.choices import layers_per_block
 from l2w_jax.models.layers import (
     Branch,
     Classifier,
@@ -40,13 +41,6 @@ class LayerPlan:
     scales_in: int
     scales_out: int
     transition_width: int | None
-
-
-def layers_per_block(num_exits: int, base: int, step: int, step_mode: str) -> list[int]:
-    """Number of layers in each block: `base`, then `step` ("even") or `step`·i + 1 ("lin_grow")."""
-    if step_mode == "even":
-        return [base] + [step] * (num_exits - 1)
-    return [base] + [step * i + 1 for i in range(1, num_exits)]
 
 
 def plan_blocks(

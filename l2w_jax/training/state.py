@@ -36,6 +36,11 @@ class TrainState:
     wpn_opt_state: optax.OptState
     previous_params: Any = ()
 
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What the network is applied with: {"params", "batch_stats"}."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
 
 def create_train_state(config: ConfigDict, rng: jax.Array) -> TrainState:
     """The state before the first iteration, its values drawn from `rng`.

@@ -14,13 +14,14 @@ import pytest
 from conftest import TinyNetwork
 from tiny_run import TinySource, make_config, train_and_evaluate
 
-from l2w_jax import loop, results
+from l2w_jax.config import stored
 from l2w_jax.early_exit import EarlyExitPredictor
 from l2w_jax.early_exit.budget import NOBODY_LEAVES
 from l2w_jax.errors import UserError
 from l2w_jax.interop import export
 from l2w_jax.models import create_model, initial_variables
-from l2w_jax.preprocessing import channel_statistics, normalize
+from l2w_jax.models.preprocessing import channel_statistics, normalize
+from l2w_jax.run import restore
 
 _RNG = np.random.default_rng(7)
 IMAGES = _RNG.integers(0, 200, (300, 1, 1, 3)) + _RNG.integers(0, 56, (300, 8, 8, 3))
@@ -154,18 +155,18 @@ def run_folder(tmp_path_factory):
     config.checkpoint.every_epochs = config.optimizer.epochs
     # Training leaves config.json to the command, and JSON has no word for a network of our own.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(results, "read_config", lambda folder: config)
+        patch.setattr(stored, "read_config", lambda folder: config)
         train_and_evaluate(config, TinySource(config), workdir)
         yield workdir, config
 
 
 def test_a_run_is_exported_and_runs_alone(run_folder, tmp_path, capsys):
     workdir, config = run_folder
-    state = loop.restore_best(config, workdir)
+    state = restore.restore_best(config, workdir)
     mean, deviation = channel_statistics("digits")
     predictor = EarlyExitPredictor(
         config.model,
-        {"params": state.params, "batch_stats": state.batch_stats},
+        state.variables,
         [0, 0, 0],
         lambda images: normalize(images, mean, deviation),
     )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from golden_files import named_tensor
 
-from l2w_jax import checkpoints, main
+from l2w_jax import main
 from l2w_jax.config import default_config
 from l2w_jax.data.digits import open_digits
 from l2w_jax.errors import UserError
@@ -23,7 +23,8 @@ from l2w_jax.interop.import_torch import parse_file_argument
 from l2w_jax.interop.torch_checkpoint import read_torch_checkpoint
 from l2w_jax.interop.torch_tensors import COUNTER
 from l2w_jax.models import create_model
-from l2w_jax.preprocessing import channel_statistics, normalize
+from l2w_jax.models.preprocessing import channel_statistics, normalize
+from l2w_jax.run import checkpoints
 from l2w_jax.training import create_train_state
 
 # An extra of its own, with gigabytes of libraries on some machines.
@@ -43,7 +44,7 @@ def get_config(variant=""):
 def tensors_of(config):
     """Arrays of a fresh network, by the names of the authors' programs."""
     state = create_train_state(config, jax.random.key(0))
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    variables = state.variables
     return variables_to_torch(create_model(config.model), variables)
 
 

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import pytest
 from golden_files import config_of, load
 
+from l2w_jax.config.choices import layers_per_block
 from l2w_jax.models import create_model
-from l2w_jax.models.msdnet import layers_per_block, plan_blocks
+from l2w_jax.models.msdnet import plan_blocks
 
 
 def test_image_that_does_not_pool_to_one_pixel_is_refused():

@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 from l2w_jax import main
 from l2w_jax.data.digits import open_digits
 from l2w_jax.models import MultiExitNetwork, create_network
-from l2w_jax.preprocessing import channel_statistics, normalize
+from l2w_jax.models.preprocessing import channel_statistics, normalize
 from l2w_jax.training import create_train_state
 from l2w_jax.training.losses import LossesInParts, TrainingLosses
 

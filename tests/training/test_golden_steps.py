@@ -38,7 +38,7 @@ def golden_state(case, config):
     """The state whose every tensor has the golden value, and those tensors by PyTorch name."""
     model = create_model(config.model)
     state = create_train_state(config, jax.random.key(0))
-    ours = variables_to_torch(model, {"params": state.params, "batch_stats": state.batch_stats})
+    ours = variables_to_torch(model, state.variables)
     tensors = {name: named_tensor(name, value.shape) for name, value in ours.items()}
     wpn = {name: named_tensor("wpn." + name, np.shape(v)) for name, v in case["wpn_after"].items()}
     state = state.replace(**variables_from_torch(model, tensors), wpn_params=wpn_from_torch(wpn))
@@ -78,7 +78,7 @@ def test_iterations_equal_the_authors(name, x64):
         else:
             assert np.isnan(of_step["meta_loss"])
 
-    after = variables_to_torch(model, {"params": state.params, "batch_stats": state.batch_stats})
+    after = variables_to_torch(model, state.variables)
     for tensor, (norm, probe) in case["theta_update_norm_and_probe"].items():
         update = after[tensor] - tensors[tensor]
         assert np.linalg.norm(update) == pytest.approx(norm, rel=1e-6), tensor

@@ -1,0 +1,111 @@
+"""Measures what a training step costs on this machine, and prints it as JSON.
+
+    python -m l2w_jax.benchmark --config=configs/NAME.py[:VARIANT] [--config.a.b=VALUE ...]
+        [--steps=N] [--no-cache] [--compare=OLD.json]
+
+Two ways to update the configuration's network on the same number of images are compared: "plain",
+an SGD step on half the batch, and "weighted", a half-step of what the configuration says, meta
+update included. Reported are XLA's counts of floating-point operations, of temporary memory and of
+kernels (instructions of the compiled program that compute or copy), the median time of an update,
+and the seconds from the start of the program to the end of the first update, with what they were
+spent on. Images are random: no data set is read.
+
+--no-cache compiles anew. --compare prints the ratio of each number to that of an earlier output.
+
+    python -m l2w_jax.benchmark --early-exit --workdir=RUN
+
+times, on test images of an evaluated run, the full network, each exit and stopping early along the
+budgeted curve, one image at a time and in batches; RUN/latency.json and RUN/plots/latency.png show
+it, and so does the run's next report.
+
+    python -m l2w_jax.benchmark --input [--steps=N]
+
+makes a folder of JPEGs of ImageNet's size and times N batches of random crops from it, beside what
+decoding the same crops alone takes on the same cores.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from l2w_jax import command_line
+from l2w_jax.config import flags, validate
+from l2w_jax.errors import UserError
+
+
+def main(argv: Sequence[str], started: float) -> None:
+    """Runs the command.
+
+    Args:
+        argv: arguments without the program's name.
+        started: `time.monotonic()` when the program began.
+
+    Raises:
+        UserError: an argument, the configuration or the file to compare with is wrong.
+    """
+    arguments, config_arguments = _parser().parse_known_args(argv)
+    if arguments.steps < 1:
+        raise UserError(f"--steps: {arguments.steps} is not allowed: must be at least 1")
+    if arguments.early_exit:
+        if arguments.workdir is None or config_arguments:
+            raise UserError("--early-exit: --workdir=RUN is required, and no other argument")
+        from l2w_jax.benchmark.early_exit import benchmark_early_exit
+
+        print(json.dumps(benchmark_early_exit(arguments.workdir), indent=2))
+        return
+    if arguments.input:
+        if config_arguments or arguments.workdir:
+            raise UserError("--input: takes no other argument than --steps")
+        if arguments.steps < 2:
+            raise UserError("--steps: 1 is not allowed: must be at least 2 with --input")
+        from l2w_jax.benchmark.input import benchmark_input
+
+        print(json.dumps(benchmark_input(arguments.steps), indent=2))
+        return
+    config = flags.parse(["benchmark", *config_arguments]).config
+    old = _read(arguments.compare) if arguments.compare else None
+    import jax
+
+    from l2w_jax.benchmark.update import measure, ratios
+
+    if arguments.no_cache:
+        jax.config.update("jax_enable_compilation_cache", False)
+    validate(config, jax.device_count())
+    report = measure(config, arguments.steps, started)
+    if old is not None:
+        report["ratio_to_old"] = ratios(report, old)
+    print(json.dumps(report, indent=2))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"--compare={path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"--compare={path}: not the output of this command: {error}") from error
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = command_line.ArgumentParser(
+        prog="python -m l2w_jax.benchmark",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--no-cache", action="store_true")
+    parser.add_argument("--compare", type=Path)
+    parser.add_argument("--early-exit", action="store_true")
+    parser.add_argument("--input", action="store_true")
+    parser.add_argument("--workdir", type=Path)
+    return parser
+
+
+if __name__ == "__main__":
+    _started = time.monotonic()
+    command_line.run(lambda: main(sys.argv[1:], _started))

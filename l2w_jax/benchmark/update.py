@@ -1,0 +1,159 @@
+"""What an update of a training step costs on this machine, beside one of plain training."""
+
+import re
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from l2w_jax.run.devices import device_batches, place_replicated, step_on_devices, with_previous
+from l2w_jax.training import create_train_state
+from l2w_jax.training.weighting import is_pipelined
+
+_WITHOUT_KERNEL = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast")
+
+# A run so long that its learning rates do not fall while it is measured.
+_TOTAL_STEPS = 1_000_000
+
+
+def measure(config: ConfigDict, num_steps: int, started: float) -> dict[str, Any]:
+    """The report on both steps.
+
+    Args:
+        config: a run's configuration, checked.
+        num_steps: steps to time.
+        started: `time.monotonic()` when the program began.
+    """
+
+    halved = config.weighting.kind != "none"
+    batch_size = config.dataset.batch_size
+    weighted = measure_update(config, batch_size, num_steps, started)
+    report = {
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "jax": jax.__version__,
+        "images_per_update": batch_size // 2 if halved else batch_size,
+    }
+    if not halved:
+        return report | {"plain": weighted}
+    plain_config = config.copy_and_resolve_references()
+    plain_config.weighting.kind = "none"
+    plain = measure_update(plain_config, batch_size // 2, num_steps, time.monotonic())
+    compared = ("gigaflops", "temporary_megabytes", "kernels", "seconds")
+    return report | {
+        "plain": plain,
+        "weighted": weighted,
+        "ratio": {name: weighted[name] / plain[name] for name in compared},
+    }
+
+
+def measure_update(
+    config: ConfigDict, batch_size: int, num_steps: int, started: float
+) -> dict[str, float]:
+    """What one update over all devices costs and how long it takes to get there.
+
+    Args:
+        config: a run's configuration.
+        batch_size: images of an iteration, over all devices.
+        num_steps: updates to time.
+        started: when the seconds to the first update began, by `time.monotonic()`.
+
+    Returns:
+        gigaflops, temporary_megabytes and kernels of one device, seconds (median) of an update,
+        images_per_second of all devices, and seconds_to_first_step, of which seconds_tracing and
+        seconds_compiling (or reading from the cache).
+    """
+    step = step_on_devices(config, _TOTAL_STEPS)
+    state = place_replicated(create_train_state(config, jax.random.key(config.seed)))
+    batches = device_batches(_random_batches(config, batch_size))
+    if is_pipelined(config.weighting):
+        unpaired = batches
+        batches = with_previous(lambda step: unpaired, first_step=0)
+    batch = next(batches)
+    first = np.int32(0)
+
+    start = time.monotonic()
+    lowered = step.update.lower(state, batch, first)
+    traced = time.monotonic()
+    compiled = lowered.compile()
+    compiled_at = time.monotonic()
+    state, metrics = compiled(state, batch, first)
+    jax.block_until_ready((state, metrics))
+    first_step_done = time.monotonic()
+
+    durations = []
+    for _ in range(num_steps):
+        batch = next(batches)
+        begun = time.monotonic()
+        state, metrics = compiled(state, batch, first)
+        jax.block_until_ready((state, metrics))
+        durations.append(time.monotonic() - begun)
+    batches.close()
+    seconds = float(np.median(durations))
+    return {
+        "gigaflops": compiled.cost_analysis()["flops"] / 1e9,
+        "temporary_megabytes": compiled.memory_analysis().temp_size_in_bytes / 1e6,
+        "kernels": float(num_kernels(compiled.as_text())),
+        "seconds": seconds,
+        "images_per_second": batch_size / step.num_updates / seconds,
+        "seconds_to_first_step": first_step_done - started,
+        "seconds_tracing": traced - start,
+        "seconds_compiling": compiled_at - traced,
+    }
+
+
+def num_kernels(compiled_text: str) -> int:
+    """Instructions of a compiled program that compute or copy something, each fusion one.
+
+    What a loop or a condition holds counts once.
+
+    Args:
+        compiled_text: the program as XLA prints it, one instruction a line.
+    """
+    computations = {
+        match["name"]: match["body"]
+        for match in re.finditer(
+            r"^(?:ENTRY )?%(?P<name>\S+) .*\{\n(?P<body>(?: .*\n)*)\}", compiled_text, re.MULTILINE
+        )
+    }
+    entry = re.search(r"^ENTRY %(\S+)", compiled_text, re.MULTILINE)[1]
+
+    def count(name: str) -> int:
+        body = computations[name]
+        operations = re.findall(
+            r"^ +(?:ROOT )?\S+ = (?:\(.*?\)|\S+) ([\w\-]+)\(", body, re.MULTILINE
+        )
+        called = re.findall(
+            r"(?:body|condition|true_computation|false_computation)=%([\w.\-]+)", body
+        )
+        for branches in re.findall(r"branch_computations=\{(.*?)\}", body):
+            called += re.findall(r"%([\w.\-]+)", branches)
+        own = sum(operation not in _WITHOUT_KERNEL for operation in operations)
+        return own + sum(count(name) for name in called)
+
+    return count(entry)
+
+
+def ratios(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
+    """new / old for every number that both hold, nested as they are."""
+    result: dict[str, Any] = {}
+    for name in new.keys() & old.keys():
+        if isinstance(new[name], Mapping):
+            result[name] = ratios(new[name], old[name])
+        elif isinstance(new[name], float) and old[name]:
+            result[name] = new[name] / old[name]
+    return dict(sorted(result.items()))
+
+
+def _random_batches(config: ConfigDict, batch_size: int):
+
+    generator = np.random.default_rng(0)
+    size = config.dataset.image_size
+    batch = {
+        "image": generator.integers(0, 256, (batch_size, size, size, 3), np.uint8),
+        "label": generator.integers(0, config.dataset.num_classes, batch_size, np.int32),
+    }
+    while True:
+        yield batch

@@ -1,0 +1,185 @@
+"""Every field of a configuration with its default.
+
+`default_config` holds the method's CIFAR recipe (Han et al., ECCV 2022, section 4.1) on the 5-exit
+MSDNet, so that a file in `configs/` states only what differs.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from l2w_jax.errors import UserError
+
+
+def default_config(model: Any = None) -> ConfigDict:
+    """Returns a configuration with every field that exists, unlocked.
+
+    `model.num_classes` is a reference to `dataset.num_classes`: setting the latter sets both.
+
+    Args:
+        model: a network (`l2w_jax.models.MultiExitNetwork`) that takes the place of the fields that
+            describe one.
+    """
+    config = ConfigDict()
+    config.seed = 0
+    config.dataset = ConfigDict(
+        {
+            "name": "cifar10",  # digits | cifar10 | cifar100 | imagenet2012 | image_folder
+            "data_dir": "",  # where the data lie; "" is the default folder of TensorFlow Datasets
+            "image_size": 32,  # pixels, of the square that the network sees
+            "num_classes": 10,
+            "holdout": 5000,  # training images kept for thresholds and for choosing checkpoints
+            "batch_size": 1024,  # images of one iteration over all devices (both halves)
+            "eval_batch_size": 256,  # images of one evaluation batch over all devices
+            "imbalance_factor": 0,  # largest over smallest class of a long-tailed set; 0: untouched
+            "thresholds_from": "holdout",  # holdout | train (the authors' CIFAR script)
+            "augmentation": "crop",  # crop | resized_crop | shift | none
+            "max_bad_share": 0.001,  # a run stops when more than this share cannot be read
+        }
+    )
+    config.model = ConfigDict(
+        {
+            "name": "msdnet",  # msdnet | ranet
+            "num_exits": 5,
+            "base": 1,  # layers of the first block (MSDNet)
+            "step": 1,
+            "step_mode": "lin_grow",  # msdnet: even | lin_grow; ranet: even | lg
+            "channels": 16,
+            "growth_rate": 6,
+            "growth_factors": (1, 2, 4),  # per scale (MSDNet) or per sub-network (RANet)
+            "bottleneck_factors": (1, 2, 4),
+            "reduction": 0.5,
+            "prune": "max",  # max | min (MSDNet)
+            "stem": "cifar",  # cifar | imagenet
+            "num_classes": config.dataset.get_ref("num_classes"),
+            "dtype": "float32",  # float32 | bfloat16 | float64
+            "first_blocks": 2,  # the last four: RANet only
+            "block_step": 2,
+            "scale_list": (1, 2, 3),
+            "compress_factor": 0.25,
+        }
+    )
+    if model is not None:
+        with config.ignore_type():
+            config.model = model
+    config.weighting = ConfigDict(
+        {
+            "kind": "meta",  # meta | none | allocation | fixed | frozen
+            "input": "loss",  # loss | confidence | both
+            "constraint": "col",  # the mean that is subtracted: row | col | mat
+            "magnitude": 0.8,  # the paper's delta; weights lie in 1 +- 2 delta
+            "hidden": 500,
+            "num_layers": 1,
+            "q": 0.75,  # exit k is given a share proportional to q**k of the meta data
+            "schedule": "exact",  # exact | pipelined (each meta update one half-step late)
+            "interval": 1,  # iterations from one meta update to the next
+            "objective": "allocated",  # allocated | vanilla
+            "scope": "global",  # global | device (the authors': each device by itself)
+            "learning_rate": 1e-4,
+            "weight_decay": 1e-4,
+            "checkpoint": "",  # workdir of the run whose weight-prediction network kind=frozen uses
+        }
+    )
+    config.optimizer = ConfigDict(
+        {
+            "learning_rate": 0.8,
+            "schedule": "cosine",  # cosine | multistep
+            "milestones": (0.5, 0.75),  # multistep: x0.1 after these fractions of the run
+            "momentum": 0.9,
+            "weight_decay": 1e-4,
+            "epochs": 300,
+            "label_smoothing": 0.0,
+            "accumulation": 1,  # parts that a device takes a half in, one in memory at a time
+        }
+    )
+    config.imta = ConfigDict(
+        {
+            "gradient_equilibrium": False,
+            "collaboration": False,  # new exits on a trained network, which stays as it is
+            "checkpoint": "",  # workdir of the run whose network collaboration starts from
+            "distillation": 0.0,  # gamma, the part that the last exit teaches; 0 is off
+            "temperature": 1.0,  # of distillation
+        }
+    )
+    config.checkpoint = ConfigDict({"keep": 3, "every_epochs": 1, "every_steps": 0})
+    config.log = ConfigDict(
+        {"every_steps": 20, "histogram_every_steps": 500, "profile": False, "check_replicas": 0}
+    )
+    return config
+
+
+def use_plain_recipe(
+    config: ConfigDict,
+    batch_size: int = 64,
+    epochs: int = 300,
+    milestones: tuple[float, ...] = (0.5, 0.75),
+) -> None:
+    """Changes `config` to ordinary training, as MSDNet and RANet were first trained.
+
+    The defaults are Huang et al., ICLR 2018, section 5 on CIFAR: no weighting, SGD from 0.1, x0.1
+    at one half and three quarters of the run.
+    """
+    config.weighting.kind = "none"
+    config.dataset.batch_size = batch_size
+    config.optimizer.learning_rate = 0.1
+    config.optimizer.schedule = "multistep"
+    config.optimizer.milestones = milestones
+    config.optimizer.epochs = epochs
+
+
+def use_small_msdnet(config: ConfigDict) -> None:
+    """Changes `config.model` to a 4-exit MSDNet for images of 16x16 pixels: minutes on a CPU."""
+    config.model.update(
+        num_exits=4,
+        step_mode="even",
+        channels=8,
+        growth_rate=4,
+        growth_factors=(1, 2),
+        bottleneck_factors=(1, 2),
+    )
+
+
+def use_imagenet_recipe(config: ConfigDict) -> None:
+    """Changes `config` to the method's ImageNet recipe (Han et al., ECCV 2022, section 4.1)."""
+    config.dataset.update(
+        name="imagenet2012",
+        image_size=224,
+        num_classes=1000,
+        holdout=50_000,
+        batch_size=4096,
+        augmentation="resized_crop",
+    )
+    config.weighting.update(magnitude=0.3, constraint="mat", interval=100)
+    config.optimizer.epochs = 100
+
+
+def use_cifar_ranet(config: ConfigDict) -> None:
+    """Changes `config.model` to the 6-exit RANet on CIFAR (Yang et al., CVPR 2020, section 4.1)."""
+    config.model.update(
+        name="ranet",
+        num_exits=6,
+        first_blocks=2,
+        block_step=2,
+        step=2,
+        step_mode="lg",
+        growth_factors=(4, 2, 1),
+        bottleneck_factors=(4, 2, 1),
+        scale_list=(1, 2, 3),
+    )
+
+
+def split_variant(variant: str, allowed: Sequence[str]) -> tuple[str, ...]:
+    """Splits the text after the colon of `--config=FILE.py:VARIANT` at its commas.
+
+    Raises:
+        UserError: a part of it is not in `allowed`.
+    """
+    parts = tuple(part for part in variant.split(",") if part)
+    for part in parts:
+        if part not in allowed:
+            raise UserError(
+                f"config variant: {part!r} is not allowed: must be one of {', '.join(allowed)}, "
+                "or nothing after the colon"
+            )
+    return parts

@@ -1,0 +1,105 @@
+"""The command line of a configuration: its file, fields set to other values, the run folder."""
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from l2w_jax.config.defaults import default_config
+from l2w_jax.config.stored import fields
+from l2w_jax.errors import UserError
+
+
+class Arguments(NamedTuple):
+    """What the command line says."""
+
+    config: ConfigDict
+    workdir: Path
+    mode: str
+
+
+def parse(argv: Sequence[str]) -> Arguments:
+    """Reads the command line.
+
+    Raises:
+      UserError: a flag, the configuration file or an override in it is wrong.
+    """
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=list(argv))
+    flags.DEFINE_string("workdir", "", "The run folder.", flag_values=values)
+    flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do.", flag_values=values)
+    config_argument = _config_argument(argv)
+    _check_overrides(argv)
+    try:
+        surplus = values(list(argv))[1:]
+    except UserError:
+        raise
+    except flags.Error as error:
+        raise UserError(_last_line(error)) from error
+    except SyntaxError as error:
+        raise UserError(f"{error.filename}: line {error.lineno}: {error.msg}") from error
+    except Exception as error:
+        # Whatever the code in the configuration file raises.
+        raise UserError(f"--config={config_argument}: {_last_line(error)}") from error
+    if not isinstance(values.config, ConfigDict):
+        raise UserError(f"--config={config_argument}: get_config() must return a ConfigDict")
+    if surplus:
+        raise UserError(f"{surplus[0]!r}: not understood; arguments begin with --")
+    return Arguments(
+        config=values.config,
+        workdir=Path(values.workdir) if values.workdir else _default_workdir(config_argument),
+        mode=values.mode,
+    )
+
+
+def _config_argument(argv: Sequence[str]) -> str:
+    """The value of --config, whose file exists."""
+    for index, argument in enumerate(argv):
+        if match := re.fullmatch(r"--?config(=(.*))?", argument):
+            following = argv[index + 1] if index + 1 < len(argv) else ""
+            value = match[2] if match[1] else following
+            path = Path(value.split(":", 1)[0])
+            if not path.is_file():
+                raise UserError(f"--config={value}: there is no file {path}{_similar_file(path)}")
+            return value
+    raise UserError("--config=configs/NAME.py is required")
+
+
+def _similar_file(path: Path) -> str:
+    names = [str(other) for other in sorted(path.parent.glob("*.py"))]
+    nearest = difflib.get_close_matches(str(path), names, n=1, cutoff=0)
+    return f"; the nearest that exists is {nearest[0]}" if nearest else ""
+
+
+def _check_overrides(argv: Sequence[str]) -> None:
+    """Names the nearest field for each override of one that does not exist.
+
+    Raises:
+      UserError: there is such an override.
+    """
+    known = [name for name, _ in fields(default_config())]
+    faults = []
+    for argument in argv:
+        match = re.match(r"--?(?:no)?config\.([^=]*)", argument)
+        if match and match[1] not in known:
+            nearest = difflib.get_close_matches(match[1], known, n=1, cutoff=0)[0]
+            faults.append(
+                f"--config.{match[1]}: unknown field: the nearest that exists is --config.{nearest}"
+            )
+    if faults:
+        raise UserError("\n".join(faults))
+
+
+def _default_workdir(config_argument: str) -> Path:
+    path, _, variant = config_argument.partition(":")
+    name = Path(path).stem + (f"_{variant}" if variant else "")
+    return Path("runs") / re.sub(r"[^\w.=-]+", "_", name)
+
+
+def _last_line(error: BaseException) -> str:
+    """The line of an error that says what is wrong; absl appends it to a whole traceback."""
+    return [line for line in str(error).splitlines() if line.strip()][-1].strip()

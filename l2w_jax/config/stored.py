@@ -1,0 +1,89 @@
+"""A configuration as a run folder holds it, and what two of them differ in."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from l2w_jax.config.defaults import default_config
+from l2w_jax.errors import UserError
+
+
+def to_json(config: ConfigDict) -> str:
+    """Writes `config` as indented JSON with its fields in alphabetical order."""
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+
+
+def from_json(text: str) -> ConfigDict:
+    """Reads what `to_json` wrote. Fields that the text lacks have their default values.
+
+    Fields unknown to `default_config` are kept, so that `validate` and `differences` can name them.
+
+    Raises:
+        UserError: the text is no JSON object, or a field has another type than by default.
+    """
+    try:
+        stored = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"config.json: line {error.lineno} is not JSON: {error.msg}") from error
+    if not isinstance(stored, dict):
+        raise UserError("config.json: must hold one JSON object")
+    # Equal to dataset.num_classes in every checked configuration; setting it would not break the
+    # reference but would overwrite the data set's own field with it.
+    if isinstance(stored.get("model"), dict):
+        stored["model"].pop("num_classes", None)
+    config = default_config()
+    try:
+        config.update(_with_tuples(stored))
+    except TypeError as error:
+        raise UserError(f"config.json: {error}") from error
+    return config
+
+
+def read_config(workdir: Path) -> ConfigDict:
+    """The configuration of a run.
+
+    Raises:
+        UserError: the folder is not that of a run.
+    """
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise UserError(f"{workdir}: not the folder of a run (it has no config.json)")
+    try:
+        return from_json(path.read_text())
+    except UserError as error:
+        raise UserError(f"{workdir}: {error}") from error
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+
+
+def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
+    """Returns a line `field: old -> new` for every field in which the two differ."""
+    old_fields, new_fields = dict(fields(old)), dict(fields(new))
+    lines = []
+    for field in sorted(old_fields.keys() | new_fields.keys()):
+        before = repr(old_fields[field]) if field in old_fields else "(absent)"
+        after = repr(new_fields[field]) if field in new_fields else "(absent)"
+        if before != after:
+            lines.append(f"{field}: {before} -> {after}")
+    return lines
+
+
+def fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the name of every field, such as "model.name", with its value."""
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from fields(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _with_tuples(value: Any) -> Any:
+    """Turns JSON's arrays into tuples, which are what the command line can override."""
+    if isinstance(value, dict):
+        return {name: _with_tuples(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return tuple(_with_tuples(item) for item in value)
+    return value

@@ -1,0 +1,187 @@
+"""A network's answers to the images of a split, reduced on the devices to a few numbers each.
+
+So a million images of a thousand classes fit into memory.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+from numpy.typing import NDArray
+
+from l2w_jax.data import Source
+from l2w_jax.errors import UserError
+from l2w_jax.models import MultiExitNetwork
+from l2w_jax.models.preprocessing import channel_statistics, normalize
+from l2w_jax.training.losses import confidences_of_logits, cross_entropy
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """What is kept of a network's answers to N images at K exits, in the order of the data.
+
+    Attributes:
+        positions: place of each image in its split, ascending, int32 [N]. Images that could not be
+            read are left out.
+        labels: true classes, int32 [N].
+        losses: cross-entropy in nats, float32 [K, N].
+        confidences: largest softmax probability, float32 [K, N].
+        predicted: most probable classes, int32 [K, N].
+        correct: whether the most probable class is the true one, bool [K, N].
+        correct_top5: whether the true class is among the five most probable, bool [K, N].
+    """
+
+    positions: NDArray[np.int32]
+    labels: NDArray[np.int32]
+    losses: NDArray[np.float32]
+    confidences: NDArray[np.float32]
+    predicted: NDArray[np.int32]
+    correct: NDArray[np.bool_]
+    correct_top5: NDArray[np.bool_]
+
+    @property
+    def top1(self) -> NDArray[np.float64]:
+        """Accuracy of each exit in percent [K]."""
+        return (100.0 * self.correct).mean(axis=1)
+
+
+def predict_all(
+    config: ConfigDict,
+    model: MultiExitNetwork,
+    variables: Mapping[str, Any],
+    source: Source,
+    split: str,
+) -> Predictions:
+    """The network's answers to every image of a split, with all devices of all processes.
+
+    Each process reads its part of the split in batches that its devices share; padding is
+    masked, and what comes back is gathered by the images' places in the split. So the result is
+    the same for any batch size and any number of devices.
+
+    Args:
+        config: its dataset and eval_batch_size (images of all processes together) are used.
+        model: the network.
+        variables: {"params", "batch_stats"}.
+        source: the data.
+        split: "test", "holdout" or "train".
+
+    Returns:
+        All processes get the same.
+
+    Raises:
+        UserError: the split has no images, or an answer is not finite.
+    """
+    mesh = Mesh(np.array(jax.local_devices()), ("batch",))
+    by_image = NamedSharding(mesh, PartitionSpec("batch"))
+    on_all = NamedSharding(mesh, PartitionSpec())
+    # Through the host: what training returns may lie on the devices of all processes.
+    variables = jax.device_put(jax.device_get(dict(variables)), on_all)
+    mean, std = channel_statistics(config.dataset.name)
+    batches = source.evaluation_batches(
+        split,
+        max(1, config.dataset.eval_batch_size // jax.process_count()),
+        jax.process_index(),
+        jax.process_count(),
+    )
+
+    collected: list[Arrays] = []
+    running = None
+    for host_batch in batches:
+        batch = jax.device_put(_pad(host_batch, mesh.size), by_image)
+        answers = _answers(model, variables, mean, std, batch["image"], batch["label"])
+        answers |= {name: batch[name] for name in ("label", "mask", "index")}
+        # Fetching the batch before keeps the devices busy and two batches, not all, in memory.
+        if running is not None:
+            collected.append(jax.device_get(running))
+        running = answers
+    if running is None:
+        raise UserError(f"evaluation: the split {split!r} of {config.dataset.name} has no images")
+    collected.append(jax.device_get(running))
+
+    rows = {name: np.concatenate([part[name] for part in collected]) for name in collected[0]}
+    if jax.process_count() > 1:
+        rows = multihost_utils.process_allgather(rows, tiled=True)
+    return _predictions(rows, split, getattr(source, f"num_{split}"))
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _answers(
+    model: MultiExitNetwork,
+    variables: Mapping[str, Any],
+    mean: jax.Array,
+    std: jax.Array,
+    images: jax.Array,
+    labels: jax.Array,
+) -> dict[str, jax.Array]:
+    """What `Predictions` keeps, images first: arrays [N, K]."""
+    logits = model.apply(variables, normalize(images, mean, std), train=False)
+    return {
+        "loss": cross_entropy(logits, labels).astype(jnp.float32),
+        "confidence": confidences_of_logits(logits).astype(jnp.float32),
+        "predicted": logits.argmax(axis=-1).astype(jnp.int32).T,
+        "rank": _rank_of_label(logits, labels).T,
+    }
+
+
+def _rank_of_label(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """How many classes come before the label, of equals the lower index first: int32 [K, N].
+
+    No sorting: a network is right among its n best where the rank is below n.
+    """
+    classes = jnp.arange(logits.shape[-1])
+    of_label = jnp.take_along_axis(logits, labels[None, :, None], axis=-1)
+    before = (logits > of_label) | ((logits == of_label) & (classes < labels[:, None]))
+    return before.sum(axis=-1, dtype=jnp.int32)
+
+
+def _pad(batch: Arrays, multiple: int) -> dict[str, NDArray[Any]]:
+    """The batch, lengthened by masked copies of its last image to a multiple of the devices."""
+    missing = -len(batch["mask"]) % multiple
+    padded = {
+        name: np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) if missing else array
+        for name, array in batch.items()
+    }
+    if missing:
+        padded["mask"][-missing:] = False
+    return padded
+
+
+def _predictions(rows: Arrays, split: str, num_images: int) -> Predictions:
+    """Drops padding and puts the images, which arrive process by process, in order.
+
+    Raises:
+        UserError: an answer is not finite.
+        RuntimeError: an image is missing or counted twice.
+    """
+    # An image that could not be read comes with a false mask, but it does come.
+    complete = np.array_equal(np.unique(rows["index"]), np.arange(num_images))
+    rows = {name: array[rows["mask"]] for name, array in rows.items()}
+    positions, order = np.unique(rows["index"], return_index=True)
+    if not complete or len(positions) < len(rows["index"]):
+        raise RuntimeError(f"the batches of split {split!r} do not hold every image exactly once")
+    finite = np.isfinite(rows["loss"]) & np.isfinite(rows["confidence"])
+    if not finite.all():
+        exits = np.flatnonzero(~finite.all(axis=0)) + 1
+        raise UserError(
+            f"evaluation: for {np.count_nonzero(~finite.all(axis=1))} of {len(order)} images of "
+            f"split {split!r} the network's answer is not finite (exits {exits.tolist()}); these "
+            "parameters are of no use"
+        )
+    return Predictions(
+        positions=positions,
+        labels=rows["label"][order],
+        losses=rows["loss"][order].T,
+        confidences=rows["confidence"][order].T,
+        predicted=rows["predicted"][order].T,
+        correct=rows["rank"][order].T < 1,
+        correct_top5=rows["rank"][order].T < 5,
+    )

@@ -1,0 +1,356 @@
+"""Checkpoints that are known to be what was saved.
+
+Orbax writes them (asynchronously, each one complete or not there at all), but restores whatever
+bytes it finds. So every checkpoint carries a record with a checksum of each array; a restore
+verifies it and falls back to another checkpoint when a file was damaged. In a run folder:
+
+    checkpoints/STEP/state     the arrays of the training state
+    checkpoints/STEP/record    their names, shapes, types and checksums, and the held-out score
+    damaged_checkpoints/STEP   what a restore found damaged, put aside to make place for a new one
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from orbax.checkpoint.checkpoint_managers import PreservationContext
+
+from l2w_jax.errors import RunFailed, UserError
+from l2w_jax.run import processes
+
+PyTree = Any
+
+
+class _DamagedCheckpoint(Exception):
+    """A checkpoint that cannot be read back as it was saved; the message says what is wrong."""
+
+
+class _NewestAndBest:
+    """An Orbax preservation policy: the newest few checkpoints and the best one stay.
+
+    It takes the scores from the records: Orbax writes metrics to disk only for its own `best_fn`,
+    so with its `BestN` policy a resumed run would not know which older checkpoint is the best.
+    """
+
+    def __init__(self, keep: int, scores: dict[int, float | None]):
+        self._keep = keep
+        self.scores = scores
+
+    def should_preserve(
+        self, checkpoints: Sequence[Any], *, context: PreservationContext
+    ) -> Sequence[bool]:
+        """For each checkpoint (they come by rising step), whether it stays."""
+        del context
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        best = _best_first({step: self.scores[step] for step in steps if step in self.scores})
+        kept = {*steps[-self._keep :], *best[:1]}
+        return [step in kept for step in steps]
+
+
+class CheckpointWriter:
+    """Saves training states into a run folder: the newest few and the best one are kept."""
+
+    def __init__(self, workdir: Path, keep: int):
+        """Opens the folder for saving; what a killed save left behind is removed.
+
+        Args:
+          workdir: the run folder.
+          keep: how many of the newest checkpoints stay. The one with the best score stays too.
+        """
+        self._workdir = workdir
+        self._saving: int | None = None
+        self._policy = _NewestAndBest(keep, _readable_scores(workdir))
+        self._manager = ocp.CheckpointManager(
+            _directory(workdir),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=self._policy,
+                cleanup_tmp_directories=True,
+                # The policy needs nothing of Orbax's own metadata, and a damaged one is no reason
+                # to stop here.
+                lightweight_initialize=True,
+            ),
+        )
+
+    @property
+    def last_saved_step(self) -> int | None:
+        """The step of the newest complete checkpoint, None where there is none."""
+        return max(_steps(self._workdir), default=None)
+
+    def resume_advice(self) -> str:
+        """A clause for the line that ends a failed run: from where it goes on."""
+        # One that is being saved will be good, or is the failure that is told already.
+        with contextlib.suppress(Exception):
+            self._manager.wait_until_finished()
+        last = self.last_saved_step
+        if last is None:
+            return "there is no good checkpoint yet"
+        return f"the last good checkpoint is of step {last}: the same command goes on from there"
+
+    def save(self, state: PyTree, score: float | None = None) -> None:
+        """Starts to save a state under its own step; the state may be donated right after.
+
+        Args:
+          state: a pytree of arrays with an attribute `step`.
+          score: held-out top-1 of the last exit; the highest one marks the best checkpoint. None
+            leaves this checkpoint out of that choice.
+
+        Raises:
+          RunFailed: an array is not finite, or the save, or the one before, failed.
+        """
+        # A copy, because on CPU a view of an array keeps its memory from being donated.
+        state = jax.tree.map(lambda array: np.array(jax.device_get(array)), state)
+        step = int(state.step)
+        for name, array in _named_arrays(state).items():
+            if not np.all(np.isfinite(array)):
+                raise RunFailed(
+                    f"step {step}: {name} is not finite, so this state is not saved; "
+                    f"{self.resume_advice()}"
+                )
+        self.wait()
+        self._saving = step
+        if score is not None:
+            self._policy.scores[step] = score
+        with self._failing_clearly():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),
+                    record=ocp.args.JsonSave(_make_record(state, score)),
+                ),
+                force=True,
+            )
+
+    def wait(self) -> None:
+        """Returns when everything is on disk.
+
+        Raises:
+          RunFailed: it could not be written.
+        """
+        with self._failing_clearly():
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits for a save under way and releases Orbax's threads."""
+        self._manager.close()
+
+    @contextlib.contextmanager
+    def _failing_clearly(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            raise RunFailed(
+                f"the checkpoint of step {self._saving} could not be saved "
+                f"({_first_line(error)}); {self.resume_advice()}"
+            ) from error
+
+
+def restore_newest(workdir: Path, template: PyTree) -> PyTree | None:
+    """The state of the newest good checkpoint, to train on from it.
+
+    Damaged newer ones are moved to `damaged_checkpoints/`, each with a warning that names the step
+    and the array.
+
+    Args:
+      workdir: the run folder.
+      template: a state of the wanted structure, shapes and types (arrays or ShapeDtypeStructs).
+
+    Returns:
+      The state as numpy arrays, to be placed on any number of devices, or None where no checkpoint
+      was ever completed.
+
+    Raises:
+      UserError: no checkpoint is good, or the good one is of another network.
+    """
+    steps = _steps(workdir)[::-1]
+    if not steps:
+        return None
+    state, good_step = _restore_first_good(workdir, template, steps)
+    # Only when all processes have found the same damage.
+    processes.wait_for_all()
+    if processes.is_first():
+        _put_aside(workdir, [step for step in steps if step > good_step])
+    processes.wait_for_all()
+    return state
+
+
+def restore_best(workdir: Path, template: PyTree) -> PyTree | None:
+    """The state of the good checkpoint with the highest held-out score, to evaluate it.
+
+    The newest of several equally good ones; where none has a score, the newest. Arguments, result
+    and errors are those of `restore_newest`, but the folder stays as it is.
+    """
+    steps = _steps(workdir)
+    if not steps:
+        return None
+    scores = _readable_scores(workdir)
+    # One without a readable record may have been the best, so it comes first, to be warned of and
+    # passed over.
+    order = [step for step in steps if step not in scores] + _best_first(scores)
+    return _restore_first_good(workdir, template, order)[0]
+
+
+def has_checkpoint(workdir: Path) -> bool:
+    """Whether a run folder holds a checkpoint, good or damaged. Reads directory names only."""
+    return bool(_steps(workdir))
+
+
+def array_types(tree: PyTree) -> dict[str, str]:
+    """The element type and the shape of every array of a tree, by its path."""
+    return {name: _describe(array) for name, array in _named_arrays(tree).items()}
+
+
+def first_difference(found: dict[str, str], wanted: dict[str, str]) -> str:
+    """Names the first array that two results of `array_types`, not the same, differ in."""
+    for name in sorted(found.keys() | wanted.keys()):
+        if found.get(name) != wanted.get(name):
+            return (
+                f"{name} is {found.get(name, 'missing')} there and "
+                f"{wanted.get(name, 'missing')} in this run"
+            )
+    raise ValueError("no difference")
+
+
+def _directory(workdir: Path) -> Path:
+    # Orbax notices a relative path only when a save in the background fails.
+    return workdir.absolute() / "checkpoints"
+
+
+def _steps(workdir: Path) -> list[int]:
+    directory = _directory(workdir)
+    if not directory.is_dir():
+        return []
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
+
+
+def _readable_scores(workdir: Path) -> dict[int, float | None]:
+    """The score of each checkpoint whose record is good."""
+    scores = {}
+    for step in _steps(workdir):
+        with contextlib.suppress(_DamagedCheckpoint):
+            scores[step] = _read_record(_directory(workdir) / str(step))["score"]
+    return scores
+
+
+def _best_first(scores: dict[int, float | None]) -> list[int]:
+    """Steps by falling score, the newer first of equal ones, those without a score last."""
+
+    def rank(step: int) -> tuple[bool, float, int]:
+        score = scores[step]
+        return (score is not None, score or 0.0, step)
+
+    return sorted(scores, key=rank, reverse=True)
+
+
+def _put_aside(workdir: Path, steps: list[int]) -> None:
+    directory = workdir.absolute() / "damaged_checkpoints"
+    for step in steps:
+        directory.mkdir(exist_ok=True)
+        shutil.rmtree(directory / str(step), ignore_errors=True)
+        os.replace(_directory(workdir) / str(step), directory / str(step))
+
+
+def _restore_first_good(workdir: Path, template: PyTree, steps: list[int]) -> tuple[PyTree, int]:
+    """The state and the step of the first checkpoint, in the order of `steps`, that is good."""
+    damage = []
+    for step in steps:
+        try:
+            return _read_state(_directory(workdir) / str(step), template), step
+        except _DamagedCheckpoint as error:
+            logging.warning("The checkpoint of step %d is not used: %s.", step, error)
+            damage.append(f"step {step}: {error}")
+    raise UserError(
+        f"{_directory(workdir)}: every checkpoint is damaged ({'; '.join(damage)}); "
+        "choose another --workdir to start from scratch"
+    )
+
+
+def _read_state(step_directory: Path, template: PyTree) -> PyTree:
+    """The verified state of one checkpoint.
+
+    Raises:
+      _DamagedCheckpoint: its arrays or its record are not what was saved.
+      UserError: it is intact, but of other arrays than the template's.
+    """
+    recorded = _read_record(step_directory)["arrays"]
+    wanted = array_types(template)
+    found = {name: entry["type"] for name, entry in recorded.items()}
+    if found != wanted:
+        raise UserError(
+            f"{step_directory}: saved by a run with another config: "
+            + first_difference(found, wanted)
+        )
+    host_template = jax.tree.map(lambda array: np.empty(array.shape, array.dtype), template)
+    with _reading("state"), ocp.StandardCheckpointer() as checkpointer:
+        state = checkpointer.restore(step_directory / "state", host_template)
+    for name, array in _named_arrays(state).items():
+        if _checksum(array) != recorded[name]["sha256"]:
+            raise _DamagedCheckpoint(f"array {name} differs from what was saved")
+    return state
+
+
+def _read_record(step_directory: Path) -> dict[str, Any]:
+    """The record of one checkpoint.
+
+    Raises:
+      _DamagedCheckpoint: it is missing or not what was saved.
+    """
+    with _reading("record"), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+        record = checkpointer.restore(step_directory / "record", args=ocp.args.JsonRestore())
+        saved_checksum = record.pop("sha256")
+        checksum = _json_checksum(record)
+    if checksum != saved_checksum:
+        raise _DamagedCheckpoint("its record of checksums differs from what was saved")
+    return record
+
+
+@contextlib.contextmanager
+def _reading(item: str) -> Iterator[None]:
+    """Turns whatever Orbax and TensorStore raise on a damaged file into one exception."""
+    try:
+        yield
+    except Exception as error:
+        raise _DamagedCheckpoint(f"its {item} cannot be read ({_first_line(error)})") from error
+
+
+def _make_record(state: PyTree, score: float | None) -> dict[str, Any]:
+    record = {
+        "score": score,
+        "arrays": {
+            name: {"type": _describe(array), "sha256": _checksum(array)}
+            for name, array in _named_arrays(state).items()
+        },
+    }
+    return record | {"sha256": _json_checksum(record)}
+
+
+def _named_arrays(tree: PyTree) -> dict[str, Any]:
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): array
+        for path, array in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _describe(array: Any) -> str:
+    return f"{np.dtype(array.dtype).name}{list(array.shape)}"
+
+
+def _checksum(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+def _json_checksum(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,0 +1,137 @@
+"""The devices: the step that runs on them, what it runs on, and whether all hold the same."""
+
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from l2w_jax.models.preprocessing import channel_statistics, normalize
+from l2w_jax.training import (
+    DEVICE_AXIS,
+    TrainState,
+    jit_train_step,
+    make_train_step,
+    pmap_train_step,
+)
+from l2w_jax.training.losses import Batch
+from l2w_jax.training.step import CompiledTrainStep, Metrics
+
+# The step that runs, the batch it will be followed by, and one that is being made.
+_BATCHES_AHEAD = 2
+
+
+def step_on_devices(config: ConfigDict, total_steps: int) -> CompiledTrainStep:
+    """An iteration over all devices, on batches of stored (uint8) images."""
+    alone = jax.device_count() == 1
+    step = make_train_step(config, total_steps, axis_name=None if alone else DEVICE_AXIS)
+    mean, deviation = channel_statistics(config.dataset.name)
+
+    def update(state: TrainState, batch: Batch, i: jax.Array) -> tuple[TrainState, Metrics]:
+        return step.update(state, _normalized(batch, mean, deviation), i)
+
+    on_stored = dataclasses.replace(step, update=update)
+    if alone:
+        return jit_train_step(on_stored)
+    return pmap_train_step(on_stored)
+
+
+def place_replicated(tree: Any) -> Any:
+    """A pytree on all devices of all processes, where the step leaves its results.
+
+    With the state elsewhere before the first step, that step would be compiled a second time.
+    """
+    return jax.device_put(tree, NamedSharding(_mesh(), PartitionSpec()))
+
+
+def device_batches(batches: Iterator[Mapping[str, np.ndarray]]) -> Iterator[dict[str, jax.Array]]:
+    """Yields the batches on the devices, made and sent by a thread while the devices compute.
+
+    Args:
+      batches: endless, arrays [n, ...] of this process, n a multiple of its devices.
+
+    Yields:
+      Arrays [devices, n per device, ...], sharded by device over all processes.
+    """
+    sharding = NamedSharding(_mesh(), PartitionSpec(DEVICE_AXIS))
+    devices = jax.local_device_count()
+
+    def next_placed() -> dict[str, jax.Array]:
+        return {
+            name: jax.make_array_from_process_local_data(
+                sharding, array.reshape(devices, -1, *array.shape[1:])
+            )
+            for name, array in next(batches).items()
+        }
+
+    with concurrent.futures.ThreadPoolExecutor(max_workers=1) as thread:
+        ahead = collections.deque(thread.submit(next_placed) for _ in range(_BATCHES_AHEAD))
+        while True:
+            ahead.append(thread.submit(next_placed))
+            yield ahead.popleft().result()
+
+
+def with_previous(
+    batches_from: Callable[[int], Iterator[dict[str, jax.Array]]], first_step: int
+) -> Iterator[dict[str, Any]]:
+    """Yields the batches after `first_step` steps, each with the one before it as "previous".
+
+    So a run that goes on has the batch that an uninterrupted one would have kept. The very first
+    batch has itself.
+
+    Args:
+      batches_from: the batches after so many steps, endless; a function of their number.
+      first_step: steps done.
+    """
+    with contextlib.closing(batches_from(max(first_step - 1, 0))) as batches:
+        previous = next(batches)
+        if first_step == 0:
+            yield {**previous, "previous": previous}
+        for batch in batches:
+            yield {**batch, "previous": previous}
+            previous = batch
+
+
+def diverged_devices(tree: Any) -> list[int]:
+    """Devices whose copy of a replicated pytree differs from that of the first: their positions.
+
+    JAX takes the copies of a replicated array to be equal without looking. A device with a fault,
+    or an average that was forgotten, makes them differ.
+    """
+    devices = np.arange(jax.local_device_count())
+    checksums = np.asarray(_checksums_of_copies(tree, devices))
+    return np.flatnonzero(checksums != checksums[0]).tolist()
+
+
+@functools.partial(jax.pmap, axis_name=DEVICE_AXIS, in_axes=(None, 0), out_axes=None)
+def _checksums_of_copies(tree: Any, device: jax.Array) -> jax.Array:
+    """A checksum of each device's copy: uint32[devices of all processes]."""
+    del device  # Only because pmap wants an argument that it can map.
+    checksum = jnp.uint32(0)
+    for array in jax.tree.leaves(tree):
+        words = jnp.uint16 if array.dtype.itemsize == 2 else jnp.uint32
+        bits = jax.lax.bitcast_convert_type(array, words).astype(jnp.uint32).ravel()
+        # Odd multipliers, so that any one changed bit changes the sum, and so do exchanged values.
+        places = 2 * jnp.arange(bits.size, dtype=jnp.uint32) + 1
+        checksum = 31 * checksum + (bits * places).sum(dtype=jnp.uint32)
+    return jax.lax.all_gather(checksum, DEVICE_AXIS)
+
+
+def _normalized(batch: Batch, mean: np.ndarray, deviation: np.ndarray) -> Batch:
+    """The batch, and the one before where it holds that, as a network reads it."""
+    batch = {**batch, "image": normalize(batch["image"], mean, deviation)}
+    if "previous" in batch:
+        batch["previous"] = _normalized(batch["previous"], mean, deviation)
+    return batch
+
+
+def _mesh() -> Mesh:
+    return Mesh(np.array(jax.devices()), (DEVICE_AXIS,))

@@ -1,0 +1,285 @@
+"""What a training run tells while it runs: a line to read, TensorBoard, metrics.jsonl.
+
+Percentages are 0 to 100 in all of them.
+"""
+
+import concurrent.futures
+import contextlib
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from l2w_jax.data import Source
+from l2w_jax.files import write_atomically
+from l2w_jax.run import processes
+
+HostMetrics = Mapping[str, np.ndarray]
+
+
+class SilentLog:
+    """The log of every process but the first: nothing."""
+
+    def __enter__(self) -> "SilentLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def start_clock(self) -> None:
+        """See `RunLog.start_clock`."""
+
+    def stop_clock(self) -> None:
+        """See `RunLog.stop_clock`."""
+
+    def waiting(self) -> contextlib.AbstractContextManager[None]:
+        """See `RunLog.waiting`."""
+        return contextlib.nullcontext()
+
+    def add_step(self, step: int, metrics: HostMetrics) -> None:
+        """See `RunLog.add_step`."""
+
+    def add_holdout(self, step: int, top1: np.ndarray) -> None:
+        """See `RunLog.add_holdout`."""
+
+
+class RunLog(SilentLog):
+    """Writes the metrics of a run; use as a context manager, so that nothing stays in a buffer.
+
+    Args:
+      workdir: the run folder. Lines of metrics.jsonl after `first_step` are dropped: they belong to
+        steps that are done again.
+      config: the run's configuration.
+      source: its data.
+      first_step: iterations that were done before.
+    """
+
+    def __init__(self, workdir: Path, config: ConfigDict, source: Source, first_step: int):
+        self._settings = config.log
+        self._source = source
+        self._batch_size = config.dataset.batch_size
+        self._steps_per_epoch = source.num_train // self._batch_size
+        self._total_steps = config.optimizer.epochs * self._steps_per_epoch
+        self._json_lines = _reopen_json_lines(workdir / "metrics.jsonl", first_step)
+        # In the background, while the first step compiles: clu imports TensorFlow, which takes
+        # seconds.
+        self._background = concurrent.futures.ThreadPoolExecutor(max_workers=1)
+        self._tensorboard = self._background.submit(
+            _TensorBoard, workdir, config.log.profile, self._total_steps, first_step
+        )
+        self._window: list[HostMetrics] = []
+        self._clock = _StepClock()
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._json_lines.close()
+        with self._background:
+            self._tensorboard.result().writer.close()
+
+    def start_clock(self) -> None:
+        """From now on iterations, and the time that they take, count for the images per second."""
+        self._clock.start()
+
+    def stop_clock(self) -> None:
+        """What follows until `start_clock` does not count: compilation, evaluation, saving."""
+        self._clock.stop()
+
+    def waiting(self) -> contextlib.AbstractContextManager[None]:
+        """Time spent within is time that the loop waits for data."""
+        return self._clock.waiting()
+
+    def add_step(self, step: int, metrics: HostMetrics) -> None:
+        """Takes the metrics of one iteration; every `log.every_steps` their means are written.
+
+        Args:
+          step: iterations done, with this one.
+          metrics: of `make_train_step`, on the host.
+        """
+        for hook in self._tensorboard.result().hooks:
+            hook(step)
+        self._window.append({name: metrics[name] for name in _AVERAGED})
+        self._clock.count_step()
+        if step % self._settings.every_steps == 0 or step == self._total_steps:
+            self._write_window(step)
+        histogram_every = self._settings.histogram_every_steps
+        if histogram_every and step % histogram_every == 0:
+            weights = np.asarray(metrics["weights"])
+            self._tensorboard.result().writer.write_histograms(
+                step, {f"weights/exit_{k + 1}": weights[:, k] for k in range(weights.shape[1])}
+            )
+
+    def add_holdout(self, step: int, top1: np.ndarray) -> None:
+        """Writes the accuracy on held-out images, percent [K]."""
+        self._write_json({"step": step, "holdout_top1": _rounded(top1)})
+        self._tensorboard.result().writer.write_scalars(step, _per_exit("holdout", "top1", top1))
+        say(f"held-out images after step {step}: top-1 {_join(top1)} %")
+
+    def _write_window(self, step: int) -> None:
+        seconds_per_step, waiting = self._clock.take()
+        means = {
+            name: _mean_of_finite([metrics[name] for metrics in self._window]) for name in _AVERAGED
+        }
+        rates = {name: self._window[-1][name] for name in ("learning_rate", "meta_learning_rate")}
+        speed = self._batch_size / seconds_per_step
+        epoch = step / self._steps_per_epoch
+        top1 = 100 * means["top1"]
+        self._write_json(
+            {
+                "step": step,
+                "epoch": round(epoch, 4),
+                "loss": _rounded(means["loss"]),
+                "top1": _rounded(top1),
+                "weighted_loss": _rounded(means["weighted_loss"]),
+                "meta_loss": _rounded(means["meta_loss"]),
+                **{name: float(rate) for name, rate in rates.items()},
+                "images_per_second": _rounded(np.float64(speed)),
+                "waiting_for_data": _rounded(np.float64(100 * waiting)),
+                "bad_images": self._source.num_bad,
+            }
+        )
+        scalars = {
+            **_per_exit("train", "loss", means["loss"]),
+            **_per_exit("train", "top1", top1),
+            "train/weighted_loss": means["weighted_loss"],
+            "train/learning_rate": rates["learning_rate"],
+            "train/meta_learning_rate": rates["meta_learning_rate"],
+            "train/meta_loss": means["meta_loss"],
+            "images_per_second": speed,
+            "waiting_for_data": 100 * waiting,
+            "bad_images": self._source.num_bad,
+        }
+        self._tensorboard.result().writer.write_scalars(
+            step, {name: float(value) for name, value in scalars.items() if np.isfinite(value)}
+        )
+        say(
+            f"step {step}/{self._total_steps}  epoch {epoch:.1f}  "
+            f"loss {means['loss'].mean():.4f}  top-1 {_join(top1)} %"
+            f"{_pace(speed, seconds_per_step * (self._total_steps - step))}"
+        )
+        self._window = []
+
+    def _write_json(self, line: Mapping[str, Any]) -> None:
+        self._json_lines.write(json.dumps(line, allow_nan=False) + "\n")
+        self._json_lines.flush()
+
+
+class _TensorBoard:
+    """clu's writer, and its hooks to be called after every iteration."""
+
+    def __init__(self, workdir: Path, profile: bool, total_steps: int, first_step: int):
+        from clu import metric_writers, periodic_actions
+
+        self.writer = metric_writers.AsyncMultiWriter([metric_writers.SummaryWriter(str(workdir))])
+        self.hooks: list[periodic_actions.PeriodicAction] = [
+            periodic_actions.ReportProgress(
+                num_train_steps=total_steps, writer=self.writer, every_secs=60
+            )
+        ]
+        if profile:
+            # Not the first steps, which compile.
+            self.hooks.append(
+                periodic_actions.Profile(
+                    logdir=str(workdir), first_profile=first_step + 5, every_secs=None
+                )
+            )
+
+
+class _StepClock:
+    """How long iterations take, without what comes between them, and how long they wait."""
+
+    def __init__(self) -> None:
+        self._started: float | None = None
+        self._seconds = 0.0
+        self._waited = 0.0
+        self._steps = 0
+
+    def start(self) -> None:
+        self._started = time.monotonic()
+
+    def stop(self) -> None:
+        if self._started is not None:
+            self._seconds += time.monotonic() - self._started
+            self._started = None
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Counts what is done within as waiting, if the clock runs."""
+        begun = time.monotonic()
+        yield
+        if self._started is not None:
+            self._waited += time.monotonic() - begun
+
+    def count_step(self) -> None:
+        """An iteration is over; it counts if the clock runs."""
+        self._steps += self._started is not None
+
+    def take(self) -> tuple[float, float]:
+        """Seconds per iteration since the last call, and the share waited; NaN if none counts."""
+        if self._started is not None:
+            self.stop()
+            self.start()
+        seconds, waited, steps = self._seconds, self._waited, self._steps
+        self._seconds, self._waited, self._steps = 0.0, 0.0, 0
+        return (seconds / steps, waited / seconds) if steps else (math.nan, math.nan)
+
+
+_AVERAGED = ("loss", "top1", "weighted_loss", "meta_loss", "learning_rate", "meta_learning_rate")
+
+
+def say(line: str) -> None:
+    """Prints a line for the person who watches the run; of several processes the first does."""
+    if processes.is_first():
+        print(line, flush=True)
+
+
+def _reopen_json_lines(path: Path, first_step: int) -> Any:
+    if path.exists():
+        # A killed run may have left half a line at the end.
+        complete = path.read_text().split("\n")[:-1]
+        kept = [line for line in complete if json.loads(line)["step"] <= first_step]
+        write_atomically(path, "".join(f"{line}\n" for line in kept))
+    return open(path, "a", encoding="utf-8")
+
+
+def _mean_of_finite(values: list[np.ndarray]) -> np.ndarray:
+    """The mean, without the NaN of iterations that made no meta update; NaN if all are."""
+    stacked = np.asarray(values, np.float64)
+    if np.isnan(stacked).all():
+        return np.full(stacked.shape[1:], np.nan)
+    return np.nanmean(stacked, axis=0)
+
+
+def _per_exit(group: str, name: str, values: np.ndarray) -> dict[str, float]:
+    return {f"{group}/exit_{k + 1}/{name}": float(value) for k, value in enumerate(values)}
+
+
+def _rounded(values: np.ndarray) -> Any:
+    """Six significant digits, None for NaN, which JSON lacks; a list for an array."""
+    if np.ndim(values):
+        return [_rounded(value) for value in values]
+    return None if math.isnan(values) else float(f"{float(values):.6g}")
+
+
+def _join(percentages: np.ndarray) -> str:
+    return " ".join(f"{value:.1f}" for value in percentages)
+
+
+def _pace(images_per_second: float, seconds_left: float) -> str:
+    if math.isnan(images_per_second):
+        return ""
+    return f"  {images_per_second:,.0f} images/s  {_duration(seconds_left)} left"
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"

@@ -1,0 +1,228 @@
+"""The training loop: from a configuration and a data source to a trained state on disk.
+
+A run is a sequence of iterations, of which the s-th depends on the state before it and on s alone.
+So a run that was interrupted anywhere goes on from its last checkpoint to the very same end.
+"""
+
+import contextlib
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from l2w_jax.data import Source
+from l2w_jax.errors import RunFailed, RunInterrupted
+from l2w_jax.evaluation.predictions import predict_all
+from l2w_jax.models import create_network
+from l2w_jax.run import checkpoints, processes, restore
+from l2w_jax.run.devices import (
+    device_batches,
+    diverged_devices,
+    place_replicated,
+    step_on_devices,
+    with_previous,
+)
+from l2w_jax.run.log import HostMetrics, RunLog, SilentLog, say
+from l2w_jax.training import TrainState
+from l2w_jax.training.step import Metrics
+from l2w_jax.training.weighting import is_pipelined
+
+
+def train(config: ConfigDict, source: Source, workdir: Path) -> TrainState:
+    """Trains to the end of the run, from the newest good checkpoint where there is one.
+
+    Args:
+      config: a run's configuration, checked.
+      source: its data.
+      workdir: the run folder, which exists and which no other process uses. Gets `checkpoints/`,
+        `metrics.jsonl` and TensorBoard's events.
+
+    Returns:
+      The state after the last iteration.
+
+    Raises:
+      UserError: the checkpoints there are all damaged or of another network.
+      RunFailed: a loss or an array is not finite, or a checkpoint could not be saved.
+      RunInterrupted: a signal asked the run to stop; its state is saved.
+    """
+    steps_per_epoch = source.num_train // config.dataset.batch_size
+    total_steps = config.optimizer.epochs * steps_per_epoch
+    train_step = step_on_devices(config, total_steps)
+    state = restore.create_or_restore(config, workdir)
+    first_step = int(state.step)
+    if first_step >= total_steps:
+        say(f"{workdir}: trained to its last step, {total_steps}, before")
+        return state
+    say(
+        f"{source.num_train:,} images to train on, {source.num_holdout:,} held out, "
+        f"{source.num_test:,} to test on; {jax.device_count()} x {jax.devices()[0].device_kind}; "
+        f"{'goes on after' if first_step else 'starts at'} step {first_step}/{total_steps}"
+    )
+    batches = _batches(config, source, first_step)
+    state = place_replicated(state)
+    with (
+        contextlib.closing(batches),
+        contextlib.closing(checkpoints.CheckpointWriter(workdir, config.checkpoint.keep)) as writer,
+        _open_log(config, source, workdir, first_step) as log,
+        _stop_signals() as received,
+    ):
+        watched = _WatchedMetrics(log, writer)
+        say("the first step compiles; with a warm cache that is quick")
+        started = time.monotonic()
+        for step in range(first_step + 1, total_steps + 1):
+            with log.waiting():
+                batch = next(batches)
+            state, metrics = train_step(state, batch)
+            watched.add(step, metrics)
+            if step == first_step + 1:
+                jax.block_until_ready(metrics)
+                say(f"first step after {time.monotonic() - started:.1f} s")
+                watched.finish()
+                log.start_clock()
+            if _is_due(step, config.log.check_replicas):
+                _check_replicas(step, state, writer)
+            stopping = bool(received) or processes.asked_to_stop(step)
+            epoch_ends = step % steps_per_epoch == 0
+            scored = step == total_steps or (
+                epoch_ends and _is_due(step // steps_per_epoch, config.checkpoint.every_epochs)
+            )
+            if scored or stopping or _is_due(step, config.checkpoint.every_steps):
+                watched.finish()
+                log.stop_clock()
+                score = _score(config, source, state, log) if scored else None
+                writer.save(state, score)
+                log.start_clock()
+            if stopping:
+                writer.wait()
+                raise RunInterrupted(
+                    f"stopped by {' '.join(received) or 'SIGTERM'} after step {step}, which is "
+                    "saved; the same command goes on from there"
+                )
+        writer.wait()
+        if received:
+            raise RunInterrupted(
+                f"stopped by {' '.join(received)} after the last step, which is saved; the same "
+                "command evaluates it"
+            )
+    return jax.device_get(state)
+
+
+def _open_log(config: ConfigDict, source: Source, workdir: Path, first_step: int) -> SilentLog:
+    if processes.is_first():
+        return RunLog(workdir, config, source, first_step)
+    return SilentLog()
+
+
+def _batches(config: ConfigDict, source: Source, first_step: int) -> Iterator[dict[str, Any]]:
+    """The batches of a run after `first_step` steps, on the devices."""
+
+    def batches_from(step: int) -> Iterator[dict[str, jax.Array]]:
+        return device_batches(source.train_batches(step, jax.process_index(), jax.process_count()))
+
+    if is_pipelined(config.weighting):
+        return with_previous(batches_from, first_step)
+    return batches_from(first_step)
+
+
+class _WatchedMetrics:
+    """Fetches each iteration's metrics while the next one runs, checks them and logs them."""
+
+    def __init__(self, log: SilentLog, writer: checkpoints.CheckpointWriter):
+        self._log = log
+        self._writer = writer
+        self._running: tuple[int, Metrics] | None = None
+
+    def add(self, step: int, metrics: Metrics) -> None:
+        """Takes the metrics of an iteration that was just started.
+
+        Raises:
+          RunFailed: the iteration before has a loss that is not finite.
+        """
+        self.finish()
+        self._running = (step, metrics)
+
+    def finish(self) -> None:
+        """Waits for the iteration that runs.
+
+        Raises:
+          RunFailed: it has a loss that is not finite.
+        """
+        if self._running is None:
+            return
+        step, metrics = self._running
+        self._running = None
+        host_metrics: HostMetrics = jax.device_get(metrics)
+        # A meta loss is NaN where there was no meta update; one that went wrong shows in the
+        # weighted loss, through the weights.
+        for name in ("loss", "weighted_loss"):
+            if not np.isfinite(host_metrics[name]).all():
+                raise RunFailed(
+                    f"step {step}: the {name.replace('_', ' ')} is not finite "
+                    f"({host_metrics[name]}) at learning rate {host_metrics['learning_rate']:.3g} "
+                    f"and meta learning rate {host_metrics['meta_learning_rate']:.3g}; "
+                    f"{self._writer.resume_advice()}"
+                )
+        self._log.add_step(step, host_metrics)
+
+
+def _check_replicas(step: int, state: TrainState, writer: checkpoints.CheckpointWriter) -> None:
+    if diverged := diverged_devices(state):
+        raise RunFailed(
+            f"step {step}: device {', '.join(map(str, diverged))} of {jax.device_count()} no "
+            f"longer holds the state that device 0 holds; {writer.resume_advice()}"
+        )
+
+
+def _score(config: ConfigDict, source: Source, state: TrainState, log: SilentLog) -> float | None:
+    """Held-out top-1 of the last exit, percent; None without held-out images."""
+    if source.num_holdout == 0:
+        return None
+    variables = state.variables
+    predictions = predict_all(config, create_network(config), variables, source, "holdout")
+    log.add_holdout(int(state.step), predictions.top1)
+    return float(predictions.top1[-1])
+
+
+def _is_due(count: int, interval: int) -> bool:
+    """Whether `count` completes an interval; an interval of 0 never does."""
+    return interval > 0 and count % interval == 0
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[list[str]]:
+    """Collects the signals that ask a run to stop, for it to do so at the end of a step.
+
+    A second SIGINT stops it at once: the step that it waits for may never end. In a run of several
+    processes JAX listens for SIGTERM, for all of them, and SIGINT is made one.
+    """
+    received: list[str] = []
+
+    def note(number: int, frame: Any) -> None:
+        del frame
+        name = signal.Signals(number).name
+        if number == signal.SIGINT and name in received:
+            raise RunInterrupted(
+                "stopped at once by a second SIGINT; the same command goes on from the last "
+                "checkpoint"
+            )
+        received.append(name)
+
+    def pass_on(number: int, frame: Any) -> None:
+        del number, frame
+        signal.raise_signal(signal.SIGTERM)
+
+    if jax.process_count() == 1:
+        handlers = {signal.SIGTERM: note, signal.SIGINT: note}
+    else:
+        handlers = {signal.SIGINT: pass_on}
+    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

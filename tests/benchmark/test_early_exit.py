@@ -1,0 +1,70 @@
+"""The times of a run's early exits: what is timed, and what the files say."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from l2w_jax.benchmark import early_exit as early_exit_benchmark
+from l2w_jax.benchmark.early_exit import TIMED_QS, benchmark_early_exit, time_network
+from l2w_jax.config import default_config, stored
+from l2w_jax.data.source import LabelledImages, MemorySource
+from l2w_jax.early_exit import EarlyExitPredictor
+from l2w_jax.evaluation import results
+
+
+@pytest.fixture
+def evaluation():
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split in ("thresholds", "test"):
+        arrays[f"{split}_confidences"] = rng.random((3, 100)).astype(np.float32)
+        arrays[f"{split}_correct"] = rng.random((3, 100)) < 0.7
+    anytime = [{"mul_adds": 1e6 * k, "top1": 60.0 + k} for k in (1, 2, 3)]
+    return results.Results({"anytime": anytime}, arrays)
+
+
+def test_every_exit_and_the_curve_are_timed_in_batches(tiny_network, evaluation):
+    images = np.zeros((6, 8, 8, 3), np.float32)
+    seen = []
+    predictor = EarlyExitPredictor(*tiny_network, [0, 0, 0])
+    entry = time_network(predictor, lambda batch: seen.append(len(batch)), images, 2, evaluation, 2)
+    assert seen == [2] * 9
+    assert [(row["exit"], row["top1"]) for row in entry["exits"]] == [(1, 61), (2, 62), (3, 63)]
+    assert [row["q"] for row in entry["budgeted"]] == list(TIMED_QS)
+    costs = [row["mul_adds"] for row in entry["budgeted"]]
+    assert costs == sorted(costs) and costs[0] < 1.3e6 and costs[-1] > 2e6
+    assert all(row["ms"] > 0 for row in entry["exits"] + entry["budgeted"])
+
+
+def test_files_lie_beside_the_run(tiny_network, evaluation, tmp_path, monkeypatch):
+    model, variables = tiny_network
+    config = default_config()
+    config.dataset.update({"name": "digits", "num_classes": 4, "batch_size": 8})
+    config.dataset.augmentation = "none"
+    rng = np.random.default_rng(0)
+    few = LabelledImages(
+        rng.integers(0, 256, (10, 8, 8, 3)).astype(np.uint8), np.zeros(10, np.int32)
+    )
+    source = MemorySource(config, {"train": few, "holdout": few, "test": few}, ("a", "b", "c", "d"))
+
+    class State:
+        step = 7
+
+    State.variables = variables
+
+    monkeypatch.setattr(stored, "read_config", lambda workdir: config)
+    monkeypatch.setattr(results, "read_results", lambda workdir: evaluation)
+    for name, value in {
+        "restore_evaluated": lambda config, workdir, evaluation: State,
+        "create_network": lambda config: model,
+        "open_source": lambda config: source,
+    }.items():
+        monkeypatch.setattr(early_exit_benchmark, name, value)
+    latency = benchmark_early_exit(tmp_path, batch_sizes=[4, 32], repeats=1)
+    assert json.loads((tmp_path / "latency.json").read_text()) == latency
+    assert [entry["batch_size"] for entry in latency["batch_sizes"]] == [4, 32]
+    assert latency["device"] == jax.devices()[0].device_kind
+    assert latency["step"] == 7
+    assert (tmp_path / "plots" / "latency.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,66 @@
+"""The benchmark of a step counts what XLA compiles, and compares like with like."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+import pytest
+from small_networks import ConvNetwork
+
+from l2w_jax.benchmark import update as benchmark
+from l2w_jax.config import default_config
+
+
+@pytest.fixture
+def config():
+    config = default_config(model=ConvNetwork())
+    config.dataset.update(image_size=8, batch_size=16)
+    config.weighting.hidden = 8
+    return config
+
+
+@pytest.mark.parametrize("schedule", ["exact", "pipelined"])
+def test_report_has_both_steps_and_their_ratios(config, schedule):
+    config.weighting.schedule = schedule
+    report = benchmark.measure(config, num_steps=2, started=time.monotonic())
+    assert report["images_per_update"] == 8
+    for name in ("gigaflops", "temporary_megabytes", "kernels", "seconds"):
+        expected = report["weighted"][name] / report["plain"][name]
+        assert report["ratio"][name] == pytest.approx(expected)
+    assert 2 < report["ratio"]["gigaflops"] < 4
+    assert report["weighted"]["kernels"] > 1.5 * report["plain"]["kernels"] > 0
+    spent = report["weighted"]["seconds_tracing"] + report["weighted"]["seconds_compiling"]
+    assert spent < report["weighted"]["seconds_to_first_step"]
+
+
+def test_plain_recipe_is_measured_alone(config):
+    config.weighting.kind = "none"
+    report = benchmark.measure(config, num_steps=1, started=time.monotonic())
+    assert "weighted" not in report and "ratio" not in report
+    assert report["images_per_update"] == 16
+
+
+def test_kernels_are_what_computes_or_copies():
+    def function(x, y):
+        return jnp.sort(x) @ y, x
+
+    shape = jax.ShapeDtypeStruct((4, 4), jnp.float32)
+    text = jax.jit(function).lower(shape, shape).compile().as_text()
+    # The sort, the product, and the copy of the argument that is returned.
+    assert benchmark.num_kernels(text) == 3
+
+
+def test_kernels_of_both_branches_of_a_condition_count():
+    def function(choice, x):
+        return jax.lax.cond(choice, lambda x: jnp.sort(x) @ x, lambda x: x @ jnp.sort(x.T), x)
+
+    shapes = jax.ShapeDtypeStruct((), bool), jax.ShapeDtypeStruct((4, 4), jnp.float32)
+    text = jax.jit(function).lower(*shapes).compile().as_text()
+    # In each branch a sort and a product, around them at least the condition.
+    assert benchmark.num_kernels(text) >= 5
+
+
+def test_ratios_are_of_the_numbers_that_both_have():
+    old = {"plain": {"seconds": 2.0, "gone": 1.0}, "device": "cpu", "images": 3}
+    new = {"plain": {"seconds": 1.0, "added": 1.0}, "device": "cpu", "images": 3}
+    assert benchmark.ratios(new, old) == {"plain": {"seconds": 0.5}}

@@ -1,0 +1,158 @@
+"""The page holds the runs' figures, and nothing that it would have to fetch."""
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+from written_runs import write_run
+
+from l2w_jax.errors import UserError
+from l2w_jax.files import write_json
+from l2w_jax.report import __main__ as report
+
+
+class Reader(HTMLParser):
+    """Collects the cells of tables, the texts under images and what elements refer to."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.rows, self.headings, self.captions, self.references = [], [], [], []
+        self.open = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        self.references += [value for name, value in attributes if name in ("src", "href")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        where = self.open[-1] if self.open else ""
+        if where in ("td", "th"):
+            self.rows[-1].append(data)
+        elif where in ("h2", "h3"):
+            self.headings.append(data)
+        elif where == "figcaption":
+            self.captions.append(data)
+
+
+@pytest.fixture
+def two_runs(tmp_path):
+    return [write_run(tmp_path / "learned"), write_run(tmp_path / "plain", 1, kind="none")]
+
+
+def read(runs):
+    return Reader(report.write_report(runs).read_text())
+
+
+def test_every_figure_of_the_tables_is_on_the_page(two_runs):
+    rows = read(two_runs).rows
+    for seed in (0, 1):
+        for k in (1, 2, 3):
+            cells = [str(k), f"{1.5 * k:.2f}", f"{70.25 + seed + k:.2f}", "90.50", f"{0.5 / k:.4f}"]
+            assert cells in rows
+    first = ["learned", "3", "73.25", "4.50", "76.50", "2.50", "360", "180 (holdout)", "40"]
+    assert first in rows
+
+
+def test_runs_are_told_apart_by_what_differs_in_their_configurations(two_runs):
+    rows = read(two_runs).rows
+    assert ["field", "learned", "plain"] in rows
+    assert ["weighting.kind", "'meta'", "'none'"] in rows
+    assert not [row for row in rows if row[0] == "seed"]
+
+
+def test_one_run_is_compared_with_the_defaults(tmp_path):
+    rows = read([write_run(tmp_path / "plain", kind="none")]).rows
+    assert ["weighting.kind", "'meta'", "'none'"] in rows
+
+
+def test_runs_alike_say_so(tmp_path):
+    runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b")]
+    assert "the runs have the same configuration" in report.write_report(runs).read_text()
+
+
+def test_images_show_what_the_network_made_of_them(two_runs):
+    page = read(two_runs[:1])
+    assert page.captions == ["cat 90%", "<dog> 80%", "<dog> 70% (cat)", "<dog> 60%"]
+    text = report.write_report(two_runs[:1]).read_text()
+    assert text.count('<figure class="wrong">') == 1
+    assert text.count("no image") == 2
+
+
+def test_the_page_needs_no_other_file_and_no_network(two_runs):
+    page = read(two_runs)
+    assert page.references
+    assert all(reference.startswith("data:image/png;base64,") for reference in page.references)
+    text = report.write_report(two_runs).read_text()
+    assert not re.search(r"https?://|@import|url\(", text)
+
+
+def test_every_section_is_there_and_plain_training_has_no_weights(two_runs):
+    headings = read(two_runs).headings
+    for section in (
+        "Results",
+        "Configuration",
+        "Accuracy over compute",
+        "Where images leave",
+        "Which images leave",
+        "What the weights depend on",
+        "Held-out accuracy of the last exit",
+    ):
+        assert section in headings
+    assert "every image has weight 1" in report.write_report(two_runs).read_text()
+
+
+def test_measured_latency_is_shown_where_there_is_some(two_runs):
+    assert "Not measured" in report.write_report(two_runs).read_text()
+    rows = [{"exit": k, "ms": 0.5 * k, "top1": 70.0 + k} for k in (1, 2, 3)]
+    entry = {"batch_size": 32, "full_ms": 1.25, "exits": rows, "budgeted": rows}
+    write_json(
+        two_runs[0] / "latency.json", {"device": "some cpu", "step": 40, "batch_sizes": [entry]}
+    )
+    page = read(two_runs)
+    assert "Batch of 32" in page.headings
+    assert ["exit 3", "1.500"] in page.rows
+    assert ["full network", "1.250"] in page.rows
+    write_json(two_runs[0] / "latency.json", {"device": "some cpu", "step": 20, "batch_sizes": []})
+    assert "Not measured" in report.write_report(two_runs).read_text()
+
+
+def test_damaged_and_unwritable_files_are_named(two_runs, tmp_path):
+    with pytest.raises(UserError, match=f"{tmp_path}: cannot be written"):
+        report.write_report(two_runs, tmp_path)
+    for name in ("latency.json", "evaluation.npz", "evaluation.json"):
+        (two_runs[0] / name).write_text("{half")
+        with pytest.raises(UserError, match=f"{two_runs[0]}.*{name}:? is damaged"):
+            report.write_report(two_runs)
+    (two_runs[0] / "config.json").write_text("{half")
+    with pytest.raises(UserError, match=f"{two_runs[0]}: config.json: line 1"):
+        report.write_report(two_runs)
+
+
+def test_folders_of_one_name_are_told_apart(tmp_path):
+    for parent in ("first", "second"):
+        (tmp_path / parent).mkdir()
+        write_run(tmp_path / parent / "run")
+    runs = report.read_runs([tmp_path / "first" / "run", tmp_path / "second" / "run"])
+    assert len({run.name for run in runs}) == 2
+
+
+def test_the_command_writes_where_it_is_told(two_runs, tmp_path, capsys):
+    report.main([*map(str, two_runs), f"--output={tmp_path / 'page.html'}"])
+    assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
+    assert "page.html" in capsys.readouterr().out
+    report.main([str(two_runs[1])])
+    assert (two_runs[1] / "report.html").exists()
+
+
+def test_a_folder_without_an_evaluation_is_named(two_runs, tmp_path):
+    with pytest.raises(UserError, match="nothing: not the folder of a run"):
+        report.main([str(two_runs[0]), str(tmp_path / "nothing")])
+    (two_runs[1] / "evaluation.npz").unlink()
+    with pytest.raises(UserError, match=r"evaluation\.npz is missing"):
+        report.main([str(two_runs[1])])

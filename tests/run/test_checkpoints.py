@@ -1,0 +1,235 @@
+"""A checkpoint is either exactly what was saved, or it is not used and the run says so."""
+
+import os
+import re
+import resource
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from absl import logging
+from flax import struct
+
+from l2w_jax.errors import RunFailed, UserError
+from l2w_jax.run import checkpoints
+
+# TensorStore answers the other reads of a restore after Orbax gave up on it at the first damage.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning"
+)
+
+
+@struct.dataclass
+class State:
+    """As varied as a training state: nested, two float types, an integer, an empty branch."""
+
+    step: Any
+    params: Any
+    opt_state: Any
+    wpn_params: Any
+
+
+def make_state(step, seed=0, width=300):
+    params = {
+        "conv": {"kernel": jax.random.normal(jax.random.key(seed + step), (50, width))},
+        "dense": {"bias": jnp.full((7,), step, jnp.bfloat16)},
+    }
+    optimizer = optax.chain(
+        optax.add_decayed_weights(1e-4), optax.sgd(optax.constant_schedule(0.1), momentum=0.9)
+    )
+    return State(jnp.int32(step), params, optimizer.init(params), {})
+
+
+def save(workdir, scores, keep=3):
+    writer = checkpoints.CheckpointWriter(workdir, keep)
+    for step, score in scores.items():
+        writer.save(make_state(step), score)
+    writer.wait()
+    writer.close()
+
+
+def steps_in(folder):
+    return sorted(int(path.name) for path in folder.iterdir())
+
+
+def assert_same(restored, state):
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    for ours, theirs in zip(jax.tree.leaves(restored), jax.tree.leaves(state), strict=True):
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.fixture(scope="module")
+def saved_run(tmp_path_factory):
+    """A run folder with good checkpoints of steps 10, 20 and 30; copy it before harming it."""
+    workdir = tmp_path_factory.mktemp("saved")
+    save(workdir, {10: 0.5, 20: 0.9, 30: 0.7})
+    return workdir
+
+
+@pytest.fixture
+def run_copy(saved_run, tmp_path):
+    return shutil.copytree(saved_run, tmp_path / "run")
+
+
+@pytest.fixture
+def warnings(monkeypatch):
+    lines = []
+    monkeypatch.setattr(logging, "warning", lambda text, *values: lines.append(text % values))
+    return lines
+
+
+def test_restores_what_was_saved(saved_run):
+    assert_same(checkpoints.restore_newest(saved_run, make_state(0)), make_state(30))
+
+
+def test_evaluation_takes_the_best(saved_run):
+    assert_same(checkpoints.restore_best(saved_run, make_state(0)), make_state(20))
+
+
+def test_nothing_saved_is_no_state(tmp_path):
+    assert not checkpoints.has_checkpoint(tmp_path)
+    assert checkpoints.restore_newest(tmp_path, make_state(0)) is None
+    assert checkpoints.restore_best(tmp_path, make_state(0)) is None
+
+
+def test_a_relative_folder_works(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save(Path("run"), {10: None})
+    assert_same(checkpoints.restore_newest(Path("run"), make_state(0)), make_state(10))
+
+
+def test_saving_survives_donation_of_the_state(tmp_path):
+    writer = checkpoints.CheckpointWriter(tmp_path, 3)
+    state = make_state(1)
+    expected = jax.tree.map(np.array, state)
+    writer.save(state)
+    jax.tree.map(lambda array: array.delete(), state)
+    writer.wait()
+    writer.close()
+    assert_same(checkpoints.restore_newest(tmp_path, make_state(0)), expected)
+
+
+def test_keeps_the_newest_and_the_best_over_a_restart(tmp_path):
+    save(tmp_path, {10: 0.9, 20: 0.5, 30: 0.6, 40: None}, keep=2)
+    assert steps_in(tmp_path / "checkpoints") == [10, 30, 40]
+    save(tmp_path, {50: 0.7, 60: 0.9}, keep=2)
+    assert steps_in(tmp_path / "checkpoints") == [50, 60], "the newer of two best ones stays"
+    save(tmp_path, {70: 0.2, 80: 0.3}, keep=2)
+    assert steps_in(tmp_path / "checkpoints") == [60, 70, 80]
+
+
+def flip_one_byte(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def largest_file(folder):
+    return max((path for path in folder.rglob("*") if path.is_file()), key=os.path.getsize)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty_folder(folder):
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+DAMAGE = {
+    "one byte flipped": lambda step: flip_one_byte(largest_file(step / "state")),
+    "truncated": lambda step: truncate(largest_file(step / "state")),
+    "file emptied": lambda step: largest_file(step / "state").write_bytes(b""),
+    "file deleted": lambda step: largest_file(step / "state").unlink(),
+    "state deleted": lambda step: shutil.rmtree(step / "state"),
+    "step emptied": empty_folder,
+    "record deleted": lambda step: shutil.rmtree(step / "record"),
+    "record flipped": lambda step: flip_one_byte(step / "record" / "metadata"),
+    "record truncated": lambda step: truncate(step / "record" / "metadata"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_passed_over_and_replaced(run_copy, warnings, damage):
+    DAMAGE[damage](run_copy / "checkpoints" / "30")
+    assert_same(checkpoints.restore_newest(run_copy, make_state(0)), make_state(20))
+    assert len(warnings) == 1
+    assert "step 30" in warnings[0]
+    if damage == "one byte flipped":
+        assert re.search("(params/conv|opt_state/.*)/kernel", warnings[0]), "names the array"
+    assert steps_in(run_copy / "damaged_checkpoints") == [30]
+    save(run_copy, {30: 0.7})
+    assert_same(checkpoints.restore_newest(run_copy, make_state(0)), make_state(30))
+
+
+@pytest.mark.parametrize("damage", ["one byte flipped", "record deleted"])
+def test_evaluation_passes_over_a_damaged_best_and_leaves_it(run_copy, warnings, damage):
+    DAMAGE[damage](run_copy / "checkpoints" / "20")
+    assert_same(checkpoints.restore_best(run_copy, make_state(0)), make_state(30))
+    assert len(warnings) == 1
+    assert "step 20" in warnings[0]
+    assert steps_in(run_copy / "checkpoints") == [10, 20, 30]
+
+
+def test_no_flipped_byte_anywhere_goes_unnoticed(saved_run, tmp_path):
+    """Of every file, one byte: what is restored is right, whichever step it comes from."""
+    damaged = saved_run / "checkpoints" / "30"
+    files = sorted(path.relative_to(damaged) for path in damaged.rglob("*") if path.is_file())
+    assert len(files) > 5
+    for index, file in enumerate(files):
+        workdir = shutil.copytree(saved_run, tmp_path / str(index))
+        flip_one_byte(workdir / "checkpoints" / "30" / file)
+        restored = checkpoints.restore_newest(workdir, make_state(0))
+        assert_same(restored, make_state(int(restored.step)))
+
+
+def test_all_checkpoints_damaged_is_an_error(run_copy):
+    for step in (10, 20, 30):
+        DAMAGE["one byte flipped"](run_copy / "checkpoints" / str(step))
+    for restore in (checkpoints.restore_newest, checkpoints.restore_best):
+        with pytest.raises(UserError, match=r"every checkpoint is damaged.*step 10.*--workdir"):
+            restore(run_copy, make_state(0))
+    assert steps_in(run_copy / "checkpoints") == [10, 20, 30], "nothing is thrown away"
+
+
+def test_a_checkpoint_of_another_network_is_refused(saved_run):
+    with pytest.raises(UserError, match=r"kernel is float32\[50, 300\] there and float32\[50, 8\]"):
+        checkpoints.restore_newest(saved_run, make_state(0, width=8))
+    with pytest.raises(UserError, match="wpn_params/bias is missing there"):
+        checkpoints.restore_newest(
+            saved_run, make_state(0).replace(wpn_params={"bias": jnp.zeros(3)})
+        )
+
+
+def test_a_state_that_is_not_finite_is_not_saved(run_copy):
+    writer = checkpoints.CheckpointWriter(run_copy, 3)
+    state = make_state(40)
+    state.params["conv"]["kernel"] = state.params["conv"]["kernel"].at[3, 4].set(jnp.nan)
+    with pytest.raises(RunFailed, match=r"step 40: params/conv/kernel is not finite.*of step 30"):
+        writer.save(state)
+    writer.close()
+    assert steps_in(run_copy / "checkpoints") == [10, 20, 30]
+
+
+def test_a_save_that_fails_says_so_and_leaves_the_last_good_one(run_copy):
+    """A file size limit stands for the full disk: writing fails half way."""
+    writer = checkpoints.CheckpointWriter(run_copy, 3)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+    try:
+        with pytest.raises(RunFailed, match=r"of step 40 could not be saved.*of step 30"):
+            writer.save(make_state(40))
+            writer.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    writer.close()
+    assert_same(checkpoints.restore_newest(run_copy, make_state(0)), make_state(30))
+    save(run_copy, {40: 0.1})
+    assert_same(checkpoints.restore_newest(run_copy, make_state(0)), make_state(40))

@@ -1,0 +1,103 @@
+"""What is written of a run is what its iterations gave: means over the window, in percent."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.util import tensor_util
+
+from l2w_jax.config import default_config
+from l2w_jax.run.log import RunLog
+
+STEPS_PER_EPOCH = 4
+EPOCHS = 2
+
+
+@pytest.fixture
+def config():
+    config = default_config()
+    config.dataset.batch_size = 10
+    config.optimizer.epochs = EPOCHS
+    config.log.update(every_steps=3, histogram_every_steps=0)
+    return config
+
+
+def iteration(number, meta_loss=np.nan):
+    """Metrics of an iteration with two exits, all of them different."""
+    return {
+        "loss": np.array([2.0, 1.0]) / number,
+        "top1": np.array([0.1, 0.125]) * number,
+        "weighted_loss": np.float32(3 * number),
+        "meta_loss": np.float32(meta_loss),
+        "learning_rate": np.float32(0.5**number),
+        "meta_learning_rate": np.float32(0.25**number),
+        "weights": np.ones((10, 2)),
+    }
+
+
+def write_log(config, workdir, first_step, iterations):
+    """Logs the iterations after `first_step`; returns all lines of metrics.jsonl."""
+    source = SimpleNamespace(num_train=43, num_bad=7)
+    with RunLog(workdir, config, source, first_step) as log:
+        log.start_clock()
+        for step, metrics in enumerate(iterations, first_step + 1):
+            log.add_step(step, metrics)
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_line_holds_the_means_of_its_window_in_percent(config, tmp_path):
+    (line,) = write_log(config, tmp_path, 0, map(iteration, (1, 2, 4)))
+    assert line["step"] == 3
+    assert line["epoch"] == 0.75
+    # Means of 1, 1/2, 1/4 and of 1, 2, 4.
+    np.testing.assert_allclose(line["loss"], [2 * 7 / 12, 7 / 12], rtol=1e-5)
+    np.testing.assert_allclose(line["top1"], [10 * 7 / 3, 12.5 * 7 / 3], rtol=1e-5)
+    assert line["weighted_loss"] == 7
+    assert line["bad_images"] == 7
+
+
+def test_learning_rates_are_those_of_the_last_iteration(config, tmp_path):
+    (line,) = write_log(config, tmp_path, 0, map(iteration, (1, 2, 4)))
+    assert line["learning_rate"] == 0.5**4
+    assert line["meta_learning_rate"] == 0.25**4
+
+
+def test_tensorboard_holds_the_same_numbers(config, tmp_path):
+    (line,) = write_log(config, tmp_path, 0, map(iteration, (1, 2, 4)))
+    events = EventAccumulator(str(tmp_path)).Reload()
+
+    def scalar(tag):
+        (event,) = events.Tensors(tag)
+        assert event.step == 3
+        return tensor_util.make_ndarray(event.tensor_proto)
+
+    for k in range(2):
+        np.testing.assert_allclose(scalar(f"train/exit_{k + 1}/top1"), line["top1"][k], rtol=1e-5)
+        np.testing.assert_allclose(scalar(f"train/exit_{k + 1}/loss"), line["loss"][k], rtol=1e-5)
+    np.testing.assert_allclose(scalar("train/learning_rate"), line["learning_rate"], rtol=1e-5)
+
+
+def test_the_meta_loss_is_that_of_the_iterations_that_had_one(config, tmp_path):
+    metrics = [iteration(1), iteration(2, 6.0), iteration(3, 3.0), *map(iteration, (4, 5, 6))]
+    some, none = write_log(config, tmp_path, 0, metrics)[:2]
+    assert some["meta_loss"] == 4.5
+    assert none["meta_loss"] is None
+
+
+def test_the_last_iteration_is_written_though_its_window_is_not_full(config, tmp_path):
+    lines = write_log(config, tmp_path, 0, map(iteration, range(1, 9)))
+    assert [line["step"] for line in lines] == [3, 6, 8]
+    assert lines[-1]["weighted_loss"] == 3 * 7.5
+    assert lines[-1]["epoch"] == EPOCHS
+
+
+def test_a_resumed_run_drops_the_lines_of_steps_that_it_does_again(config, tmp_path):
+    write_log(config, tmp_path, 0, map(iteration, range(1, 8)))
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 7, "lo')
+    lines = write_log(config, tmp_path, 4, map(iteration, range(5, 9)))
+    assert [line["step"] for line in lines] == [3, 6, 8]
+    # Of the window that was cut, the iterations since the resumption are there.
+    assert lines[1]["weighted_loss"] == 3 * 5.5

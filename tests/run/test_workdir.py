@@ -1,0 +1,89 @@
+"""A run folder is used by one configuration and one process, or the user hears why not."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from l2w_jax.config import default_config, to_json
+from l2w_jax.errors import UserError
+from l2w_jax.run import workdir as run_folder
+
+HOLD_THE_FOLDER = """
+import sys, time
+from pathlib import Path
+from l2w_jax import config
+from l2w_jax.run import workdir
+with workdir.exclusive_use(config.default_config(), Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_run_is_refused_until_the_first_is_gone(tmp_path):
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD_THE_FOLDER, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    ) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with (
+            pytest.raises(UserError, match=f"in use by another run.*{holder.pid}"),
+            run_folder.exclusive_use(default_config(), tmp_path),
+        ):
+            pass
+        holder.send_signal(signal.SIGKILL)
+    with run_folder.exclusive_use(default_config(), tmp_path):
+        pass
+
+
+def test_the_config_is_written_once(tmp_path):
+    config = default_config()
+    with run_folder.exclusive_use(config, tmp_path / "new" / "run"):
+        written = (tmp_path / "new" / "run" / "config.json").read_text()
+        assert written == to_json(config)
+    config.log.every_steps += 1
+    with run_folder.exclusive_use(config, tmp_path / "new" / "run"):
+        assert (tmp_path / "new" / "run" / "config.json").read_text() == written
+
+
+def test_another_config_is_refused_with_the_fields_that_differ(tmp_path):
+    config = default_config()
+    (tmp_path / "config.json").write_text(to_json(config))
+    run_folder.check(config, tmp_path)
+    config.weighting.q += 0.25
+    config.optimizer.epochs += 1
+    with pytest.raises(UserError, match=r"optimizer.epochs: 300 -> 301, weighting.q: 0.75 -> 1.0"):
+        run_folder.check(config, tmp_path)
+
+
+def test_what_changes_no_number_may_change(tmp_path):
+    config = default_config()
+    (tmp_path / "config.json").write_text(to_json(config))
+    config.log.profile = True
+    config.checkpoint.keep += 1
+    config.dataset.data_dir = "/elsewhere"
+    config.dataset.eval_batch_size *= 2
+    run_folder.check(config, tmp_path)
+
+
+def test_a_file_is_refused(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("mine")
+    with pytest.raises(UserError, match="is a file"):
+        run_folder.check(default_config(), path)
+    with (
+        pytest.raises(UserError, match="cannot be written to"),
+        run_folder.exclusive_use(default_config(), path / "below"),
+    ):
+        pass
+    assert path.read_text() == "mine"
+
+
+def test_checkpoints_of_an_unknown_run_are_refused(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match=r"not the config.json"):
+        run_folder.check(default_config(), tmp_path)
