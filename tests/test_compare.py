@@ -103,8 +103,8 @@ def test_a_file_of_other_content_is_one_line(content, tmp_path):
 def test_held_out_images_are_read_with_the_thresholds_of_the_others(workdirs):
     (weighted, _) = compare.read_ways(workdirs, "holdout")
     np.testing.assert_array_equal(weighted.anytime, [[50, 100]] * 2)
-    # Where half of the images are to leave at exit 1, the threshold is 0.8 by one half of them and 0.9
-    # by the other: one image of 0.9 leaves, at 1 instead of 3 million, and none of 0.8.
+    # Where half of the images are to leave at exit 1, the thresholds are 0.8 by one half and
+    # 0.9 by the other: one image of 0.9 leaves, at 1 instead of 3 million, and none of 0.8.
     mul_adds, top1 = weighted.budgeted[0].T
     assert mul_adds.min() == (2e6 + 3e6) / 2 and (top1 == 100).all()
 
