@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 
 from l2w_jax import command_line
 from l2w_jax.config import stored
-from l2w_jax.early_exit.selection import candidates, cheapest_reaching
 from l2w_jax.errors import UserError
 from l2w_jax.evaluation import results
 
@@ -80,10 +79,7 @@ def choose_thresholds(
     of_run = workdir / results.THRESHOLDS_FILE
     if given is not None or of_run.exists():
         return results.read_thresholds(given or of_run, evaluation)
-    held_out = evaluation.held_out
-    among = candidates(held_out.confidences, held_out.correct, evaluation.mul_adds)
-    # The first is the full network, so that there is one.
-    return cheapest_reaching(among, among[0].top1).thresholds
+    return evaluation.without_loss.thresholds
 
 
 def files_in(paths: Sequence[Path]) -> Iterator[Path]:

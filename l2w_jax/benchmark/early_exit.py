@@ -17,7 +17,7 @@ from l2w_jax.evaluation import results
 from l2w_jax.files import told_if_unwritable, write_atomically, write_json
 from l2w_jax.models import MultiExitNetwork, create_network
 from l2w_jax.models.preprocessing import channel_statistics, normalize
-from l2w_jax.report import png as plots
+from l2w_jax.report import figures, png
 from l2w_jax.run.restore import restore_evaluated
 
 BATCH_SIZES = (1, 32, 256)
@@ -72,10 +72,10 @@ def benchmark_early_exit(
         "step": int(state.step),
         "batch_sizes": timed,
     }
-    figure = plots.latency_figure(timed)
+    picture = png.png(png.figure(figures.latency(timed)))
     with told_if_unwritable(workdir):
         write_json(workdir / results.LATENCY_FILE, latency)
-        write_atomically(workdir / "plots" / "latency.png", plots.png(figure))
+        write_atomically(workdir / "plots" / "latency.png", picture)
     return latency
 
 

@@ -1,6 +1,7 @@
 """The results of evaluating a run, and what was chosen and measured after them, on disk."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from l2w_jax.config import stored
 from l2w_jax.early_exit.budget import checked_thresholds, first_exits, operating_point
+from l2w_jax.early_exit.selection import Candidate, cheapest_without_loss
 from l2w_jax.errors import UserError
 from l2w_jax.evaluation.exit_examples import ExitExamples
 from l2w_jax.evaluation.predictions import Predictions
@@ -76,8 +78,26 @@ class Evaluation:
 
     @property
     def curve(self) -> list[dict[str, float]]:
-        """The rows of the budgeted curve by rising cost, as it is drawn and read off."""
-        return sorted(self.budgeted, key=lambda row: row["mul_adds"])
+        """The budgeted curve as it is drawn and read off: by rising cost, and with both its ends.
+
+        At its ends all images leave at the first exit (q = 0) and at the last (q = infinity). Rows
+        have mul_adds, top1 and share_1 to share_K.
+        """
+        first, last = (
+            {
+                "mul_adds": row["mul_adds"],
+                "top1": row["top1"],
+                **{f"share_{k + 1}": float(k == place) for k in range(len(self.anytime))},
+            }
+            for place, row in ((0, self.anytime[0]), (len(self.anytime) - 1, self.anytime[-1]))
+        )
+        return sorted([first, *self.budgeted, last], key=lambda row: row["mul_adds"])
+
+    @functools.cached_property
+    def without_loss(self) -> Candidate:
+        """The cheapest thresholds that lose no accuracy on the images that set thresholds."""
+        images = self.held_out
+        return cheapest_without_loss(images.confidences, images.correct, self.mul_adds)
 
     def outcome(self, images: Predictions, thresholds: ArrayLike) -> dict[str, float]:
         """mul_adds, top1 and share_1 to share_K of images that leave at thresholds [K]."""
