@@ -80,8 +80,8 @@ def choose(arguments: argparse.Namespace, evaluation: results.Evaluation) -> dic
         "q": choice.q if math.isfinite(choice.q) else None,
         "step": evaluation.step,
         "thresholds_from": evaluation.thresholds_from,
-        "thresholds_images": len(evaluation.held_out.labels),
-        "expected": evaluation.outcome(evaluation.held_out, choice.thresholds),
+        "thresholds_images": len(evaluation.threshold_images().labels),
+        "expected": evaluation.outcome(evaluation.threshold_images(), choice.thresholds),
         "test": evaluation.outcome(evaluation.test, choice.thresholds),
         "full_network_mul_adds": evaluation.mul_adds[-1],
     }
@@ -161,7 +161,7 @@ def _choice(arguments: argparse.Namespace, evaluation: results.Evaluation) -> Ch
 
 def _by_shares(evaluation: results.Evaluation, q: float) -> Choice:
     try:
-        thresholds = thresholds_of(q, evaluation.held_out.confidences)
+        thresholds = thresholds_of(q, evaluation.threshold_images().confidences)
     except ValueError as error:
         raise UserError(f"--q={q:g} is not allowed: {error}") from error
     return Choice(q, thresholds, {"q": q})
@@ -188,10 +188,11 @@ def _by_promise(evaluation: results.Evaluation, risk: float, confidence: float) 
             "--risk: a promise needs images that the network was not trained on; train and "
             "evaluate with --config.dataset.thresholds_from=holdout"
         )
+    images = evaluation.threshold_images()
     try:
         guarantee = guaranteed_thresholds(
-            evaluation.held_out.confidences,
-            evaluation.held_out.correct,
+            images.confidences,
+            images.correct,
             evaluation.mul_adds,
             risk,
             confidence,
@@ -215,7 +216,8 @@ def _within(
 
 
 def _candidates(evaluation: results.Evaluation, costs: Sequence[float]) -> list[Candidate]:
-    return candidates(evaluation.held_out.confidences, evaluation.held_out.correct, costs)
+    images = evaluation.threshold_images()
+    return candidates(images.confidences, images.correct, costs)
 
 
 def _milliseconds(workdir: Path, evaluation: results.Evaluation) -> list[float]:

@@ -107,7 +107,8 @@ def time_network(
 
     num_exits = len(evaluation.mul_adds)
     of_exits = [all_leave_at(k, num_exits) for k in range(num_exits)]
-    of_budgets = [thresholds_of(q, evaluation.held_out.confidences) for q in TIMED_QS]
+    confidences = evaluation.threshold_images().confidences
+    of_budgets = [thresholds_of(q, confidences) for q in TIMED_QS]
     ways = [full_network, *map(predictor.with_thresholds, [*of_exits, *of_budgets])]
     full_ms, *measured = milliseconds(list(map(in_batches, ways)), images, repeats).tolist()
     exits = [

@@ -148,6 +148,12 @@ def summary_lines(evaluation: Evaluation) -> list[str]:
             f"{row['exit']:4d}  {row['mul_adds'] / 1e6:12.2f}  {row['top1']:9.2f}  "
             f"{row['top5']:9.2f}  {row['loss']:.4f}"
         )
+    if evaluation.held_out is None:
+        lines.append(
+            f"no images of {evaluation.thresholds_from!r} are at hand: without them no thresholds "
+            "for early exit, no budgeted curve, no examples and no sample weights can be made"
+        )
+        return lines
     # Chosen before the test images are looked at: the best of the curve on them would flatter.
     choice = evaluation.without_loss
     point = evaluation.outcome(evaluation.test, choice.thresholds)

@@ -50,9 +50,10 @@ class Evaluation:
         class_names: by class index.
         thresholds_from: split of `held_out`, "holdout" or "train".
         anytime: for each exit, if all images stop there: exit (from 1), mul_adds, top1, top5, loss.
-        budgeted: for each q of the budgeted curve: q, mul_adds, top1, share_1 to share_K.
+        budgeted: for each q of the budgeted curve: q, mul_adds, top1, share_1 to share_K; none
+            without images that set thresholds.
         test: the network's answers to the test images,
-        held_out: and to those that set thresholds.
+        held_out: and to those that set thresholds, if there are any.
         shots: for each exit of a long-tailed data set: exit, and top-1 on the many, medium and few
             shot classes (`evaluate.shots_table`).
         sample_weights: of some of the `held_out` images; None for plain training.
@@ -66,7 +67,7 @@ class Evaluation:
     anytime: list[dict[str, float]]
     budgeted: list[dict[str, float]]
     test: Predictions
-    held_out: Predictions
+    held_out: Predictions | None = None
     shots: list[dict[str, float | None]] | None = None
     sample_weights: SampleWeights | None = None
     examples: ExitExamples | None = None
@@ -81,8 +82,10 @@ class Evaluation:
         """The budgeted curve as it is drawn and read off: by rising cost, and with both its ends.
 
         At its ends all images leave at the first exit (q = 0) and at the last (q = infinity). Rows
-        have mul_adds, top1 and share_1 to share_K.
+        have mul_adds, top1 and share_1 to share_K. Empty where there is no curve.
         """
+        if not self.budgeted:
+            return []
         first, last = (
             {
                 "mul_adds": row["mul_adds"],
@@ -93,10 +96,28 @@ class Evaluation:
         )
         return sorted([first, *self.budgeted, last], key=lambda row: row["mul_adds"])
 
+    def threshold_images(self) -> Predictions:
+        """The answers to the images that set thresholds.
+
+        Raises:
+            UserError: the run was evaluated without such images.
+        """
+        if self.held_out is None:
+            raise UserError(
+                f"the run was evaluated without images of {self.thresholds_from!r}, which "
+                "thresholds are chosen on: give a file of thresholds, or evaluate the run with "
+                "such images"
+            )
+        return self.held_out
+
     @functools.cached_property
     def without_loss(self) -> Candidate:
-        """The cheapest thresholds that lose no accuracy on the images that set thresholds."""
-        images = self.held_out
+        """The cheapest thresholds that lose no accuracy on the images that set thresholds.
+
+        Raises:
+            UserError: as `threshold_images`.
+        """
+        images = self.threshold_images()
         return cheapest_without_loss(images.confidences, images.correct, self.mul_adds)
 
     def outcome(self, images: Predictions, thresholds: ArrayLike) -> dict[str, float]:
@@ -119,10 +140,13 @@ class Evaluation:
         Raises:
             OSError: a file cannot be written.
         """
-        write_csv(workdir / "anytime.csv", self.anytime)
-        write_csv(workdir / "budgeted.csv", self.budgeted)
-        if self.shots is not None:
-            write_csv(workdir / "shots.csv", self.shots)
+        for name in ("anytime", "budgeted", "shots"):
+            path = workdir / f"{name}.csv"
+            if rows := getattr(self, name):
+                write_csv(path, rows)
+            else:
+                # That of an earlier evaluation would pass for this one's.
+                path.unlink(missing_ok=True)
         arrays = {
             f"{prefix}_{name}": array
             for field, (prefix, _) in _ARRAYS.items()
@@ -136,7 +160,7 @@ class Evaluation:
             if (value := getattr(self, field.name)) is not None
         }
         summary["test_images"] = len(self.test.labels)
-        summary["thresholds_images"] = len(self.held_out.labels)
+        summary["thresholds_images"] = 0 if self.held_out is None else len(self.held_out.labels)
         # Last: whoever finds it finds the others too.
         write_json(workdir / _SUMMARY_FILE, summary)
 

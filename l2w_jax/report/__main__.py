@@ -59,8 +59,14 @@ def write_report(workdirs: Sequence[Path], output: Path | None = None) -> Path:
     folder = workdirs[0]
     with told_if_unwritable(folder):
         write_atomically(folder / "report.html", whole)
-        for name, figure in png.of_run(runs[0].evaluation).items():
-            write_atomically(folder / "plots" / f"{name}.png", png.png(figure))
+        drawn = png.of_run(runs[0].evaluation)
+        for name in png.FIGURES:
+            path = folder / "plots" / f"{name}.png"
+            if name in drawn:
+                write_atomically(path, png.png(drawn[name]))
+            else:
+                # That of an earlier evaluation would pass for this one's.
+                path.unlink(missing_ok=True)
     return folder / "report.html"
 
 

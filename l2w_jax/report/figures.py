@@ -47,7 +47,7 @@ def accuracy(evaluations: Mapping[str, Evaluation]) -> Chart:
             f"exit {row['exit']}" + (", above the curve" if row["exit"] in above else "")
             for row in evaluation.anytime
         ]
-        series += [
+        series.append(
             Series(
                 "all images stop at one exit" if alone else f"{run}, one exit",
                 _points(evaluation.anytime, "mul_adds", "top1", divisor),
@@ -55,19 +55,24 @@ def accuracy(evaluations: Mapping[str, Evaluation]) -> Chart:
                 dashed=True,
                 marked=True,
                 names=names,
-            ),
-            Series(
-                "each image stops when confident" if alone else f"{run}, early exit",
-                _points(evaluation.curve, "mul_adds", "top1", divisor),
-                EARLY_COLOUR if alone else i,
-            ),
-        ]
+            )
+        )
+        if curve := evaluation.curve:
+            series.append(
+                Series(
+                    "each image stops when confident" if alone else f"{run}, early exit",
+                    _points(curve, "mul_adds", "top1", divisor),
+                    EARLY_COLOUR if alone else i,
+                )
+            )
     return Chart("Accuracy over compute", _mul_adds_axis(unit), ACCURACY, series)
 
 
 def exits_above_curve(evaluation: Evaluation) -> list[int]:
     """Exits, from 1, at which all images do better than early exits of the same mean cost."""
     curve = [(row["mul_adds"], row["top1"]) for row in evaluation.curve]
+    if not curve:
+        return []
     above = []
     for row in evaluation.anytime:
         # Several points of the curve may share one cost, with the first or the last exit.
@@ -78,7 +83,7 @@ def exits_above_curve(evaluation: Evaluation) -> list[int]:
 
 
 def exit_shares(evaluation: Evaluation) -> Chart:
-    """Share of the test images that leave at each exit, over their mean cost."""
+    """Share of the test images that leave at each exit, over their mean cost along the curve."""
     curve = evaluation.curve
     divisor, unit = _mul_adds_unit(evaluation.mul_adds[-1])
     bands = [

@@ -71,17 +71,20 @@ def results_table(runs: Sequence[Run]) -> Table:
     rows = []
     for run in runs:
         evaluation, last = run.evaluation, run.evaluation.anytime[-1]
-        early = evaluation.outcome(evaluation.test, evaluation.without_loss.thresholds)
+        early, images = ["", ""], "none"
+        if evaluation.held_out is not None:
+            point = evaluation.outcome(evaluation.test, evaluation.without_loss.thresholds)
+            early = [f"{point['top1']:.2f}", f"{point['mul_adds'] / 1e6:.2f}"]
+            images = f"{len(evaluation.held_out.labels)} ({evaluation.thresholds_from})"
         rows.append(
             [
                 run.name,
                 f"{len(evaluation.anytime)}",
                 f"{last['top1']:.2f}",
                 f"{last['mul_adds'] / 1e6:.2f}",
-                f"{early['top1']:.2f}",
-                f"{early['mul_adds'] / 1e6:.2f}",
+                *early,
                 f"{len(evaluation.test.labels)}",
-                f"{len(evaluation.held_out.labels)} ({evaluation.thresholds_from})",
+                images,
                 f"{evaluation.step}",
             ]
         )
@@ -129,7 +132,9 @@ def _of_run(run: Run) -> dict[str, Any]:
         "name": run.name,
         "exits": evaluation.anytime,
         "above_curve": figures.exits_above_curve(evaluation),
-        "shares": figures.exit_shares(evaluation),
+        "held_out": evaluation.held_out is not None,
+        "plain": run.config.weighting.kind == "none",
+        "shares": figures.exit_shares(evaluation) if evaluation.curve else None,
         "examples": _examples(evaluation),
         "weights": None if sampled is None else figures.mean_weights(sampled),
         "latency": None if run.latency is None else _latency(run.latency),

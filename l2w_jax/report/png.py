@@ -22,6 +22,9 @@ COLOURS = ("#0072B2", "#D55E00", "#007A5A", "#B0568A", "#8A6D00", "#3B82A6")
 
 GREY = "#555555"
 
+# The files that the figures of an evaluation go to, where it has what they show.
+FIGURES = ("accuracy", "exits", "weights")
+
 STYLE = {
     "font.size": 12,
     "axes.titlesize": 13,
@@ -38,11 +41,10 @@ STYLE = {
 
 
 def of_run(evaluation: Evaluation) -> dict[str, Figure]:
-    """The figures of an evaluated run, by the name of their file."""
-    drawn = {
-        "accuracy": figure([figures.accuracy({"": evaluation})]),
-        "exits": figure([figures.exit_shares(evaluation)]),
-    }
+    """Those of FIGURES that an evaluation has, by name."""
+    drawn = {"accuracy": figure([figures.accuracy({"": evaluation})])}
+    if evaluation.curve:
+        drawn["exits"] = figure([figures.exit_shares(evaluation)])
     if evaluation.sample_weights is not None:
         panels = figures.weight_panels(evaluation.sample_weights)
         drawn["weights"] = figure(panels, "What the method learned: weight over loss")

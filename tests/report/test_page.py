@@ -150,7 +150,19 @@ def test_latency_of_another_step_or_of_none_is_not_measured(two_runs):
 def test_an_evaluation_without_examples_is_shown(two_runs):
     evaluation = dataclasses.replace(Evaluation.load(two_runs[1]), examples=None)
     evaluation.save(two_runs[1])
-    assert "No images were kept" in report.write_report(two_runs).read_text()
+    assert "The evaluation has none." in report.write_report(two_runs).read_text()
+
+
+def test_an_evaluation_without_images_for_thresholds_is_shown(two_runs):
+    folder = two_runs[0]
+    report.write_report(two_runs)
+    without = {"held_out": None, "budgeted": [], "examples": None, "sample_weights": None}
+    dataclasses.replace(Evaluation.load(folder), **without).save(folder)
+    page = read(two_runs)
+    assert ["learned", "3", "73.25", "4.50", "360", "none", "40"] in page.rows
+    text = (folder / "report.html").read_text()
+    assert text.count("Evaluated without held-out images") == 3
+    assert [path.name for path in (folder / "plots").iterdir()] == ["accuracy.png"]
 
 
 def test_a_run_without_metrics_is_shown(two_runs):
