@@ -32,9 +32,9 @@ from l2w_jax import command_line
 from l2w_jax.config import stored, to_json
 from l2w_jax.early_exit.budget import budgeted_curve_from_confidences
 from l2w_jax.errors import UserError
-from l2w_jax.evaluation import results
+from l2w_jax.evaluation.results import Evaluation
 from l2w_jax.files import told_if_unwritable, write_atomically, write_json
-from l2w_jax.report import png as plots
+from l2w_jax.report import figures, png
 
 # Of the last exit's mul-adds: what the budgeted curves are read at, and averaged between.
 BUDGETS = (0.4, 0.6, 0.8)
@@ -108,9 +108,9 @@ def main(argv: Sequence[str]) -> None:
         with told_if_unwritable(arguments.save, "--save="):
             write_json(arguments.save, [_numbers(way) for way in ways])
     if arguments.output:
-        figure = plots.comparison_figure(ways)
+        picture = png.png(png.figure([figures.comparison(ways)]))
         with told_if_unwritable(arguments.output, "--output="):
-            write_atomically(arguments.output, plots.png(figure))
+            write_atomically(arguments.output, picture)
 
 
 def read_ways(paths: Sequence[Path], images: str = "test") -> list[Way]:
@@ -155,7 +155,7 @@ def _without_number(name: str) -> str:
 
 
 def _read_way(name: str, workdirs: Sequence[Path], images: str) -> Way:
-    evaluations = [results.read_results(workdir) for workdir in workdirs]
+    evaluations = [Evaluation.load(workdir) for workdir in workdirs]
     read = _of_test_images if images == "test" else _of_held_out_images
     anytime, budgeted = zip(*map(read, evaluations), strict=True)
     return Way(
@@ -168,19 +168,17 @@ def _read_way(name: str, workdirs: Sequence[Path], images: str) -> Way:
 
 
 def _of_test_images(
-    evaluation: results.Results,
+    evaluation: Evaluation,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Top-1 of each exit [K], and the budgeted curve [39, 2]."""
-    anytime = [row["top1"] for row in evaluation.summary["anytime"]]
-    return np.array(anytime), _budgeted_curve(evaluation.summary["budgeted"])
+    """Top-1 of each exit [K], and (mul-adds, top-1) of the curve's points [n, 2]."""
+    return np.array([row["top1"] for row in evaluation.anytime]), _points(evaluation.curve)
 
 
 def _of_held_out_images(
-    evaluation: results.Results,
+    evaluation: Evaluation,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The same of held-out images, each half read with the thresholds of the other."""
-    confidences = evaluation.arrays["thresholds_confidences"]
-    correct = evaluation.arrays["thresholds_correct"]
+    confidences, correct = evaluation.held_out.confidences, evaluation.held_out.correct
     # Every second one: where images lie class by class, both halves have all of them.
     halves = [slice(0, None, 2), slice(1, None, 2)]
     curves = [
@@ -189,12 +187,12 @@ def _of_held_out_images(
         )
         for sets, read in (halves, halves[::-1])
     ]
-    points = np.mean([[(row["mul_adds"], row["top1"]) for row in c] for c in curves], axis=0)
+    points = np.mean(list(map(_points, curves)), axis=0)
     return (100.0 * correct).mean(axis=1), points[np.argsort(points[:, 0])]
 
 
-def _budgeted_curve(rows: Sequence[Mapping[str, float]]) -> NDArray[np.float64]:
-    return np.array(sorted((row["mul_adds"], row["top1"]) for row in rows))
+def _points(rows: Sequence[Mapping[str, float]]) -> NDArray[np.float64]:
+    return np.array([(row["mul_adds"], row["top1"]) for row in rows])
 
 
 def _numbers(way: Way) -> dict[str, Any]:

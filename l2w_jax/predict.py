@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 
 from l2w_jax import command_line
 from l2w_jax.config import stored
-from l2w_jax.early_exit.selection import candidates, cheapest_reaching
 from l2w_jax.errors import UserError
 from l2w_jax.evaluation import results
 
@@ -46,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
     """
     arguments = _parse(argv)
     config = stored.read_config(arguments.workdir)
-    evaluation = results.read_results(arguments.workdir)
+    evaluation = results.Evaluation.load(arguments.workdir)
     thresholds = choose_thresholds(arguments.workdir, arguments.thresholds, evaluation)
 
     # Imported late: it brings Orbax and clu, which take seconds.
@@ -70,7 +69,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def choose_thresholds(
-    workdir: Path, given: Path | None, evaluation: results.Results
+    workdir: Path, given: Path | None, evaluation: results.Evaluation
 ) -> NDArray[np.float32]:
     """The thresholds to use, float32 [K]: given, set for the run, or those that lose no accuracy.
 
@@ -80,12 +79,7 @@ def choose_thresholds(
     of_run = workdir / results.THRESHOLDS_FILE
     if given is not None or of_run.exists():
         return results.read_thresholds(given or of_run, evaluation)
-    arrays = evaluation.arrays
-    among = candidates(
-        arrays["thresholds_confidences"], arrays["thresholds_correct"], evaluation.mul_adds
-    )
-    # The first is the full network, so that there is one.
-    return cheapest_reaching(among, among[0].top1).thresholds
+    return evaluation.without_loss.thresholds
 
 
 def files_in(paths: Sequence[Path]) -> Iterator[Path]:
@@ -104,7 +98,7 @@ def answers(
     files: Iterator[Path],
     config: ConfigDict,
     predict: Callable[[NDArray[np.uint8]], tuple[NDArray[Any], NDArray[Any], NDArray[Any]]],
-    evaluation: results.Results,
+    evaluation: results.Evaluation,
 ) -> Iterator[dict[str, Any]]:
     """For each file, in order: file, class, confidence, exit (from 1) and saved, or an error.
 
@@ -117,7 +111,7 @@ def answers(
     # Imported late: it brings TensorFlow, which takes seconds.
     from l2w_jax.data.single import UnreadableImage, read_image
 
-    class_names = evaluation.summary["class_names"]
+    class_names = evaluation.class_names
     saved = 1 - np.array(evaluation.mul_adds) / evaluation.mul_adds[-1]
     while chunk := list(itertools.islice(files, FILES_AT_ONCE)):
         images, errors = {}, {}
@@ -144,7 +138,7 @@ def answers(
                 }
 
 
-def table_row(answer: dict[str, Any], evaluation: results.Results) -> str:
+def table_row(answer: dict[str, Any], evaluation: results.Evaluation) -> str:
     """One line of the table, under TABLE_HEADER."""
     of_exits = f"{answer['exit']}/{len(evaluation.mul_adds)}"
     return (

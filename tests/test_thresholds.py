@@ -1,41 +1,33 @@
 """The command that sets thresholds: every wish, and what it says where one cannot be fulfilled."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
+from written_runs import made_evaluation, random_predictions, write_config
 
 from l2w_jax import thresholds
-from l2w_jax.config import default_config, to_json
 from l2w_jax.early_exit.budget import NOBODY_LEAVES, exit_shares, find_thresholds, first_exits
 from l2w_jax.errors import UserError
 from l2w_jax.evaluation import results
-from l2w_jax.files import write_arrays, write_json
 
 MUL_ADDS = [1e6, 2e6, 4e6]
 
 
-def write_run(folder, images=3000, thresholds_from="holdout"):
+def write_run(folder, **fields):
+    """The evaluation of a run with 3000 images of either kind, written into the folder."""
     rng = np.random.default_rng(0)
-    arrays = {}
-    for split in ("thresholds", "test"):
-        strength = rng.normal(1, 1.5, images) + np.array([[0.0], [0.7], [1.2]])
-        confidences = (1 / (1 + np.exp(-strength))).astype(np.float32)
-        luck = 0.8 * rng.random(images) + 0.2 * rng.random((3, images))
-        arrays |= {f"{split}_confidences": confidences, f"{split}_correct": luck < confidences}
-    folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(to_json(default_config()))
-    write_arrays(folder / "evaluation.npz", arrays)
-    write_json(
-        folder / "evaluation.json",
-        {
-            "step": 5,
-            "thresholds_from": thresholds_from,
-            "thresholds_images": images,
-            "anytime": [{"mul_adds": cost} for cost in MUL_ADDS],
-        },
+    evaluation = made_evaluation(
+        step=5,
+        anytime=[{"mul_adds": cost} for cost in MUL_ADDS],
+        held_out=random_predictions(rng, 3000),
+        test=random_predictions(rng, 3000),
     )
-    return arrays
+    evaluation = dataclasses.replace(evaluation, **fields)
+    write_config(folder)
+    evaluation.save(folder)
+    return evaluation
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +50,14 @@ def test_a_budget_in_mul_adds_is_kept(run):
 
 
 def test_an_accuracy_is_reached_for_less_than_the_full_network_costs(run):
-    full = 100 * run[1]["thresholds_correct"][-1].mean()
+    full = 100 * run[1].held_out.correct[-1].mean()
     result = chosen(run[0], f"--accuracy={full - 2}")
     assert result["expected"]["top1"] >= full - 2
     assert result["expected"]["mul_adds"] < 3e6
 
 
 def test_q_gives_the_thresholds_of_its_shares(run):
-    confidences = run[1]["thresholds_confidences"]
+    confidences = run[1].held_out.confidences
     result = chosen(run[0], "--q=0.8")
     expected = find_thresholds(confidences, exit_shares(0.8, 3))
     np.testing.assert_array_equal(np.float32(result["thresholds"]), expected)
@@ -75,7 +67,7 @@ def test_q_gives_the_thresholds_of_its_shares(run):
 def test_a_latency_is_kept_by_measured_times(run, monkeypatch):
     monkeypatch.setattr(thresholds, "_milliseconds", lambda workdir, evaluation: [3.0, 4.0, 9.0])
     result = chosen(run[0], "--latency-ms=5")
-    exits = first_exits(run[1]["thresholds_confidences"], result["thresholds"])
+    exits = first_exits(run[1].held_out.confidences, result["thresholds"])
     mean = np.array([3.0, 4.0, 9.0])[exits].mean()
     assert result["chosen_by"]["expected_ms"] == pytest.approx(mean)
     assert 4 < mean <= 5
@@ -86,15 +78,15 @@ def test_a_promise_says_what_it_rests_on(run, capsys):
     assert result["chosen_by"]["risk"] == 0.03
     assert result["chosen_by"]["p_value"] <= 0.1
     assert result["expected"]["mul_adds"] < 4e6
-    lost = run[1]["test_correct"][-1].mean() - result["test"]["top1"] / 100
+    lost = run[1].test.correct[-1].mean() - result["test"]["top1"] / 100
     assert lost <= 0.03
     assert "promise: with 90% confidence at most 3 points" in capsys.readouterr().out
 
 
 def test_a_promise_that_allows_no_early_exit_says_so(run, tmp_path, capsys):
-    arrays = write_run(tmp_path / "hopeless")
-    arrays["thresholds_correct"][:2] = False
-    write_arrays(tmp_path / "hopeless" / "evaluation.npz", arrays)
+    evaluation = write_run(tmp_path / "hopeless")
+    evaluation.held_out.correct[:2] = False
+    evaluation.save(tmp_path / "hopeless")
     result = chosen(tmp_path / "hopeless", "--risk=0.01")
     assert result["thresholds"][:2] == [NOBODY_LEAVES] * 2
     assert result["q"] is None
@@ -105,7 +97,7 @@ def test_thresholds_lie_beside_the_checkpoint_and_can_be_read_back(tmp_path, cap
     write_run(tmp_path)
     thresholds.main([f"--workdir={tmp_path}", "--q=0.5"])
     path = tmp_path / "thresholds.json"
-    evaluation = results.read_results(tmp_path)
+    evaluation = results.Evaluation.load(tmp_path)
     read = results.read_thresholds(path, evaluation)
     assert read.tolist() == json.loads(path.read_text())["thresholds"]
     assert str(path) in capsys.readouterr().out

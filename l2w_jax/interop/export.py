@@ -62,12 +62,12 @@ def main(argv: Sequence[str]) -> None:
         UserError: an argument is wrong, the run is not evaluated or has no good checkpoint, or the
             folder cannot be written.
     """
-    from l2w_jax.evaluation import results
+    from l2w_jax.evaluation.results import Evaluation
     from l2w_jax.predict import choose_thresholds
 
     arguments = _parse(argv)
     config = stored.read_config(arguments.workdir)
-    evaluation = results.read_results(arguments.workdir)
+    evaluation = Evaluation.load(arguments.workdir)
     thresholds = choose_thresholds(arguments.workdir, arguments.thresholds, evaluation)
 
     # Imported late: they bring Orbax and TensorFlow, which take seconds.
@@ -92,7 +92,7 @@ def main(argv: Sequence[str]) -> None:
             state.variables,
             thresholds,
             image_format,
-            evaluation.summary["class_names"],
+            evaluation.class_names,
         )
     print(f"{arguments.output}: {len(thresholds)} stages of step {int(state.step)}, and {LOADER}")
 

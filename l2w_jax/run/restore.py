@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 
 from l2w_jax.early_exit import EarlyExitPredictor
 from l2w_jax.errors import UserError
-from l2w_jax.evaluation.results import Results
+from l2w_jax.evaluation.results import Evaluation
 from l2w_jax.models import create_network
 from l2w_jax.models.preprocessing import channel_statistics, normalize
 from l2w_jax.run import checkpoints
@@ -29,7 +29,7 @@ def restore_best(config: ConfigDict, workdir: Path) -> TrainState:
     return state
 
 
-def restore_evaluated(config: ConfigDict, workdir: Path, evaluation: Results) -> TrainState:
+def restore_evaluated(config: ConfigDict, workdir: Path, evaluation: Evaluation) -> TrainState:
     """The state that an evaluation is of, for what goes by its numbers.
 
     Raises:
@@ -41,7 +41,7 @@ def restore_evaluated(config: ConfigDict, workdir: Path, evaluation: Results) ->
 
 
 def restore_predictor(
-    config: ConfigDict, workdir: Path, evaluation: Results, thresholds: ArrayLike
+    config: ConfigDict, workdir: Path, evaluation: Evaluation, thresholds: ArrayLike
 ) -> EarlyExitPredictor:
     """The network that an evaluation is of, for stored images, which leave at these thresholds.
 
