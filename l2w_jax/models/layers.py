@@ -14,7 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from typing_extensions import override
 
+from l2w_jax.config.choices import EXIT_SIZES
 from l2w_jax.models.convolution import convolve_in_layout
 from l2w_jax.models.initializers import (
     Constant,
@@ -258,8 +260,8 @@ class ConvBNReLU(nn.Module):
     stride: int = 1
     bias_init: HostInitializer | None = None
 
+    @override
     def setup(self) -> None:
-        """Declares the convolution and its batch norm."""
         self.conv = Convolution(
             self.features, self.kernel_size, self.options, self.stride, self.bias_init
         )
@@ -320,8 +322,8 @@ class Branch(nn.Module):
     options: LayerOptions
     stride: int = 1
 
+    @override
     def setup(self) -> None:
-        """Declares both layers."""
         width = min(self.in_features, self.bottleneck_factor * self.features)
         self.reduce = ConvBNReLU(width, 1, self.options)
         self.conv = ConvBNReLU(self.features, 3, self.options, self.stride)
@@ -369,15 +371,15 @@ class Classifier(nn.Module):
         Raises:
             ValueError: H or W does not pool to one pixel, which the linear layer expects.
         """
-        in_size = x.shape[1:3]
+        if any(size not in EXIT_SIZES for size in x.shape[1:3]):
+            raise ValueError(
+                f"the coarsest features of an exit are {x.shape[1]}x{x.shape[2]} pixels, but must "
+                f"be {EXIT_SIZES[0]} to {EXIT_SIZES[-1]} on each side for the classifier to pool "
+                "them to one"
+            )
         width = 128 if self.stem == "cifar" else x.shape[-1]
         x = ConvBNReLU(width, 3, self.options, 2, name="conv_0")(x, train)
         x = ConvBNReLU(width, 3, self.options, 2, name="conv_1")(x, train)
-        if any(size // 2 != 1 for size in x.shape[1:3]):
-            raise ValueError(
-                f"the coarsest features of an exit are {in_size[0]}x{in_size[1]} pixels, "
-                "but must be 5 to 12 on each side for the classifier to pool them to one"
-            )
         pooled = nn.avg_pool(x, (2, 2), strides=(2, 2)).reshape(x.shape[0], width)
         logits = nn.Dense(
             self.num_classes,
