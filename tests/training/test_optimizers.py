@@ -62,5 +62,5 @@ def test_multistep_divides_by_ten_at_each_milestone():
 
 
 def test_unknown_schedule_is_refused():
-    with pytest.raises(ValueError, match="'cosine' or 'multistep'"):
+    with pytest.raises(ValueError, match="one of 'cosine', 'multistep'"):
         learning_rate_factor(ConfigDict({"schedule": "linear"}), 10)
