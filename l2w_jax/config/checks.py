@@ -97,6 +97,7 @@ _RULES = {
     "optimizer.momentum": _BELOW_ONE,
     "optimizer.weight_decay": _at_least(0),
     "optimizer.epochs": _at_least(1),
+    "optimizer.warmup_epochs": _at_least(0),
     "optimizer.label_smoothing": _BELOW_ONE,
     "optimizer.accumulation": _at_least(1),
     "imta.distillation": _BELOW_ONE,
@@ -362,6 +363,20 @@ def _image_size_faults(image_size: int, stem: str, num_scales: int) -> Iterator[
 
 
 def _training_faults(config: ConfigDict) -> Iterator[str]:
+    if config.init.strict and not config.init.checkpoint:
+        yield _not_allowed("init.strict", True, "False without init.checkpoint")
+    if config.init.checkpoint and config.imta.collaboration:
+        yield _not_allowed(
+            "init.checkpoint",
+            config.init.checkpoint,
+            "'' with imta.collaboration, whose network is that of imta.checkpoint",
+        )
+    if config.optimizer.warmup_epochs >= config.optimizer.epochs:
+        yield _not_allowed(
+            "optimizer.warmup_epochs",
+            config.optimizer.warmup_epochs,
+            f"less than optimizer.epochs, {config.optimizer.epochs}",
+        )
     if config.weighting.kind == "frozen" and not config.weighting.checkpoint:
         yield not_allowed(
             "weighting.checkpoint",

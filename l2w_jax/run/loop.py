@@ -19,7 +19,7 @@ from l2w_jax.data import Source
 from l2w_jax.errors import RunFailed, RunInterrupted
 from l2w_jax.evaluation.predictions import predict_all
 from l2w_jax.models import create_network
-from l2w_jax.run import checkpoints, processes, restore
+from l2w_jax.run import checkpoints, processes, start
 from l2w_jax.run.devices import (
     device_batches,
     diverged_devices,
@@ -53,7 +53,7 @@ def train(config: ConfigDict, source: Source, workdir: Path) -> TrainState:
     steps_per_epoch = source.num_train // config.dataset.batch_size
     total_steps = config.optimizer.epochs * steps_per_epoch
     train_step = step_on_devices(config, total_steps)
-    state = restore.create_or_restore(config, workdir)
+    state = start.create_or_restore(config, workdir)
     first_step = int(state.step)
     if first_step >= total_steps:
         say(f"{workdir}: trained to its last step, {total_steps}, before")
@@ -71,7 +71,7 @@ def train(config: ConfigDict, source: Source, workdir: Path) -> TrainState:
         _open_log(config, source, workdir, first_step) as log,
         _stop_signals() as received,
     ):
-        watched = _WatchedMetrics(log, writer)
+        watched = _WatchedMetrics(config, steps_per_epoch, log, writer)
         say("the first step compiles; with a warm cache that is quick")
         started = time.monotonic()
         for step in range(first_step + 1, total_steps + 1):
@@ -132,7 +132,15 @@ def _batches(config: ConfigDict, source: Source, first_step: int) -> Iterator[di
 class _WatchedMetrics:
     """Fetches each iteration's metrics while the next one runs, checks them and logs them."""
 
-    def __init__(self, log: SilentLog, writer: checkpoints.CheckpointWriter):
+    def __init__(
+        self,
+        config: ConfigDict,
+        steps_per_epoch: int,
+        log: SilentLog,
+        writer: checkpoints.CheckpointWriter,
+    ):
+        self._config = config
+        self._steps_per_epoch = steps_per_epoch
         self._log = log
         self._writer = writer
         self._running: tuple[int, Metrics] | None = None
@@ -166,8 +174,23 @@ class _WatchedMetrics:
                     f"({host_metrics[name]}) at learning rate {host_metrics['learning_rate']:.3g} "
                     f"and meta learning rate {host_metrics['meta_learning_rate']:.3g}; "
                     f"{self._writer.resume_advice()}"
+                    + (_rate_advice(self._config) if step <= self._steps_per_epoch else "")
                 )
         self._log.add_step(step, host_metrics)
+
+
+def _rate_advice(config: ConfigDict) -> str:
+    """What to try where a run fails in its first epoch.
+
+    The paper's rates, 0.8 for two halves of 512 images (Han et al., ECCV 2022, section 4.1), and
+    0.1 for 64 in plain training, are one by the linear rule (Goyal et al., 2017).
+    """
+    images = config.dataset.batch_size // (1 if config.weighting.kind == "none" else 2)
+    return (
+        "; in the first epoch, try --config.optimizer.warmup_epochs=5 (now "
+        f"{config.optimizer.warmup_epochs}) or a lower --config.optimizer.learning_rate (the "
+        f"linear rule gives {0.1 * images / 64:.3g} for updates of {images} images)"
+    )
 
 
 def _check_replicas(step: int, state: TrainState, writer: checkpoints.CheckpointWriter) -> None:

@@ -46,9 +46,16 @@ def check(config: ConfigDict, workdir: Path) -> None:
         if not line.startswith(_FREE_FIELDS)
     ]
     if changes:
+        longer = any(line.startswith("optimizer.epochs:") for line in changes)
+        advice = (
+            "; to train longer, start a new run from it with "
+            f"--config.init.checkpoint={workdir} and another --workdir"
+            if longer
+            else ""
+        )
         raise UserError(
             f"--workdir={workdir}: belongs to a run with another config; "
-            "choose another --workdir, or undo: " + ", ".join(changes)
+            "choose another --workdir, or undo: " + ", ".join(changes) + advice
         )
 
 

@@ -104,7 +104,8 @@ def learning_rate_factor(config: ConfigDict, total_steps: int) -> Callable[[Any]
     """What both learning rates are multiplied by at iteration t of T = `total_steps`.
 
     "cosine": (1 + cos(πt/T)) / 2. "multistep": 0.1 for every milestone, a fraction of T, that t
-    has reached.
+    has reached. With a warm-up of W iterations it is (t + 1) / W of that while t < W
+    (Goyal et al., 2017).
 
     Args:
         config: `config.optimizer`.
@@ -113,6 +114,14 @@ def learning_rate_factor(config: ConfigDict, total_steps: int) -> Callable[[Any]
     Raises:
         ValueError: `config.schedule` is not known.
     """
+    schedule = _schedule(config, total_steps)
+    if not config.get("warmup_epochs", 0):
+        return schedule
+    warmup_steps = config.warmup_epochs * total_steps / config.epochs
+    return lambda step: schedule(step) * jnp.minimum((step + 1) / warmup_steps, 1)
+
+
+def _schedule(config: ConfigDict, total_steps: int) -> Callable[[Any], jax.Array]:
     if config.schedule == "cosine":
         return lambda step: (1 + jnp.cos(math.pi * (step / float(total_steps)))) / 2
     if config.schedule == "multistep":

@@ -17,7 +17,7 @@ from l2w_jax.config import default_config, to_json
 from l2w_jax.data.source import LabelledImages, MemorySource
 from l2w_jax.errors import RunFailed, RunInterrupted, UserError
 from l2w_jax.evaluation.results import Results
-from l2w_jax.run import checkpoints, devices, loop, restore
+from l2w_jax.run import checkpoints, devices, loop, restore, start
 from l2w_jax.training import create_train_state
 
 BATCH = 16
@@ -261,9 +261,25 @@ def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path, monkeypatch, 
     ) as failure:
         train(config, tmp_path)
     assert failure.value.exit_status == 1
+    assert "warmup" not in str(failure.value)
     assert checkpoint_steps(tmp_path)[-1] == last_good
     logged = [line["step"] for line in metric_lines(tmp_path) if "loss" in line]
     assert logged[-1] == 2 * ((bad_step - 1) // 2), "metrics are flushed"
+
+
+def test_a_loss_that_is_not_finite_in_the_first_epoch_advises_warm_up(
+    config, tmp_path, monkeypatch
+):
+    with_metric(
+        monkeypatch, 3, lambda state, metrics: (state, metrics | {"loss": metrics["loss"] * np.nan})
+    )
+    images = config.dataset.batch_size // 2
+    with pytest.raises(
+        RunFailed,
+        match=r"step 3: .* no good checkpoint yet; in the first epoch, try .*warmup_epochs=5 "
+        rf"\(now 0\).* linear rule gives {0.1 * images / 64:.3g} for updates of {images} images",
+    ):
+        train(config, tmp_path)
 
 
 def test_a_state_that_is_not_finite_is_never_saved(config, tmp_path, monkeypatch):
@@ -391,7 +407,7 @@ def trained_run(tmp_path):
 def test_a_frozen_predictor_is_that_of_the_named_run(trained_run, tmp_path):
     folder, config, trained = trained_run
     config.weighting.update(kind="frozen", checkpoint=str(folder))
-    state = restore.create_or_restore(config, tmp_path / "new")
+    state = start.create_or_restore(config, tmp_path / "new")
     assert_bit_identical(state.wpn_params, trained.wpn_params)
     assert jax.tree.leaves(state.wpn_opt_state) == []
 
@@ -400,10 +416,10 @@ def test_a_frozen_predictor_of_another_shape_or_of_no_run_is_refused(trained_run
     folder, config, _ = trained_run
     config.weighting.update(kind="frozen", checkpoint=str(folder), hidden=5)
     with pytest.raises(UserError, match=r"float32\[6\] there and float32\[5\]"):
-        restore.create_or_restore(config, tmp_path / "new")
+        start.create_or_restore(config, tmp_path / "new")
     config.weighting.checkpoint = str(tmp_path / "nowhere")
     with pytest.raises(UserError, match="must be the workdir of a run that has a checkpoint"):
-        restore.create_or_restore(config, tmp_path / "new")
+        start.create_or_restore(config, tmp_path / "new")
 
 
 def test_slow_data_show_as_waiting(config, tmp_path):

@@ -60,6 +60,14 @@ def test_another_config_is_refused_with_the_fields_that_differ(tmp_path):
         run_folder.check(config, tmp_path)
 
 
+def test_a_longer_run_is_shown_how_to_start_from_this_one(tmp_path):
+    config = default_config()
+    (tmp_path / "config.json").write_text(to_json(config))
+    config.optimizer.epochs += 1
+    with pytest.raises(UserError, match=rf"to train longer, .*init\.checkpoint={tmp_path} "):
+        run_folder.check(config, tmp_path)
+
+
 def test_what_changes_no_number_may_change(tmp_path):
     config = default_config()
     (tmp_path / "config.json").write_text(to_json(config))
