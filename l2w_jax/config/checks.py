@@ -7,14 +7,13 @@ data set is opened.
 import difflib
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from l2w_jax.config.choices import (
     AUGMENTATIONS,
-    CHOICES,
     KNOWN_DATASETS,
     blocks_per_sub_network,
     image_sizes,
@@ -25,90 +24,8 @@ from l2w_jax.config.choices import (
     step_mode_fault,
 )
 from l2w_jax.config.defaults import default_config
+from l2w_jax.config.rules import RULES
 from l2w_jax.errors import UserError
-
-
-class _Rule(NamedTuple):
-    allowed: str
-    holds: Callable[[Any], bool]
-
-
-def _one_of(names: Sequence[str]) -> _Rule:
-    return _Rule(one_of(names), lambda value: value in names)
-
-
-def _at_least(least: float) -> _Rule:
-    return _Rule(f">= {least}", lambda value: least <= value < math.inf)
-
-
-def _every(rule: _Rule) -> _Rule:
-    return _Rule(
-        f"one or more numbers, each {rule.allowed}",
-        lambda values: len(values) > 0 and all(rule.holds(value) for value in values),
-    )
-
-
-_ABOVE_ZERO = _Rule("> 0", lambda value: 0 < value < math.inf)
-_BELOW_ONE = _Rule(">= 0 and < 1", lambda value: 0 <= value < 1)
-_SHARE = _Rule("between 0 and 1", lambda value: 0 <= value <= 1)
-_SEED = _Rule("between 0 and 2**32 - 1", lambda value: 0 <= value < 2**32)
-_PART = _Rule("> 0 and <= 1", lambda value: 0 < value <= 1)
-_MILESTONES = _Rule(
-    "one or more increasing fractions of the run, each > 0 and < 1",
-    lambda values: (
-        len(values) > 0
-        and all(0 < value < 1 for value in values)
-        and all(a < b for a, b in itertools.pairwise(values))
-    ),
-)
-
-_RULES = {
-    **{field: _one_of(names) for field, names in CHOICES.items()},
-    "seed": _SEED,
-    "dataset.image_size": _at_least(1),
-    "dataset.num_classes": _at_least(2),
-    "dataset.holdout": _at_least(0),
-    "dataset.batch_size": _at_least(1),
-    "dataset.eval_batch_size": _at_least(1),
-    "dataset.imbalance_factor": _Rule("0 (off) or >= 1", lambda value: value == 0 or value >= 1),
-    "dataset.max_bad_share": _BELOW_ONE,
-    "model.num_exits": _at_least(1),
-    "model.base": _at_least(1),
-    "model.step": _at_least(1),
-    "model.channels": _at_least(1),
-    "model.growth_rate": _at_least(1),
-    "model.growth_factors": _every(_at_least(1)),
-    "model.bottleneck_factors": _every(_at_least(1)),
-    "model.reduction": _PART,
-    "model.num_classes": _at_least(2),
-    "model.first_blocks": _at_least(1),
-    "model.block_step": _at_least(1),
-    "model.scale_list": _every(_at_least(1)),
-    "model.compress_factor": _Rule("> 0 and < 1", lambda value: 0 < value < 1),
-    "weighting.magnitude": _at_least(0),
-    "weighting.hidden": _at_least(1),
-    "weighting.num_layers": _at_least(1),
-    "weighting.q": _ABOVE_ZERO,
-    "weighting.interval": _at_least(1),
-    "weighting.learning_rate": _ABOVE_ZERO,
-    "weighting.weight_decay": _at_least(0),
-    "optimizer.learning_rate": _ABOVE_ZERO,
-    "optimizer.milestones": _MILESTONES,
-    "optimizer.momentum": _BELOW_ONE,
-    "optimizer.weight_decay": _at_least(0),
-    "optimizer.epochs": _at_least(1),
-    "optimizer.warmup_epochs": _at_least(0),
-    "optimizer.label_smoothing": _BELOW_ONE,
-    "optimizer.accumulation": _at_least(1),
-    "imta.distillation": _BELOW_ONE,
-    "imta.temperature": _ABOVE_ZERO,
-    "checkpoint.keep": _at_least(1),
-    "checkpoint.every_epochs": _at_least(0),
-    "checkpoint.every_steps": _at_least(0),
-    "log.every_steps": _at_least(1),
-    "log.histogram_every_steps": _at_least(0),
-    "log.check_replicas": _at_least(0),
-}
 
 
 def validate(config: ConfigDict, device_count: int = 1, process_count: int = 1) -> None:
@@ -195,7 +112,7 @@ def _type_name(default: Any) -> str:
 
 def _field_faults(config: ConfigDict) -> Iterator[str]:
     for field, value in _fields(config):
-        rule = _RULES.get(field)
+        rule = RULES.get(field)
         if rule and not rule.holds(value):
             yield not_allowed(field, value, rule.allowed)
 
@@ -364,15 +281,15 @@ def _image_size_faults(image_size: int, stem: str, num_scales: int) -> Iterator[
 
 def _training_faults(config: ConfigDict) -> Iterator[str]:
     if config.init.strict and not config.init.checkpoint:
-        yield _not_allowed("init.strict", True, "False without init.checkpoint")
+        yield not_allowed("init.strict", True, "False without init.checkpoint")
     if config.init.checkpoint and config.imta.collaboration:
-        yield _not_allowed(
+        yield not_allowed(
             "init.checkpoint",
             config.init.checkpoint,
             "'' with imta.collaboration, whose network is that of imta.checkpoint",
         )
     if config.optimizer.warmup_epochs >= config.optimizer.epochs:
-        yield _not_allowed(
+        yield not_allowed(
             "optimizer.warmup_epochs",
             config.optimizer.warmup_epochs,
             f"less than optimizer.epochs, {config.optimizer.epochs}",

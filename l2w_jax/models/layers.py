@@ -17,7 +17,7 @@ from flax import linen as nn
 from typing_extensions import override
 
 from l2w_jax.config.choices import EXIT_SIZES
-from l2w_jax.models.convolution import convolve_in_layout
+from l2w_jax.models.convolution import convolve
 from l2w_jax.models.initializers import (
     Constant,
     HostInitializer,
@@ -183,38 +183,6 @@ def concatenated(arrays: Sequence[jax.Array]) -> jax.Array:
 def split_channels(x: jax.Array, widths: Sequence[int]) -> list[jax.Array]:
     """Undoes `concatenated`: [..., ΣC_i] -> [..., C_i] for every width C_i."""
     return jnp.split(x, list(itertools.accumulate(widths))[:-1], axis=-1)
-
-
-@functools.partial(jax.jit, static_argnames="stride")
-def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
-    """Convolution with padding (k-1)/2; of a 1x1 kernel, the matrix product that it is.
-
-    XLA's gradient of a 1x1 convolution takes up to six times as long on a CPU as that of the
-    product; and of a product of matrices less time and memory than of one with [N, H, W, C], which
-    it would transpose and keep.
-
-    Args:
-        x: [N, H, W, C].
-        kernel: [k, k, C, D].
-        stride: vertical and horizontal.
-
-    Returns:
-        [N, ceil(H/stride), ceil(W/stride), D].
-    """
-    size = kernel.shape[0]
-    if size == 1:
-        x = x[:, ::stride, ::stride]
-        return jnp.dot(x.reshape(-1, x.shape[-1]), kernel[0, 0]).reshape(*x.shape[:-1], -1)
-    padding = (size - 1) // 2
-    if jax.default_backend() == "cpu":
-        return convolve_in_layout(x, kernel, stride, padding)
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride, stride),
-        [(padding, padding)] * 2,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
 
 
 class Convolution(nn.Module):
