@@ -73,5 +73,5 @@ def test_warm_up_rises_evenly_to_the_schedule(schedule):
 
 
 def test_unknown_schedule_is_refused():
-    with pytest.raises(ValueError, match="'cosine' or 'multistep'"):
+    with pytest.raises(ValueError, match="one of 'cosine', 'multistep'"):
         learning_rate_factor(ConfigDict({"schedule": "linear"}), 10)
