@@ -6,8 +6,9 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from l2w_jax.config import paths
 from l2w_jax.errors import UserError
 
 # Keeps notices of TensorFlow, which only reads data here, out of what a command prints. Libraries
@@ -17,11 +18,25 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """Argparse's, but a wrong argument is a UserError: one line, without a page of usage."""
+    """Argparse's, but a wrong argument is a UserError: one line, without a page of usage.
+
+    An argument of `type=Path` has to be on this machine.
+    """
+
+    def __init__(self, **settings: Any):
+        super().__init__(**settings)
+        self.register("type", Path, _local_path)
 
     def error(self, message: str) -> NoReturn:
         """Raises UserError."""
         raise UserError(message)
+
+
+def _local_path(text: str) -> Path:
+    try:
+        return paths.local_path(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def set_up_libraries() -> None:
