@@ -16,14 +16,19 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from l2w_jax.errors import RunInterrupted, UserError
+from l2w_jax.run import stop_signals
 
 # A process that died is noticed after this many seconds.
 _HEARTBEAT_TIMEOUT = 30
+
+_sigterm_listener: stop_signals.Listener | None = None
 
 
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
     """Joins the other processes of the run, if there are any; before any computation.
+
+    Within, SIGTERM and SIGINT end the process at once, until training has something to save.
 
     Of several processes one that fails inside ends at once, with its error as the last line, and
     the others notice within a minute. In an orderly end JAX would wait for them, and they for it.
@@ -33,7 +38,9 @@ def joined() -> Iterator[None]:
     """
     _join()
     try:
-        yield
+        # Again, where the command does so too: JAX has put its own handler in place.
+        with stop_signals.ending_at_once():
+            yield
     except RunInterrupted:
         # All processes stop at the same step.
         raise
@@ -93,16 +100,22 @@ def _all_succeed(succeeded: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.asarray(succeeded))))
 
 
+def sigterm_listener() -> stop_signals.Listener | None:
+    """What JAX does at SIGTERM, see `asked_to_stop`; None in a run of one process."""
+    return _sigterm_listener
+
+
 def asked_to_stop(step: int) -> bool:
     """Whether any process was sent SIGTERM, told to all at the same step.
 
-    Call it in every process after every step. Always false in a run of one process, where JAX does
-    not listen for the signal.
+    Call it in every process after every step. JAX has to hear the signal, see `sigterm_listener`;
+    always false in a run of one process, where it does not listen.
     """
     return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)
 
 
 def _join() -> None:
+    global _sigterm_listener
     if os.environ.get("L2W_DISTRIBUTED") == "auto":
         settings = {}
     elif "JAX_NUM_PROCESSES" in os.environ:
@@ -117,6 +130,7 @@ def _join() -> None:
         raise UserError(
             f"the processes of this run did not find each other: {str(error).splitlines()[0]}"
         ) from error
+    _sigterm_listener = stop_signals.Listener()
 
 
 def _settings_of_launcher() -> dict[str, str | int]:
