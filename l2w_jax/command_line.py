@@ -15,7 +15,7 @@ from l2w_jax.errors import UserError
 
 # Keeps notices of TensorFlow, which only reads data here, out of what a command prints. Libraries
 # look at these as they are loaded, so they are set here: commands import this module first.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 

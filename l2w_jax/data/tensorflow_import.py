@@ -12,11 +12,17 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # announces itself in spite
 
 import tensorflow as tf
 
+from l2w_jax.data.cores import available_cores
+
 __all__ = ["explain", "tf"]
 
 # The accelerators belong to JAX; TensorFlow would take their memory.
 for _kind in ("GPU", "TPU"):
     tf.config.set_visible_devices([], _kind)
+
+# It would start as many threads as the machine has cores, whatever a container may use of them.
+tf.config.threading.set_inter_op_parallelism_threads(available_cores())
+tf.config.threading.set_intra_op_parallelism_threads(available_cores())
 
 # Numbers of options in glibc's malloc.h.
 _M_TOP_PAD = -2
