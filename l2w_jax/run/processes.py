@@ -10,13 +10,14 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from l2w_jax.errors import RunInterrupted, UserError
-from l2w_jax.run import stop_signals
+from l2w_jax.run import slurm, stop_signals
 
 # A process that died is noticed after this many seconds.
 _HEARTBEAT_TIMEOUT = 30
@@ -34,9 +35,11 @@ def joined() -> Iterator[None]:
     the others notice within a minute. In an orderly end JAX would wait for them, and they for it.
 
     Raises:
-      UserError: the launcher's settings are incomplete, or the other processes do not answer.
+      UserError: the launcher's settings are incomplete, the other processes do not answer, or JAX
+        cannot use its devices.
     """
     _join()
+    _check_devices()
     try:
         # Again, where the command does so too: JAX has put its own handler in place.
         with stop_signals.ending_at_once():
@@ -117,7 +120,7 @@ def asked_to_stop(step: int) -> bool:
 def _join() -> None:
     global _sigterm_listener
     if os.environ.get("L2W_DISTRIBUTED") == "auto":
-        settings = {}
+        settings = _settings_of_cluster()
     elif "JAX_NUM_PROCESSES" in os.environ:
         settings = _settings_of_launcher()
     else:
@@ -126,14 +129,43 @@ def _join() -> None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT, **settings)
-    except (RuntimeError, ValueError) as error:
+    except ValueError as error:
+        raise UserError(
+            "L2W_DISTRIBUTED=auto: neither a TPU slice nor a step of Slurm, nor another cluster "
+            "that JAX knows, was found here; set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and "
+            f"JAX_PROCESS_ID instead, or none of these to run one process ({error})"
+        ) from error
+    except RuntimeError as error:
         raise UserError(
             f"the processes of this run did not find each other: {str(error).splitlines()[0]}"
         ) from error
     _sigterm_listener = stop_signals.Listener()
 
 
-def _settings_of_launcher() -> dict[str, str | int]:
+def _check_devices() -> None:
+    """Has JAX take its devices into use.
+
+    Raises:
+      UserError: it cannot; the line names the settings that say which they are.
+    """
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        names = ("JAX_PLATFORMS", "CUDA_VISIBLE_DEVICES", "JAX_LOCAL_DEVICE_IDS")
+        settings = ", ".join(f"{name}={os.environ.get(name, '(not set)')}" for name in names)
+        raise UserError(
+            f"JAX cannot use the devices of this process, with {settings}: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+
+
+def _settings_of_cluster() -> dict[str, Any]:
+    """What JAX does not find out by itself where it finds out the rest."""
+    devices = slurm.local_device_ids(os.environ)
+    return {} if devices is None else {"local_device_ids": devices}
+
+
+def _settings_of_launcher() -> dict[str, Any]:
     try:
         return {
             "coordinator_address": os.environ["JAX_COORDINATOR_ADDRESS"],
