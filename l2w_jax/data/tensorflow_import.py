@@ -1,9 +1,11 @@
 """TensorFlow, for reading files only. Importing this module takes seconds: do it late."""
 
+import contextlib
 import ctypes
 import os
 import platform
 import re
+from collections.abc import Iterator
 
 # What matters of its C++ log also comes as an exception; the rest would stand between the lines
 # that a user is to read.
@@ -14,7 +16,7 @@ import tensorflow as tf
 
 from l2w_jax.data.cores import available_cores
 
-__all__ = ["explain", "tf"]
+__all__ = ["explain", "silent", "tf"]
 
 # The accelerators belong to JAX; TensorFlow would take their memory.
 for _kind in ("GPU", "TPU"):
@@ -42,6 +44,24 @@ def _keep_freed_memory() -> None:
 
 
 _keep_freed_memory()
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Within, nothing reaches the standard error of the process.
+
+    Of a file that it cannot decode, TensorFlow and the decoders in it write there what also comes
+    as an exception, whatever their log level.
+    """
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def explain(error: Exception) -> str:

@@ -129,17 +129,21 @@ def _join() -> None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT, **settings)
-    except ValueError as error:
-        raise UserError(
-            "L2W_DISTRIBUTED=auto: neither a TPU slice nor a step of Slurm, nor another cluster "
-            "that JAX knows, was found here; set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and "
-            f"JAX_PROCESS_ID instead, or none of these to run one process ({error})"
-        ) from error
-    except RuntimeError as error:
-        raise UserError(
-            f"the processes of this run did not find each other: {str(error).splitlines()[0]}"
-        ) from error
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"{_failure_to_join(error)}: {str(error).splitlines()[0]}") from error
     _sigterm_listener = stop_signals.Listener()
+
+
+def _failure_to_join(error: Exception) -> str:
+    if isinstance(error, RuntimeError):
+        return "the processes of this run did not find each other"
+    if "JAX_NUM_PROCESSES" in os.environ:
+        return "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID do not go together"
+    return (
+        "L2W_DISTRIBUTED=auto: neither a TPU slice nor a step of Slurm, nor another cluster that "
+        "JAX knows, was found here; set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and "
+        "JAX_PROCESS_ID instead, or none of these to run one process"
+    )
 
 
 def _check_devices() -> None:

@@ -36,8 +36,13 @@ def test_a_slurm_task_joins_with_its_own_gpus(monkeypatch):
 
 
 def test_outside_of_any_cluster_the_settings_are_named(monkeypatch):
-    for name in ("SLURM_JOB_ID", "JAX_COORDINATOR_ADDRESS"):
+    for name in ("SLURM_JOB_ID", "JAX_NUM_PROCESSES"):
         monkeypatch.delenv(name, raising=False)
+
+    def fail(**_):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", fail)
     with (
         pytest.raises(UserError, match=r"^L2W_DISTRIBUTED=auto: .*set JAX_COORDINATOR_ADDRESS"),
         processes.joined(),

@@ -1,4 +1,4 @@
-"""A Slurm task uses the GPUs that are its own, of a part of a node too, or names what is missing."""
+"""A Slurm task uses the GPUs that are its own, or names the setting that is missing."""
 
 import pytest
 
