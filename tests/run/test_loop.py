@@ -17,7 +17,7 @@ from written_runs import made_evaluation
 from l2w_jax.config import default_config, to_json
 from l2w_jax.data.source import LabelledImages, MemorySource
 from l2w_jax.errors import RunFailed, RunInterrupted, UserError
-from l2w_jax.run import checkpoints, devices, loop, restore, start
+from l2w_jax.run import checkpoints, devices, loop, restore, start, stop_signals
 from l2w_jax.training import create_train_state
 
 BATCH = 16
@@ -128,6 +128,23 @@ def test_a_signal_saves_at_the_current_step_and_the_same_command_goes_on(
     saved = checkpoint_steps(tmp_path)[-1]
     assert 5 <= saved <= 8, "batches are made at most three steps ahead"
     assert_bit_identical(train(config, tmp_path), undisturbed[1])
+
+
+@pytest.mark.parametrize("first_step", [0, 10])
+def test_a_signal_before_there_is_something_to_save_ends_the_process(
+    config, undisturbed, tmp_path, monkeypatch, first_step
+):
+    """In a new run and in one that goes on; each has its first step to compile."""
+    workdir = shutil.copytree(undisturbed[0], tmp_path / "run")
+    for step in checkpoint_steps(workdir):
+        if step > first_step:
+            shutil.rmtree(workdir / "checkpoints" / str(step))
+    ended_by = []
+    monkeypatch.setattr(stop_signals, "_end", ended_by.append)
+    assert_bit_identical(
+        train(config, workdir, {first_step + 1: send(signal.SIGTERM)}), undisturbed[1]
+    )
+    assert ended_by == ["SIGTERM"]
 
 
 def test_a_signal_while_the_last_step_is_scored_stops_before_the_evaluation(

@@ -1,5 +1,8 @@
 """A run folder is used by one configuration and one process, or the user hears why not."""
 
+import errno
+import fcntl
+import os
 import signal
 import subprocess
 import sys
@@ -38,6 +41,20 @@ def test_a_second_run_is_refused_until_the_first_is_gone(tmp_path):
         holder.send_signal(signal.SIGKILL)
     with run_folder.exclusive_use(default_config(), tmp_path):
         pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_without_locks_a_run_goes_on_with_one_warning(number, tmp_path, monkeypatch, caplog):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with run_folder.exclusive_use(default_config(), tmp_path):
+        assert (tmp_path / "config.json").exists()
+    (warning,) = caplog.messages
+    assert str(tmp_path) in warning
+    assert os.strerror(number) in warning
+    assert "no second run" in warning
 
 
 def test_the_config_is_written_once(tmp_path):
