@@ -1,9 +1,9 @@
 """Inference that really stops early, for any batch.
 
-The network runs stage by stage. After each exit the images that are confident enough leave with
-their answer, and the features of the others are packed together, so that the next stage runs on a
-smaller batch. Batches have one of a few fixed sizes, filled up with copies of a row that is there:
-each stage is compiled once for each size, and never again.
+The network runs stage by stage. After each exit the images whose score there reaches its threshold
+leave with their answer, and the features of the others are packed together, so that the next stage
+runs on a smaller batch. Batches have one of a few fixed sizes, filled up with copies of a row that
+is there: each stage is compiled once for each size, and never again.
 """
 
 import copy
@@ -16,6 +16,7 @@ import numpy as np
 from jax.extend import core
 from numpy.typing import ArrayLike, NDArray
 
+from l2w_jax.early_exit import rules
 from l2w_jax.early_exit.budget import checked_thresholds
 from l2w_jax.models import MultiExitNetwork
 
@@ -58,6 +59,7 @@ class EarlyExitPredictor:
         thresholds: ArrayLike,
         preprocess: Callable[[jax.Array], jax.Array] | None = None,
         batch_sizes: Sequence[int] = BATCH_SIZES,
+        rule: rules.Rule = rules.confidence,
     ):
         """Puts the network on the default device.
 
@@ -68,6 +70,7 @@ class EarlyExitPredictor:
             preprocess: from stored to network input, computed on the device. Without it images
                 must be what the network takes.
             batch_sizes: what stages are compiled for; larger batches are cut.
+            rule: the scores that the thresholds are for.
 
         Raises:
             ValueError: the thresholds are not one number for each exit, or a size is not positive.
@@ -77,7 +80,8 @@ class EarlyExitPredictor:
         self.thresholds = checked_thresholds(thresholds, model.num_exits)
         variables = jax.device_put(variables)
         self._stages = [
-            _Stage(stage_function(model, k, preprocess), variables) for k in range(model.num_exits)
+            _Stage(stage_function(model, k, preprocess, rule), variables)
+            for k in range(model.num_exits)
         ]
         self._takes_stored_images = preprocess is not None
         self._batch_sizes = tuple(sorted(set(batch_sizes)))
@@ -120,7 +124,7 @@ class EarlyExitPredictor:
         for size in self._batch_sizes:
             features = np.zeros((size, *image_shape), dtype)
             for stage in self._stages:
-                _, _, features = stage(features)
+                *_, features = stage(features)
                 for smaller in self._batch_sizes:
                     if smaller < size and features is not None:
                         _pack(features, np.zeros(smaller, np.int32))
@@ -132,12 +136,12 @@ class EarlyExitPredictor:
         image_of_row = np.where(np.arange(len(rows)) < len(images), rows, EMPTY)
         features = images[rows]
         for k, (stage, threshold) in enumerate(zip(self._stages, self.thresholds, strict=True)):
-            labels, confidences, features = stage(features)
-            labels, confidences = jax.device_get((labels, confidences))
+            *answers, features = stage(features)
+            labels, confidences, scores = jax.device_get(answers)
             in_use = image_of_row != EMPTY
             if not np.isfinite(confidences[in_use]).all():
                 raise ValueError(f"the network's answer at exit {k + 1} is not finite")
-            leaving = in_use & (confidences >= threshold)
+            leaving = in_use & (scores >= threshold)
             image = image_of_row[leaving]
             decisions.labels[image] = labels[leaving]
             decisions.exits[image] = k
@@ -177,25 +181,31 @@ class EarlyExitPredictor:
         return images
 
 
-# From variables and features to labels int32 [n], confidences float32 [n] and further features.
-StageFunction = Callable[[Mapping[str, Any], Any], tuple[jax.Array, jax.Array, Any]]
+# Labels int32 [n], confidences float32 [n], scores float32 [n] and further features.
+StageAnswer = tuple[jax.Array, jax.Array, jax.Array, Any]
+
+# From variables and features.
+StageFunction = Callable[[Mapping[str, Any], Any], StageAnswer]
 
 
 def stage_function(
-    model: MultiExitNetwork, k: int, preprocess: Callable[[jax.Array], jax.Array] | None
+    model: MultiExitNetwork,
+    k: int,
+    preprocess: Callable[[jax.Array], jax.Array] | None,
+    rule: rules.Rule,
 ) -> StageFunction:
     """Stage k with its exit; the first takes images, the last leaves no features."""
 
-    def function(variables: Mapping[str, Any], features: Any) -> tuple[jax.Array, jax.Array, Any]:
+    def function(variables: Mapping[str, Any], features: Any) -> StageAnswer:
         if k == 0:
             images = features if preprocess is None else preprocess(features)
             features = model.apply(variables, images, train=False, method="init_carry")
         logits, features = model.apply(variables, k, features, train=False, method="stage")
-        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-        confidences = jax.nn.softmax(logits).max(axis=-1).astype(jnp.float32)
-        is_last = k == model.num_exits - 1
         labels = logits.argmax(axis=-1).astype(jnp.int32)
-        return labels, confidences, None if is_last else features
+        confidences = rules.confidence(logits).astype(jnp.float32)
+        scores = rule(logits).astype(jnp.float32)
+        is_last = k == model.num_exits - 1
+        return labels, confidences, scores, None if is_last else features
 
     return function
 
@@ -249,7 +259,7 @@ class _Stage:
         self._variables: Mapping[str, Any] | None = variables
         self._compiled: Callable[[list[jax.Array], Any], Any] | None = None
 
-    def __call__(self, features: Any) -> tuple[jax.Array, jax.Array, Any]:
+    def __call__(self, features: Any) -> StageAnswer:
         if self._compiled is None:
             # Only the first features tell which variables are read.
             read, function = narrowed(self._function, self._variables, features)
