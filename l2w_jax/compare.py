@@ -12,7 +12,7 @@ import argparse
 import dataclasses
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from l2w_jax import command_line
 from l2w_jax.config import stored, to_json
 from l2w_jax.errors import UserError
-from l2w_jax.evaluation import results
+from l2w_jax.evaluation.results import Evaluation
 from l2w_jax.files import told_if_unwritable, write_atomically
 from l2w_jax.report import png as plots
 
@@ -106,17 +106,15 @@ def _without_number(name: str) -> str:
 
 
 def _read_way(name: str, workdirs: Sequence[Path]) -> Way:
-    evaluations = [results.read_results(workdir) for workdir in workdirs]
+    evaluations = [Evaluation.load(workdir) for workdir in workdirs]
     return Way(
         name=name,
         mul_adds=np.asarray(evaluations[0].mul_adds, np.float64),
-        anytime=np.array([[row["top1"] for row in e.summary["anytime"]] for e in evaluations]),
-        budgeted=[_budgeted_curve(e.summary["budgeted"]) for e in evaluations],
+        anytime=np.array([[row["top1"] for row in e.anytime] for e in evaluations]),
+        budgeted=[
+            np.array([(row["mul_adds"], row["top1"]) for row in e.curve]) for e in evaluations
+        ],
     )
-
-
-def _budgeted_curve(rows: Sequence[Mapping[str, float]]) -> NDArray[np.float64]:
-    return np.array(sorted((row["mul_adds"], row["top1"]) for row in rows))
 
 
 def table_lines(ways: Sequence[Way]) -> list[str]:

@@ -76,10 +76,10 @@ def _train_or_evaluate(arguments: Arguments) -> None:
         if mode == "train":
             loop.train(config, source, workdir)
         state = restore.restore_best(config, workdir)
-        results = evaluate.evaluate(config, state, source, workdir)
+        evaluation = evaluate.evaluate(config, state, source, workdir)
         if processes.is_first():
             page = report.write_report([workdir])
-            print("\n".join(evaluate.summary_lines(results)))
+            print("\n".join(evaluate.summary_lines(evaluation)))
             print(f"written to {workdir}; open {page}")
 
 

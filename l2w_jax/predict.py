@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
     """
     arguments = _parse(argv)
     config = stored.read_config(arguments.workdir)
-    evaluation = results.read_results(arguments.workdir)
+    evaluation = results.Evaluation.load(arguments.workdir)
     policy = choose_policy(arguments.workdir, arguments.thresholds, evaluation)
 
     # Imported late: it brings Orbax and clu, which take seconds.
@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> None:
         )
 
 
-def choose_policy(workdir: Path, given: Path | None, evaluation: results.Results) -> ExitPolicy:
+def choose_policy(workdir: Path, given: Path | None, evaluation: results.Evaluation) -> ExitPolicy:
     """Who leaves where: as given, as set for the run, or so that no accuracy is lost.
 
     Raises:
@@ -79,11 +79,8 @@ def choose_policy(workdir: Path, given: Path | None, evaluation: results.Results
     of_run = workdir / results.THRESHOLDS_FILE
     if given is not None or of_run.exists():
         return results.read_policy(given or of_run, evaluation)
-    among = candidates(
-        evaluation.scores("thresholds", DEFAULT_RULE),
-        evaluation.arrays["thresholds_correct"],
-        evaluation.mul_adds,
-    )
+    held_out = evaluation.held_out
+    among = candidates(held_out.scores(DEFAULT_RULE), held_out.correct, evaluation.mul_adds)
     # The first is the full network, so that there is one.
     return ExitPolicy(cheapest_reaching(among, among[0].top1).thresholds)
 
@@ -104,7 +101,7 @@ def answers(
     files: Iterator[Path],
     config: ConfigDict,
     predict: Callable[[NDArray[np.uint8]], tuple[NDArray[Any], NDArray[Any], NDArray[Any]]],
-    evaluation: results.Results,
+    evaluation: results.Evaluation,
 ) -> Iterator[dict[str, Any]]:
     """For each file, in order: file, class, confidence, exit (from 1) and saved, or an error.
 
@@ -117,7 +114,7 @@ def answers(
     # Imported late: it brings TensorFlow, which takes seconds.
     from l2w_jax.data.single import UnreadableImage, read_image
 
-    class_names = evaluation.summary["class_names"]
+    class_names = evaluation.class_names
     saved = 1 - np.array(evaluation.mul_adds) / evaluation.mul_adds[-1]
     while chunk := list(itertools.islice(files, FILES_AT_ONCE)):
         images, errors = {}, {}
@@ -144,7 +141,7 @@ def answers(
                 }
 
 
-def table_row(answer: dict[str, Any], evaluation: results.Results) -> str:
+def table_row(answer: dict[str, Any], evaluation: results.Evaluation) -> str:
     """One line of the table, under TABLE_HEADER."""
     of_exits = f"{answer['exit']}/{len(evaluation.mul_adds)}"
     return (

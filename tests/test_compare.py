@@ -1,47 +1,36 @@
 """Runs that differ in the seed alone are one way of training, told by mean and deviation."""
 
 import pytest
+from written_runs import made_evaluation, write_config
 
 from l2w_jax import compare
-from l2w_jax.config import default_config, to_json
 from l2w_jax.errors import UserError
-from l2w_jax.evaluation import results
 from l2w_jax.report import png as plots
 
 
 def write_run(folder, seed, kind, top1):
     """A run with two exits, of 1 and 3 million mul-adds, whose early exit gains a point."""
-    config = default_config()
-    config.seed = seed
-    config.weighting.kind = kind
-    folder.mkdir()
-    (folder / "config.json").write_text(to_json(config))
-    return results.Results(
-        summary={
-            "anytime": [
-                {"exit": 1, "mul_adds": 1e6, "top1": top1[0]},
-                {"exit": 2, "mul_adds": 3e6, "top1": top1[1]},
-            ],
-            "budgeted": [
-                {"mul_adds": 3e6, "top1": top1[1]},
-                {"mul_adds": 1e6, "top1": top1[0] + 1},
-            ],
-        },
-        arrays={},
-    )
+    write_config(folder, seed, kind)
+    made_evaluation(
+        anytime=[
+            {"exit": 1, "mul_adds": 1e6, "top1": top1[0]},
+            {"exit": 2, "mul_adds": 3e6, "top1": top1[1]},
+        ],
+        budgeted=[
+            {"mul_adds": 3e6, "top1": top1[1]},
+            {"mul_adds": 1e6, "top1": top1[0] + 1},
+        ],
+    ).save(folder)
+    return folder
 
 
 @pytest.fixture
-def workdirs(tmp_path, monkeypatch):
-    evaluations = {
-        tmp_path / f"{name}-{seed}": write_run(
-            tmp_path / f"{name}-{seed}", seed, kind, (50.0 + 2 * seed, 60.0 + gain)
-        )
+def workdirs(tmp_path):
+    return [
+        write_run(tmp_path / f"{name}-{seed}", seed, kind, (50.0 + 2 * seed, 60.0 + gain))
         for name, kind, gain in (("weighted", "meta", 4), ("plain", "none", 0))
         for seed in (0, 1)
-    }
-    monkeypatch.setattr(results, "read_results", evaluations.__getitem__)
-    return list(evaluations)
+    ]
 
 
 def test_table_has_mean_and_deviation_over_the_seeds(workdirs, capsys):
@@ -78,20 +67,17 @@ def test_a_run_that_is_given_twice_is_refused(workdirs):
         compare.read_ways([workdirs[0], workdirs[1], workdirs[0].parent / "." / workdirs[0].name])
 
 
-def test_ways_whose_folders_are_named_alike_go_by_their_paths(tmp_path, monkeypatch):
-    folders = [tmp_path / "lr-1", tmp_path / "lr-2"]
-    made = [
-        write_run(folder, 0, kind, (50.0, 60.0))
-        for folder, kind in zip(folders, ("meta", "none"), strict=True)
+def test_ways_whose_folders_are_named_alike_go_by_their_paths(tmp_path):
+    folders = [
+        write_run(tmp_path / f"lr-{number}", 0, kind, (50.0, 60.0))
+        for number, kind in enumerate(("meta", "none"))
     ]
-    monkeypatch.setattr(results, "read_results", dict(zip(folders, made, strict=True)).__getitem__)
     assert [way.name for way in compare.read_ways(folders)] == [str(folder) for folder in folders]
 
 
-def test_a_decimal_in_a_name_is_no_seed(tmp_path, monkeypatch):
-    made = write_run(tmp_path / "lr0.05", 0, "meta", (50.0, 60.0))
-    monkeypatch.setattr(results, "read_results", lambda workdir: made)
-    assert [way.name for way in compare.read_ways([tmp_path / "lr0.05"])] == ["lr0.05"]
+def test_a_decimal_in_a_name_is_no_seed(tmp_path):
+    folder = write_run(tmp_path / "lr0.05", 0, "meta", (50.0, 60.0))
+    assert [way.name for way in compare.read_ways([folder])] == ["lr0.05"]
 
 
 def test_folder_that_is_no_run_is_one_line(tmp_path):

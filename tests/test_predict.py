@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from written_runs import made_evaluation, made_predictions
 
 from l2w_jax import predict
 from l2w_jax.config import default_config, stored
@@ -29,13 +30,11 @@ def evaluation():
     rng = np.random.default_rng(0)
     confidences = rng.random((3, 200)).astype(np.float32)
     correct = rng.random((3, 200)) < 0.5 + confidences / 2
-    return results.Results(
-        {
-            "step": 7,
-            "class_names": ["cat", "dog", "fox", "owl"],
-            "anytime": [{"mul_adds": c} for c in MUL_ADDS],
-        },
-        {"thresholds_confidences": confidences, "thresholds_correct": correct},
+    return made_evaluation(
+        step=7,
+        class_names=["cat", "dog", "fox", "owl"],
+        anytime=[{"mul_adds": cost} for cost in MUL_ADDS],
+        held_out=made_predictions(confidences, correct),
     )
 
 
@@ -88,7 +87,7 @@ def test_more_files_than_are_read_at_once(config, evaluation, folder, predictor,
 def command(config, evaluation, predictor, monkeypatch, tmp_path_factory):
     """The command on a run whose files and network are the fixtures above."""
     monkeypatch.setattr(stored, "read_config", lambda workdir: config)
-    monkeypatch.setattr(results, "read_results", lambda workdir: evaluation)
+    monkeypatch.setattr(results.Evaluation, "load", lambda workdir: evaluation)
     monkeypatch.setattr(restore, "restore_predictor", lambda *_: predictor)
     workdir = tmp_path_factory.mktemp("run")
     return lambda *arguments: predict.main([f"--workdir={workdir}", *map(str, arguments)])

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from l2w_jax.config import stored
 from l2w_jax.data import open_source
 from l2w_jax.early_exit import EarlyExitPredictor, rules
-from l2w_jax.early_exit.budget import first_exits, operating_point
 from l2w_jax.early_exit.latency import all_leave_at, milliseconds
 from l2w_jax.early_exit.selection import thresholds_of
 from l2w_jax.evaluation import results
@@ -50,7 +49,7 @@ def benchmark_early_exit(
         UserError: the folder is not that of an evaluated run, or its data are not there.
     """
     config = stored.read_config(workdir)
-    evaluation = results.read_results(workdir)
+    evaluation = results.Evaluation.load(workdir)
     state = restore_evaluated(config, workdir, evaluation)
     variables = state.variables
     model = create_network(config)
@@ -91,7 +90,7 @@ def time_network(
     full_network: Callable[[NDArray[Any]], Any],
     images: NDArray[Any],
     batch_size: int,
-    evaluation: results.Results,
+    evaluation: results.Evaluation,
     repeats: int,
 ) -> dict[str, Any]:
     """One entry of latency.json's batch_sizes.
@@ -114,26 +113,18 @@ def time_network(
 
     num_exits = len(evaluation.mul_adds)
     of_exits = [all_leave_at(k, num_exits) for k in range(num_exits)]
-    held_out = evaluation.scores("thresholds", rules.DEFAULT_RULE)
+    held_out = evaluation.held_out.scores(rules.DEFAULT_RULE)
     of_budgets = [thresholds_of(q, held_out) for q in TIMED_QS]
     ways = [full_network, *map(predictor.with_thresholds, [*of_exits, *of_budgets])]
     full_ms, *measured = milliseconds(list(map(in_batches, ways)), images, repeats).tolist()
     exits = [
-        {"exit": k + 1, "ms": measured[k], "top1": evaluation.summary["anytime"][k]["top1"]}
+        {"exit": k + 1, "ms": measured[k], "top1": evaluation.anytime[k]["top1"]}
         for k in range(num_exits)
     ]
     budgeted = []
     for q, thresholds, ms in zip(TIMED_QS, of_budgets, measured[num_exits:], strict=True):
-        left_at = first_exits(evaluation.scores("test", rules.DEFAULT_RULE), thresholds)
-        point = operating_point(left_at, evaluation.arrays["test_correct"], evaluation.mul_adds)
-        budgeted.append(
-            {
-                "q": q,
-                "ms": ms,
-                "mul_adds": point["mul_adds"],
-                "top1": point["top1"],
-            }
-        )
+        point = evaluation.outcome(evaluation.test, thresholds)
+        budgeted.append({"q": q, "ms": ms, "mul_adds": point["mul_adds"], "top1": point["top1"]})
     return {
         "batch_size": batch_size,
         "full_ms": full_ms,

@@ -1,8 +1,7 @@
 """Evaluation of a trained network: every exit by itself, and with images leaving early."""
 
-from collections.abc import Mapping
+import dataclasses
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -14,10 +13,9 @@ from l2w_jax.early_exit import exit_shares, find_thresholds, mul_adds_per_exit
 from l2w_jax.early_exit.budget import budgeted_curve_from_confidences
 from l2w_jax.errors import UserError
 from l2w_jax.evaluation.exit_examples import read_examples
-from l2w_jax.evaluation.predictions import Arrays, Predictions, predict_all
-from l2w_jax.files import write_arrays, write_atomically, write_csv, write_json
+from l2w_jax.evaluation.predictions import Predictions, predict_all
+from l2w_jax.evaluation.results import Evaluation, SampleWeights
 from l2w_jax.models import MultiExitNetwork, create_network
-from l2w_jax.report import png as plots
 from l2w_jax.training.state import TrainState
 from l2w_jax.training.weighting import create_weighting
 
@@ -25,18 +23,8 @@ from l2w_jax.training.weighting import create_weighting
 MAX_IMAGES_WEIGHTED = 5000
 
 
-def evaluate(
-    config: ConfigDict, state: TrainState, source: Source, workdir: str | Path
-) -> dict[str, Any]:
-    """Evaluates a state on the test images and leaves the results in the workdir.
-
-    Written by the first process, each file atomically: anytime.csv (exit, mul_adds, top1, top5,
-    loss), budgeted.csv (q, mul_adds, top1, share_1 to share_K), for a long-tailed data set
-    shots.csv (`shots_table`), evaluation.json (the same numbers
-    and which images they come from), evaluation.npz (`Predictions` of the test images as test_*, of
-    those that set the thresholds as thresholds_*; `sample_weights` as weighted_*; test images that
-    leave at each exit, when about as many leave at each, as examples_*) and plots/*.png.
-    Percentages are 0 to 100, shares 0 to 1, losses in nats.
+def evaluate(config: ConfigDict, state: TrainState, source: Source, workdir: Path) -> Evaluation:
+    """Evaluates a state on the test images; the first process saves the results in the workdir.
 
     Args:
         config: a run's configuration.
@@ -45,7 +33,7 @@ def evaluate(
         workdir: the folder of the run.
 
     Returns:
-        What evaluation.json holds.
+        The results, with examples in the first process only.
 
     Raises:
         UserError: there are no images to set thresholds from, or an answer is not finite.
@@ -57,37 +45,30 @@ def evaluate(
             "set it, or take thresholds from 'train'"
         )
     model = create_network(config)
-    variables = state.variables
-    test = predict_all(config, model, variables, source, "test")
-    held_out = predict_all(config, model, variables, source, thresholds_split)
+    test = predict_all(config, model, state.variables, source, "test")
+    held_out = predict_all(config, model, state.variables, source, thresholds_split)
     mul_adds = mul_adds_per_exit(model, config.dataset.image_size)
-
-    results = {
-        "step": int(state.step),
-        "dataset": config.dataset.name,
-        "class_names": list(source.class_names),
-        "test_images": len(test.labels),
-        "thresholds_from": thresholds_split,
-        "thresholds_images": len(held_out.labels),
-        "anytime": anytime_table(test, mul_adds),
-        "budgeted": budgeted_curve_from_confidences(
+    long_tailed = config.dataset.imbalance_factor
+    evaluation = Evaluation(
+        step=int(state.step),
+        dataset=config.dataset.name,
+        class_names=list(source.class_names),
+        thresholds_from=thresholds_split,
+        anytime=anytime_table(test, mul_adds),
+        budgeted=budgeted_curve_from_confidences(
             held_out.log_odds, test.log_odds, test.correct, mul_adds
         ),
-    }
-    if config.dataset.imbalance_factor:
-        results["shots"] = shots_table(test, source.train_class_counts)
-    weighted = sample_weights(config, model, state, held_out)
+        test=test,
+        held_out=held_out,
+        shots=shots_table(test, source.train_class_counts) if long_tailed else None,
+        sample_weights=sample_weights(config, model, state, held_out),
+    )
     if jax.process_index() == 0:
         even_thresholds = find_thresholds(held_out.log_odds, exit_shares(1, model.num_exits))
-        examples = read_examples(source, vars(test), even_thresholds)
-        groups = {
-            "test": vars(test),
-            "thresholds": vars(held_out),
-            "weighted": weighted,
-            "examples": examples,
-        }
-        _write(Path(workdir), results, groups)
-    return results
+        examples = read_examples(source, test, even_thresholds)
+        evaluation = dataclasses.replace(evaluation, examples=examples)
+        evaluation.save(workdir)
+    return evaluation
 
 
 def anytime_table(
@@ -133,7 +114,7 @@ def shots_table(
 
 def sample_weights(
     config: ConfigDict, model: MultiExitNetwork, state: TrainState, predictions: Predictions
-) -> dict[str, NDArray[np.float32]]:
+) -> SampleWeights | None:
     """Weights that training with this state would give some of these images, as one batch.
 
     Args:
@@ -143,57 +124,32 @@ def sample_weights(
         predictions: of the images, of which at most MAX_IMAGES_WEIGHTED are chosen at random.
 
     Returns:
-        losses and weights of the chosen images, each [n, K]; empty for plain training.
+        Those of the chosen images; None for plain training.
     """
     if config.weighting.kind == "none":
-        return {}
+        return None
     chosen = np.random.default_rng(0).permutation(len(predictions.labels))[:MAX_IMAGES_WEIGHTED]
     losses = predictions.losses[:, chosen].T
     weighting = create_weighting(config.weighting, model, axis_name=None)
     wpn_params = jax.device_get(state.wpn_params)
     weights = weighting(wpn_params, losses, predictions.confidences[:, chosen].T)
-    return {"losses": losses, "weights": np.asarray(weights, dtype=np.float32)}
+    return SampleWeights(losses, np.asarray(weights, dtype=np.float32))
 
 
-def summary_lines(results: Mapping[str, Any]) -> list[str]:
+def summary_lines(evaluation: Evaluation) -> list[str]:
     """The results for a person to read: the anytime table, and the best of the budgeted curve."""
     lines = ["exit  mul-adds [M]  top-1 [%]  top-5 [%]  loss"]
-    for row in results["anytime"]:
+    for row in evaluation.anytime:
         lines.append(
             f"{row['exit']:4d}  {row['mul_adds'] / 1e6:12.2f}  {row['top1']:9.2f}  "
             f"{row['top5']:9.2f}  {row['loss']:.4f}"
         )
-    last = results["anytime"][-1]
-    best = max(results["budgeted"], key=lambda row: (row["top1"], -row["mul_adds"]))
+    last = evaluation.anytime[-1]
+    best = max(evaluation.budgeted, key=lambda row: (row["top1"], -row["mul_adds"]))
     lines.append(
         f"images leaving early: up to {best['top1']:.2f}% with {best['mul_adds'] / 1e6:.2f} M "
         f"mul-adds ({100 * best['mul_adds'] / last['mul_adds']:.0f}% of the last exit's), "
-        f"thresholds from {results['thresholds_images']} images of "
-        f"{results['thresholds_from']!r}"
+        f"thresholds from {len(evaluation.held_out.labels)} images of "
+        f"{evaluation.thresholds_from!r}"
     )
     return lines
-
-
-def _write(workdir: Path, results: Mapping[str, Any], groups: Mapping[str, Arrays]) -> None:
-    write_csv(workdir / "anytime.csv", results["anytime"])
-    write_csv(workdir / "budgeted.csv", results["budgeted"])
-    if "shots" in results:
-        write_csv(workdir / "shots.csv", results["shots"])
-    write_arrays(
-        workdir / "evaluation.npz",
-        {
-            f"{group}_{field}": array
-            for group, fields in groups.items()
-            for field, array in fields.items()
-        },
-    )
-    figures = {
-        "accuracy": plots.accuracy_figure(results["anytime"], results["budgeted"]),
-        "exits": plots.exit_shares_figure(results["budgeted"]),
-    }
-    if weighted := groups["weighted"]:
-        figures["weights"] = plots.weights_figure(weighted["losses"], weighted["weights"])
-    for name, figure in figures.items():
-        write_atomically(workdir / "plots" / f"{name}.png", plots.png(figure))
-    # Last: whoever finds it finds the others too.
-    write_json(workdir / "evaluation.json", results)

@@ -63,12 +63,12 @@ def main(argv: Sequence[str]) -> None:
         UserError: an argument is wrong, the run is not evaluated or has no good checkpoint, or the
             folder cannot be written.
     """
-    from l2w_jax.evaluation import results
+    from l2w_jax.evaluation.results import Evaluation
     from l2w_jax.predict import choose_policy
 
     arguments = _parse(argv)
     config = stored.read_config(arguments.workdir)
-    evaluation = results.read_results(arguments.workdir)
+    evaluation = Evaluation.load(arguments.workdir)
     policy = choose_policy(arguments.workdir, arguments.thresholds, evaluation)
 
     # Imported late: they bring Orbax and TensorFlow, which take seconds.
@@ -93,7 +93,7 @@ def main(argv: Sequence[str]) -> None:
             state.variables,
             policy.thresholds,
             image_format,
-            evaluation.summary["class_names"],
+            evaluation.class_names,
             rule=rules.RULES[policy.rule],
         )
     num_stages = len(policy.thresholds)

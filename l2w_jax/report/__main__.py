@@ -12,7 +12,7 @@ import dataclasses
 import io
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,14 @@ import matplotlib
 import numpy as np
 from matplotlib.colors import to_hex
 from ml_collections import ConfigDict
-from numpy.typing import NDArray
 from PIL import Image
 
 from l2w_jax import command_line
 from l2w_jax.config import default_config, differences, stored
 from l2w_jax.evaluation import results
+from l2w_jax.evaluation.exit_examples import ExitExamples
 from l2w_jax.files import told_if_unwritable, write_atomically
+from l2w_jax.report import png as plots
 from l2w_jax.report.page_parts import (
     CSS,
     SERIES_COLOURS,
@@ -47,7 +48,7 @@ class Run:
     Attributes:
         name: of its folder, or the whole path where another run's is the same.
         config: its configuration.
-        results: its last evaluation.
+        evaluation: its last one.
         metrics: the lines of its metrics.jsonl.
         latency: what its latency.json holds, if that network was measured.
         colour: which of the page's colours is its own.
@@ -55,20 +56,10 @@ class Run:
 
     name: str
     config: ConfigDict
-    results: results.Results
+    evaluation: results.Evaluation
     metrics: list[dict[str, Any]]
     latency: dict[str, Any] | None
     colour: int
-
-    @property
-    def anytime(self) -> list[dict[str, float]]:
-        """Rows of anytime.csv."""
-        return self.results.summary["anytime"]
-
-    @property
-    def budgeted(self) -> list[dict[str, float]]:
-        """Rows of budgeted.csv, by rising cost."""
-        return sorted(self.results.summary["budgeted"], key=lambda row: row["mul_adds"])
 
 
 def main(argv: Sequence[str]) -> None:
@@ -94,13 +85,22 @@ def main(argv: Sequence[str]) -> None:
 def write_report(workdirs: Sequence[Path], output: Path | None = None) -> Path:
     """Writes the page about these runs, and says where.
 
+    Without an output it goes to the first run's folder, as do that run's figures, plots/*.png.
+
     Raises:
         UserError: a folder is not that of an evaluated run, or the page cannot be written.
     """
-    output = output or workdirs[0] / "report.html"
-    whole = page(read_runs(workdirs))
-    with told_if_unwritable(output):
+    runs = read_runs(workdirs)
+    whole = page(runs)
+    if output is not None:
+        with told_if_unwritable(output):
+            write_atomically(output, whole)
+        return output
+    output = workdirs[0] / "report.html"
+    with told_if_unwritable(workdirs[0]):
         write_atomically(output, whole)
+        for name, figure in plots.figures(runs[0].evaluation).items():
+            write_atomically(workdirs[0] / "plots" / f"{name}.png", plots.png(figure))
     return output
 
 
@@ -115,12 +115,12 @@ def read_runs(workdirs: Sequence[Path]) -> list[Run]:
     runs = []
     for i, folder in enumerate(folders):
         lines = folder / "metrics.jsonl"
-        evaluation = results.read_results(folder)
+        evaluation = results.Evaluation.load(folder)
         runs.append(
             Run(
                 name=names[i] if names.count(names[i]) == 1 else str(workdirs[i]),
                 config=stored.read_config(folder),
-                results=evaluation,
+                evaluation=evaluation,
                 metrics=_read_json_lines(lines) if lines.exists() else [],
                 latency=results.read_latency(folder, evaluation),
                 colour=i % SERIES_COLOURS,
@@ -131,7 +131,7 @@ def read_runs(workdirs: Sequence[Path]) -> list[Run]:
 
 def page(runs: Sequence[Run]) -> str:
     """The whole page as HTML."""
-    most_exits = max(len(run.anytime) for run in runs)
+    most_exits = max(len(run.evaluation.anytime) for run in runs)
     bands = matplotlib.colormaps["cividis"](np.linspace(0.05, 0.95, most_exits))
     names = ", ".join(run.name for run in runs)
     sections = [
@@ -180,19 +180,19 @@ _LATENCY_TEXT = (
 def _results_table(runs: Sequence[Run]) -> str:
     rows = []
     for run in runs:
-        summary, last = run.results.summary, run.anytime[-1]
-        best = max(run.budgeted, key=lambda row: (row["top1"], -row["mul_adds"]))
+        evaluation, last = run.evaluation, run.evaluation.anytime[-1]
+        best = max(run.evaluation.curve, key=lambda row: (row["top1"], -row["mul_adds"]))
         rows.append(
             [
                 run.name,
-                f"{len(run.anytime)}",
+                f"{len(run.evaluation.anytime)}",
                 f"{last['top1']:.2f}",
                 f"{last['mul_adds'] / 1e6:.2f}",
                 f"{best['top1']:.2f}",
                 f"{best['mul_adds'] / 1e6:.2f}",
-                f"{summary['test_images']}",
-                f"{summary['thresholds_images']} ({summary['thresholds_from']})",
-                f"{summary['step']}",
+                f"{len(evaluation.test.labels)}",
+                f"{len(evaluation.held_out.labels)} ({evaluation.thresholds_from})",
+                f"{evaluation.step}",
             ]
         )
     return table(
@@ -236,8 +236,8 @@ def _config_table(runs: Sequence[Run]) -> str:
 def _accuracy(runs: Sequence[Run]) -> str:
     series = []
     for run in runs:
-        fixed = [(row["mul_adds"] / 1e6, row["top1"]) for row in run.anytime]
-        early = [(row["mul_adds"] / 1e6, row["top1"]) for row in run.budgeted]
+        fixed = [(row["mul_adds"] / 1e6, row["top1"]) for row in run.evaluation.anytime]
+        early = [(row["mul_adds"] / 1e6, row["top1"]) for row in run.evaluation.curve]
         series.append(Series(f"{run.name}, one exit", fixed, run.colour, True, True))
         series.append(Series(f"{run.name}, early exit", early, run.colour))
     chart = line_chart(
@@ -266,20 +266,20 @@ def _exits_table(run: Run) -> str:
                 f"{row['top5']:.2f}",
                 f"{row['loss']:.4f}",
             ]
-            for row in run.anytime
+            for row in run.evaluation.anytime
         ],
     )
 
 
 def _shares(run: Run) -> str:
-    x = [row["mul_adds"] / 1e6 for row in run.budgeted]
+    x = [row["mul_adds"] / 1e6 for row in run.evaluation.curve]
     bands = [
         Series(
             f"exit {k}",
-            [(row["mul_adds"] / 1e6, 100 * row[f"share_{k}"]) for row in run.budgeted],
+            [(row["mul_adds"] / 1e6, 100 * row[f"share_{k}"]) for row in run.evaluation.curve],
             k - 1,
         )
-        for k in range(1, len(run.anytime) + 1)
+        for k in range(1, len(run.evaluation.anytime) + 1)
     ]
     chart = stacked_chart(
         x, bands, "mean mul-adds per image [M]", "test images [%]", "Share of each exit"
@@ -289,24 +289,24 @@ def _shares(run: Run) -> str:
 
 
 def _examples(run: Run) -> str:
-    arrays, parts = run.results.arrays, []
-    names = run.results.summary["class_names"]
-    for k in range(len(run.anytime)):
+    examples, parts = run.evaluation.examples, []
+    names = run.evaluation.class_names
+    for k in range(len(run.evaluation.anytime)):
         parts.append(f"<h3>exit {k + 1}</h3>")
         for kind in ("sure", "unsure"):
-            rows = (arrays["examples_exits"] == k) & (arrays["examples_kinds"] == kind)
-            figures = "".join(_figure(arrays, row, names) for row in np.flatnonzero(rows))
+            rows = (examples.exits == k) & (examples.kinds == kind)
+            figures = "".join(_figure(examples, row, names) for row in np.flatnonzero(rows))
             parts.append(f'<div class="examples">{figures or "no image"}</div>')
     return "".join(parts)
 
 
-def _figure(arrays: Mapping[str, NDArray[Any]], row: int, names: Sequence[str]) -> str:
-    label, predicted = arrays["examples_labels"][row], arrays["examples_predicted"][row]
-    caption = f"{names[predicted]} {100 * arrays['examples_confidences'][row]:.0f}%"
+def _figure(examples: ExitExamples, row: int, names: Sequence[str]) -> str:
+    label, predicted = examples.labels[row], examples.predicted[row]
+    caption = f"{names[predicted]} {100 * examples.confidences[row]:.0f}%"
     if predicted != label:
         caption += f" ({names[label]})"
     buffer = io.BytesIO()
-    Image.fromarray(arrays["examples_images"][row]).save(buffer, format="PNG")
+    Image.fromarray(examples.images[row]).save(buffer, format="PNG")
     data = base64.b64encode(buffer.getvalue()).decode()
     return (
         f'<figure class="{"right" if predicted == label else "wrong"}">'
@@ -316,10 +316,11 @@ def _figure(arrays: Mapping[str, NDArray[Any]], row: int, names: Sequence[str]) 
 
 
 def _weights(run: Run) -> str:
-    if "weighted_weights" not in run.results.arrays:
+    sampled = run.evaluation.sample_weights
+    if sampled is None:
         return "<p>Plain training: every image has weight 1.</p>"
-    losses = np.maximum(run.results.arrays["weighted_losses"], SMALLEST_LOSS_SHOWN)
-    weights = run.results.arrays["weighted_weights"]
+    losses = np.maximum(sampled.losses, SMALLEST_LOSS_SHOWN)
+    weights = sampled.weights
     edges = np.geomspace(losses.min(), max(losses.max(), 2 * losses.min()), 11)
     series = []
     for k in range(losses.shape[1]):

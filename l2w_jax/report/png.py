@@ -14,6 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from l2w_jax.evaluation.results import Evaluation
+
 # Two of Okabe and Ito's colours, told apart by every kind of colour vision, and in grey.
 ANYTIME_COLOUR = "#D55E00"
 BUDGETED_COLOUR = "#0072B2"
@@ -37,6 +39,17 @@ STYLE = {
     "legend.frameon": False,
     "figure.dpi": 150,
 }
+
+
+def figures(evaluation: Evaluation) -> dict[str, Figure]:
+    """The figures of an evaluated run, by the name of their file."""
+    drawn = {
+        "accuracy": accuracy_figure(evaluation.anytime, evaluation.curve),
+        "exits": exit_shares_figure(evaluation.curve),
+    }
+    if (sampled := evaluation.sample_weights) is not None:
+        drawn["weights"] = weights_figure(sampled.losses, sampled.weights)
+    return drawn
 
 
 def accuracy_figure(

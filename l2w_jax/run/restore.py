@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from l2w_jax.config import stored
 from l2w_jax.early_exit import EarlyExitPredictor, rules
 from l2w_jax.errors import UserError
-from l2w_jax.evaluation.results import Results
+from l2w_jax.evaluation.results import Evaluation
 from l2w_jax.models import create_network
 from l2w_jax.models.preprocessing import channel_statistics, normalize
 from l2w_jax.run import checkpoints
@@ -28,7 +28,7 @@ def restore_best(config: ConfigDict, workdir: Path) -> TrainState:
     return state
 
 
-def restore_evaluated(config: ConfigDict, workdir: Path, evaluation: Results) -> TrainState:
+def restore_evaluated(config: ConfigDict, workdir: Path, evaluation: Evaluation) -> TrainState:
     """The state that an evaluation is of, for what goes by its numbers.
 
     Raises:
@@ -40,7 +40,7 @@ def restore_evaluated(config: ConfigDict, workdir: Path, evaluation: Results) ->
 
 
 def restore_predictor(
-    config: ConfigDict, workdir: Path, evaluation: Results, policy: rules.ExitPolicy
+    config: ConfigDict, workdir: Path, evaluation: Evaluation, policy: rules.ExitPolicy
 ) -> EarlyExitPredictor:
     """The network that an evaluation is of, for stored images, which leave by this policy.
 

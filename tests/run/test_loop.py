@@ -12,11 +12,11 @@ import jax
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from written_runs import made_evaluation
 
 from l2w_jax.config import default_config, to_json
 from l2w_jax.data.source import LabelledImages, MemorySource
 from l2w_jax.errors import RunFailed, RunInterrupted, UserError
-from l2w_jax.evaluation.results import Results
 from l2w_jax.run import checkpoints, devices, loop, restore
 from l2w_jax.training import create_train_state
 
@@ -359,9 +359,9 @@ def test_the_best_checkpoint_is_the_one_to_evaluate(config, undisturbed):
     assert set(held_out) == {5, 10, 15, 20}
     best = max(held_out, key=lambda step: (held_out[step], step))
     assert restore.restore_best(config, workdir).step == best
-    evaluated = Results({"step": best}, {})
+    evaluated = made_evaluation(step=best)
     assert restore.restore_evaluated(config, workdir, evaluated).step == best
-    outdated = Results({"step": best - 5}, {})
+    outdated = made_evaluation(step=best - 5)
     with pytest.raises(UserError, match=f"of step {best}, but .* evaluated at step {best - 5}"):
         restore.restore_evaluated(config, workdir, outdated)
 
