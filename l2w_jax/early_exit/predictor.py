@@ -18,6 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from l2w_jax.early_exit.budget import checked_thresholds
 from l2w_jax.models import MultiExitNetwork
+from l2w_jax.models.compiler_options import cpu_compiler_options
+from l2w_jax.models.folding import fold_batch_norms
 
 # Small sizes for the few that are left; above, multiples of 32: powers of two alone would waste up
 # to half of a batch, more sizes would have to be compiled.
@@ -75,10 +77,7 @@ class EarlyExitPredictor:
         if not batch_sizes or min(batch_sizes) < 1:
             raise ValueError(f"batch_sizes are {tuple(batch_sizes)}; positive sizes are expected")
         self.thresholds = checked_thresholds(thresholds, model.num_exits)
-        variables = jax.device_put(variables)
-        self._stages = [
-            _Stage(stage_function(model, k, preprocess), variables) for k in range(model.num_exits)
-        ]
+        self._stages = _Stages(model, variables, preprocess)
         self._takes_stored_images = preprocess is not None
         self._batch_sizes = tuple(sorted(set(batch_sizes)))
 
@@ -89,7 +88,7 @@ class EarlyExitPredictor:
             ValueError: the thresholds are not one number for each exit.
         """
         other = copy.copy(self)
-        other.thresholds = checked_thresholds(thresholds, len(self._stages))
+        other.thresholds = checked_thresholds(thresholds, len(self.thresholds))
         return other
 
     def __call__(self, images: ArrayLike) -> Decisions:
@@ -119,8 +118,8 @@ class EarlyExitPredictor:
         """
         for size in self._batch_sizes:
             features = np.zeros((size, *image_shape), dtype)
-            for stage in self._stages:
-                _, _, features = stage(features)
+            for k in range(len(self.thresholds)):
+                _, _, features = self._stages(k, features)
                 for smaller in self._batch_sizes:
                     if smaller < size and features is not None:
                         _pack(features, np.zeros(smaller, np.int32))
@@ -131,8 +130,8 @@ class EarlyExitPredictor:
         # The image that each row of the batch holds; padding repeats one, and counts for nothing.
         image_of_row = np.where(np.arange(len(rows)) < len(images), rows, EMPTY)
         features = images[rows]
-        for k, (stage, threshold) in enumerate(zip(self._stages, self.thresholds, strict=True)):
-            labels, confidences, features = stage(features)
+        for k, threshold in enumerate(self.thresholds):
+            labels, confidences, features = self._stages(k, features)
             labels, confidences = jax.device_get((labels, confidences))
             in_use = image_of_row != EMPTY
             if not np.isfinite(confidences[in_use]).all():
@@ -240,6 +239,43 @@ def narrowed(
     return read, from_read
 
 
+class _Stages:
+    """A network's stages with their exits, on the default device, batch norms folded."""
+
+    def __init__(
+        self,
+        model: MultiExitNetwork,
+        variables: Mapping[str, Any],
+        preprocess: Callable[[jax.Array], jax.Array] | None,
+    ):
+        self._model, self._variables, self._preprocess = model, variables, preprocess
+        self._compiled: list[_Stage] = []
+
+    def __call__(self, k: int, features: Any) -> tuple[jax.Array, jax.Array, Any]:
+        """Stage k (from 0) and its exit; stage 0, on images, comes first."""
+        if not self._compiled:
+            # Only the first images tell their size, by which the network's layers are found.
+            folded = folded_variables(self._model, self._variables, self._preprocess, features)
+            self._variables = jax.device_put(folded)
+            self._compiled = [
+                _Stage(stage_function(self._model, k, self._preprocess), self._variables)
+                for k in range(self._model.num_exits)
+            ]
+        return self._compiled[k](features)
+
+
+def folded_variables(
+    model: MultiExitNetwork,
+    variables: Mapping[str, Any],
+    preprocess: Callable[[jax.Array], jax.Array] | None,
+    images: Any,
+) -> dict[str, Any]:
+    """`fold_batch_norms` for a network that takes what `preprocess` makes of stored images."""
+    images = jax.ShapeDtypeStruct(images.shape, images.dtype)
+    taken = images if preprocess is None else jax.eval_shape(preprocess, images)
+    return fold_batch_norms(model, variables, taken)
+
+
 class _Stage:
     """A compiled stage, with those variables alone that it reads."""
 
@@ -255,7 +291,7 @@ class _Stage:
             read, function = narrowed(self._function, self._variables, features)
             self._leaves = [self._leaves[i] for i in read]
             self._variables = None
-            self._compiled = jax.jit(function)
+            self._compiled = jax.jit(function, compiler_options=cpu_compiler_options())
         return self._compiled(self._leaves, features)
 
 

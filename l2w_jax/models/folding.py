@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
@@ -38,17 +38,20 @@ def fold_batch_norms(
     Returns:
         {"params", "batch_stats"}, in which the folded batch norms have kept their "bias" alone.
     """
-    params = traverse_util.flatten_dict(dict(variables["params"]))
-    statistics = traverse_util.flatten_dict(dict(variables.get("batch_stats", {})))
+    # On the host, where no operation has to be compiled for each layer's shape.
+    params, statistics = (
+        traverse_util.flatten_dict(jax.tree.map(np.asarray, dict(variables.get(collection, {}))))
+        for collection in ("params", "batch_stats")
+    )
     for path in _foldable(model, variables, images):
         norm, convolution = (*path, "bn"), (*path, "conv")
         variance, mean = statistics.pop((*norm, "var")), statistics.pop((*norm, "mean"))
-        factor = params.pop((*norm, "scale")) * jax.lax.rsqrt(variance + EPSILON)
+        factor = params.pop((*norm, "scale")) / np.sqrt(variance + variance.dtype.type(EPSILON))
         shift = params[(*norm, "bias")] - mean * factor
         if (*convolution, "bias") in params:
             bias = params[(*convolution, "bias")]
-            shift += bias * factor
-            params[(*convolution, "bias")] = jnp.zeros_like(bias)
+            shift = shift + bias * factor
+            params[(*convolution, "bias")] = np.zeros_like(bias)
         params[(*norm, "bias")] = shift
         params[(*convolution, "kernel")] = params[(*convolution, "kernel")] * factor
     return {
