@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from l2w_jax import command_line
 from l2w_jax.config import stored
+from l2w_jax.early_exit.rules import DEFAULT_RULE, ExitPolicy
 from l2w_jax.early_exit.selection import candidates, cheapest_reaching
 from l2w_jax.errors import UserError
 from l2w_jax.evaluation import results
@@ -47,12 +48,12 @@ def main(argv: Sequence[str]) -> None:
     arguments = _parse(argv)
     config = stored.read_config(arguments.workdir)
     evaluation = results.read_results(arguments.workdir)
-    thresholds = choose_thresholds(arguments.workdir, arguments.thresholds, evaluation)
+    policy = choose_policy(arguments.workdir, arguments.thresholds, evaluation)
 
     # Imported late: it brings Orbax and clu, which take seconds.
     from l2w_jax.run.restore import restore_predictor
 
-    predictor = restore_predictor(config, arguments.workdir, evaluation, thresholds)
+    predictor = restore_predictor(config, arguments.workdir, evaluation, policy)
     if not arguments.json:
         print(TABLE_HEADER)
     found = 0
@@ -69,23 +70,22 @@ def main(argv: Sequence[str]) -> None:
         )
 
 
-def choose_thresholds(
-    workdir: Path, given: Path | None, evaluation: results.Results
-) -> NDArray[np.float32]:
-    """The thresholds to use, float32 [K]: given, set for the run, or those that lose no accuracy.
+def choose_policy(workdir: Path, given: Path | None, evaluation: results.Results) -> ExitPolicy:
+    """Who leaves where: as given, as set for the run, or so that no accuracy is lost.
 
     Raises:
         UserError: a file of thresholds is missing or wrong.
     """
     of_run = workdir / results.THRESHOLDS_FILE
     if given is not None or of_run.exists():
-        return results.read_thresholds(given or of_run, evaluation)
-    arrays = evaluation.arrays
+        return results.read_policy(given or of_run, evaluation)
     among = candidates(
-        arrays["thresholds_confidences"], arrays["thresholds_correct"], evaluation.mul_adds
+        evaluation.scores("thresholds", DEFAULT_RULE),
+        evaluation.arrays["thresholds_correct"],
+        evaluation.mul_adds,
     )
     # The first is the full network, so that there is one.
-    return cheapest_reaching(among, among[0].top1).thresholds
+    return ExitPolicy(cheapest_reaching(among, among[0].top1).thresholds)
 
 
 def files_in(paths: Sequence[Path]) -> Iterator[Path]:

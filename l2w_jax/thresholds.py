@@ -1,4 +1,4 @@
-"""Sets the confidence at which images may leave the network, for what a user has or wants.
+"""Sets the thresholds at which images may leave the network, for what a user has or wants.
 
     python -m l2w_jax.thresholds --workdir=RUN --mul-adds=20M      # at most this much compute
     python -m l2w_jax.thresholds --workdir=RUN --latency-ms=2.5    # at most so long here
@@ -25,7 +25,14 @@ from numpy.typing import NDArray
 
 from l2w_jax import command_line
 from l2w_jax.config import stored
-from l2w_jax.early_exit.budget import first_exits, operating_point
+from l2w_jax.early_exit import rules
+from l2w_jax.early_exit.budget import (
+    EVERYBODY_LEAVES,
+    NOBODY_LEAVES,
+    exit_shares,
+    first_exits,
+    operating_point,
+)
 from l2w_jax.early_exit.guarantee import TooFewImages, guaranteed_thresholds
 from l2w_jax.early_exit.selection import (
     Candidate,
@@ -37,6 +44,9 @@ from l2w_jax.early_exit.selection import (
 from l2w_jax.errors import UserError
 from l2w_jax.evaluation import results
 from l2w_jax.files import told_if_unwritable, write_json
+
+# Shares that differ by more from what was asked for are pointed out.
+SHARE_TOLERANCE = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +86,7 @@ def choose(arguments: argparse.Namespace, evaluation: results.Results) -> dict[s
     choice = _choice(arguments, evaluation)
     summary = evaluation.summary
     return {
+        "rule": rules.DEFAULT_RULE,
         "thresholds": [float(threshold) for threshold in choice.thresholds],
         "chosen_by": choice.chosen_by,
         # JSON has no infinity; nothing but the full network is without a q.
@@ -92,7 +103,8 @@ def choose(arguments: argparse.Namespace, evaluation: results.Results) -> dict[s
 def summary_lines(chosen: Mapping[str, Any]) -> list[str]:
     """The thresholds and what they lead to, for a person to read."""
     lines = [
-        "thresholds: " + ", ".join(_readable(threshold) for threshold in chosen["thresholds"]),
+        "thresholds: "
+        + ", ".join(_readable(threshold, chosen["rule"]) for threshold in chosen["thresholds"]),
     ]
     for name, label in (
         ("expected", f"{chosen['thresholds_images']} images of {chosen['thresholds_from']!r}"),
@@ -104,8 +116,12 @@ def summary_lines(chosen: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"{label}: top-1 {outcome['top1']:.2f}% with {outcome['mul_adds'] / 1e6:.2f} M "
             f"mul-adds ({100 * of_full:.0f}% of the full network's), leaving at exits 1 to "
-            f"{len(shares)}: " + " ".join(f"{100 * share:.0f}%" for share in shares)
+            f"{len(shares)}: " + _percentages(shares)
         )
+        # The ends of the family ask for no shares.
+        asked = exit_shares(chosen["q"], len(shares)) if chosen["q"] else shares
+        if np.abs(np.subtract(asked, shares)).max() > SHARE_TOLERANCE:
+            lines.append(f"  but q={chosen['q']:g} asks for shares of {_percentages(asked)}")
     promise = chosen["chosen_by"]
     if "risk" in promise:
         lines.append(
@@ -163,7 +179,7 @@ def _choice(arguments: argparse.Namespace, evaluation: results.Results) -> Choic
 
 def _by_shares(evaluation: results.Results, q: float) -> Choice:
     try:
-        thresholds = thresholds_of(q, evaluation.arrays["thresholds_confidences"])
+        thresholds = thresholds_of(q, evaluation.scores("thresholds", rules.DEFAULT_RULE))
     except ValueError as error:
         raise UserError(f"--q={q:g} is not allowed: {error}") from error
     return Choice(q, thresholds, {"q": q})
@@ -192,7 +208,7 @@ def _by_promise(evaluation: results.Results, risk: float, confidence: float) -> 
         )
     try:
         guarantee = guaranteed_thresholds(
-            evaluation.arrays["thresholds_confidences"],
+            evaluation.scores("thresholds", rules.DEFAULT_RULE),
             evaluation.arrays["thresholds_correct"],
             evaluation.mul_adds,
             risk,
@@ -217,8 +233,11 @@ def _within(
 
 
 def _candidates(evaluation: results.Results, costs: Sequence[float]) -> list[Candidate]:
-    arrays = evaluation.arrays
-    return candidates(arrays["thresholds_confidences"], arrays["thresholds_correct"], costs)
+    return candidates(
+        evaluation.scores("thresholds", rules.DEFAULT_RULE),
+        evaluation.arrays["thresholds_correct"],
+        costs,
+    )
 
 
 def _milliseconds(workdir: Path, evaluation: results.Results) -> list[float]:
@@ -243,14 +262,27 @@ def _outcome(
     evaluation: results.Results, images: str, thresholds: NDArray[np.float32]
 ) -> dict[str, float]:
     """mul_adds, top1 and share_1 to share_K on the "test" images or those of the "thresholds"."""
-    exits = first_exits(evaluation.arrays[f"{images}_confidences"], thresholds)
+    exits = first_exits(evaluation.scores(images, rules.DEFAULT_RULE), thresholds)
     return operating_point(exits, evaluation.arrays[f"{images}_correct"], evaluation.mul_adds)
 
 
-def _readable(threshold: float) -> str:
-    if threshold > 1:
+def _percentages(shares: Sequence[float]) -> str:
+    return " ".join(f"{100 * share:.0f}%" for share in shares)
+
+
+def _readable(threshold: float, rule: str) -> str:
+    """The threshold as a probability."""
+    if threshold >= NOBODY_LEAVES:
         return "nobody"
-    return "everybody" if threshold < 0 else f"{threshold:.4f}"
+    if threshold <= EVERYBODY_LEAVES:
+        return "everybody"
+    if rule != rules.log_odds.__name__:
+        return f"{threshold:.4f}"
+    # Both from the small one of p and 1 - p, which keeps its digits where the other is all nines.
+    smaller = math.exp(-abs(threshold)) / (1 + math.exp(-abs(threshold)))
+    if threshold < 0:
+        return f"{smaller:.4f}"
+    return f"{1 - smaller:.4f}" if smaller > 1e-4 else f"1 - {smaller:.1e}"
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from l2w_jax.config import default_config, stored
 from l2w_jax.early_exit import EarlyExitPredictor
 from l2w_jax.errors import UserError
 from l2w_jax.evaluation import results
+from l2w_jax.run import restore
 
 MUL_ADDS = [1e6, 2e6, 4e6]
 
@@ -88,7 +89,7 @@ def command(config, evaluation, predictor, monkeypatch, tmp_path_factory):
     """The command on a run whose files and network are the fixtures above."""
     monkeypatch.setattr(stored, "read_config", lambda workdir: config)
     monkeypatch.setattr(results, "read_results", lambda workdir: evaluation)
-    monkeypatch.setattr(predict, "_restore_predictor", lambda *_: predictor)
+    monkeypatch.setattr(restore, "restore_predictor", lambda *_: predictor)
     workdir = tmp_path_factory.mktemp("run")
     return lambda *arguments: predict.main([f"--workdir={workdir}", *map(str, arguments)])
 
@@ -120,13 +121,15 @@ def test_no_image_at_all_is_a_fault(command, folder, capsys):
     assert "2_notes.txt" in capsys.readouterr().err
 
 
-def test_thresholds_are_the_given_ones_or_the_runs_or_lose_no_accuracy(evaluation, tmp_path):
-    careful = predict.choose_thresholds(tmp_path, None, evaluation)
-    assert careful.shape == (3,)
+def test_who_leaves_is_as_given_or_as_set_for_the_run_or_loses_no_accuracy(evaluation, tmp_path):
+    careful = predict.choose_policy(tmp_path, None, evaluation)
+    assert careful.thresholds.shape == (3,)
+    assert careful.rule == "log_odds"
     for path, first in (("thresholds.json", 0.5), ("other.json", 0.9)):
-        (tmp_path / path).write_text(json.dumps({"thresholds": [first, 0.5, 0]}))
-    assert predict.choose_thresholds(tmp_path, None, evaluation)[0] == np.float32(0.5)
-    given = predict.choose_thresholds(tmp_path, tmp_path / "other.json", evaluation)
-    assert given[0] == np.float32(0.9)
+        content = {"thresholds": [first, 0.5, 0], "rule": "log_odds"}
+        (tmp_path / path).write_text(json.dumps(content))
+    assert predict.choose_policy(tmp_path, None, evaluation).thresholds[0] == np.float32(0.5)
+    given = predict.choose_policy(tmp_path, tmp_path / "other.json", evaluation)
+    assert given.thresholds[0] == np.float32(0.9)
     with pytest.raises(UserError, match="no such file"):
-        predict.choose_thresholds(tmp_path, tmp_path / "none.json", evaluation)
+        predict.choose_policy(tmp_path, tmp_path / "none.json", evaluation)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from l2w_jax.config import stored
 from l2w_jax.data import open_source
-from l2w_jax.early_exit import EarlyExitPredictor
+from l2w_jax.early_exit import EarlyExitPredictor, rules
 from l2w_jax.early_exit.budget import first_exits, operating_point
 from l2w_jax.early_exit.latency import all_leave_at, milliseconds
 from l2w_jax.early_exit.selection import thresholds_of
@@ -59,7 +59,13 @@ def benchmark_early_exit(
     def preprocess(images: jax.Array) -> jax.Array:
         return normalize(images, mean, deviation)
 
-    predictor = EarlyExitPredictor(model, variables, all_leave_at(0, model.num_exits), preprocess)
+    predictor = EarlyExitPredictor(
+        model,
+        variables,
+        all_leave_at(0, model.num_exits),
+        preprocess,
+        rule=rules.RULES[rules.DEFAULT_RULE],
+    )
     full_network = _full_network(model, variables, preprocess)
     source = open_source(config)
     timed = []
@@ -91,11 +97,11 @@ def time_network(
     """One entry of latency.json's batch_sizes.
 
     Args:
-        predictor: with any thresholds.
+        predictor: of the default rule, with any thresholds.
         full_network: all exits at once.
         images: [N, H, W, 3], a multiple of the batch size.
         batch_size: images that are classified together.
-        evaluation: held-out confidences, that set thresholds, and the accuracies.
+        evaluation: held-out scores, that set thresholds, and the accuracies.
         repeats: how often each is timed.
     """
 
@@ -108,7 +114,8 @@ def time_network(
 
     num_exits = len(evaluation.mul_adds)
     of_exits = [all_leave_at(k, num_exits) for k in range(num_exits)]
-    of_budgets = [thresholds_of(q, evaluation.arrays["thresholds_confidences"]) for q in TIMED_QS]
+    held_out = evaluation.scores("thresholds", rules.DEFAULT_RULE)
+    of_budgets = [thresholds_of(q, held_out) for q in TIMED_QS]
     ways = [full_network, *map(predictor.with_thresholds, [*of_exits, *of_budgets])]
     full_ms, *measured = milliseconds(list(map(in_batches, ways)), images, repeats).tolist()
     exits = [
@@ -117,7 +124,7 @@ def time_network(
     ]
     budgeted = []
     for q, thresholds, ms in zip(TIMED_QS, of_budgets, measured[num_exits:], strict=True):
-        left_at = first_exits(evaluation.arrays["test_confidences"], thresholds)
+        left_at = first_exits(evaluation.scores("test", rules.DEFAULT_RULE), thresholds)
         point = operating_point(left_at, evaluation.arrays["test_correct"], evaluation.mul_adds)
         budgeted.append(
             {

@@ -71,14 +71,14 @@ def evaluate(
         "thresholds_images": len(held_out.labels),
         "anytime": anytime_table(test, mul_adds),
         "budgeted": budgeted_curve_from_confidences(
-            held_out.confidences, test.confidences, test.correct, mul_adds
+            held_out.log_odds, test.log_odds, test.correct, mul_adds
         ),
     }
     if config.dataset.imbalance_factor:
         results["shots"] = shots_table(test, source.train_class_counts)
     weighted = sample_weights(config, model, state, held_out)
     if jax.process_index() == 0:
-        even_thresholds = find_thresholds(held_out.confidences, exit_shares(1, model.num_exits))
+        even_thresholds = find_thresholds(held_out.log_odds, exit_shares(1, model.num_exits))
         examples = read_examples(source, vars(test), even_thresholds)
         groups = {
             "test": vars(test),

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from numpy.typing import NDArray
 
 from l2w_jax.data import Source
+from l2w_jax.early_exit import rules
 from l2w_jax.errors import UserError
 from l2w_jax.models import MultiExitNetwork
 from l2w_jax.models.preprocessing import channel_statistics, normalize
@@ -35,6 +36,7 @@ class Predictions:
         labels: true classes, int32 [N].
         losses: cross-entropy in nats, float32 [K, N].
         confidences: largest softmax probability, float32 [K, N].
+        log_odds: of that probability, which do not saturate, float32 [K, N].
         predicted: most probable classes, int32 [K, N].
         correct: whether the most probable class is the true one, bool [K, N].
         correct_top5: whether the true class is among the five most probable, bool [K, N].
@@ -44,6 +46,7 @@ class Predictions:
     labels: NDArray[np.int32]
     losses: NDArray[np.float32]
     confidences: NDArray[np.float32]
+    log_odds: NDArray[np.float32]
     predicted: NDArray[np.int32]
     correct: NDArray[np.bool_]
     correct_top5: NDArray[np.bool_]
@@ -127,6 +130,7 @@ def _answers(
     return {
         "loss": cross_entropy(logits, labels).astype(jnp.float32),
         "confidence": confidences_of_logits(logits).astype(jnp.float32),
+        "log_odds": rules.log_odds(logits).astype(jnp.float32).T,
         "predicted": logits.argmax(axis=-1).astype(jnp.int32).T,
         "rank": _rank_of_label(logits, labels).T,
     }
@@ -181,6 +185,7 @@ def _predictions(rows: Arrays, split: str, num_images: int) -> Predictions:
         labels=rows["label"][order],
         losses=rows["loss"][order].T,
         confidences=rows["confidence"][order].T,
+        log_odds=rows["log_odds"][order].T,
         predicted=rows["predicted"][order].T,
         correct=rows["rank"][order].T < 1,
         correct_top5=rows["rank"][order].T < 5,

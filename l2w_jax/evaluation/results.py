@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from l2w_jax.config import stored
+from l2w_jax.early_exit import rules
 from l2w_jax.early_exit.budget import checked_thresholds
 from l2w_jax.errors import UserError
 
@@ -33,6 +34,18 @@ class Results:
     def mul_adds(self) -> list[float]:
         """Of stopping at each exit [K]."""
         return [row["mul_adds"] for row in self.summary["anytime"]]
+
+    def scores(self, images: str, rule: str) -> NDArray[np.float32]:
+        """Scores by a rule of the "test" images or of those of the "thresholds", [K, N].
+
+        An evaluation of before there were rules has confidences alone; log-odds are made of them.
+        """
+        confidences = self.arrays[f"{images}_confidences"]
+        if rule == rules.confidence.__name__:
+            return confidences
+        if f"{images}_{rule}" not in self.arrays:
+            return rules.log_odds_of_confidences(confidences)
+        return self.arrays[f"{images}_{rule}"]
 
     def check_step(self, step: int, what: str) -> None:
         """Raises UserError if `what` is of another step than the one that was evaluated."""
@@ -86,17 +99,20 @@ def read_latency(workdir: Path, evaluation: Results) -> dict[str, Any] | None:
     return latency if latency.get("step") == evaluation.summary["step"] else None
 
 
-def read_thresholds(path: Path, evaluation: Results) -> NDArray[np.float32]:
-    """Thresholds that `l2w_jax.thresholds` wrote for what was evaluated, float32 [K].
+def read_policy(path: Path, evaluation: Results) -> rules.ExitPolicy:
+    """Thresholds that `l2w_jax.thresholds` wrote for what was evaluated, and their rule.
+
+    A file without a rule is of before there were others, and holds probabilities.
 
     Raises:
-        UserError: there is no such file, it does not hold a number for each exit, or it was written
-            for another step.
+        UserError: there is no such file, it does not hold a number for each exit or a rule that
+            there is, or it was written for another step.
     """
     num_exits = len(evaluation.mul_adds)
     try:
         content = json.loads(path.read_text())
         thresholds = checked_thresholds(content["thresholds"], num_exits)
+        rule = rules.checked_rule(content.get("rule", rules.confidence.__name__))
     except FileNotFoundError:
         raise UserError(
             f"{path}: there is no such file; make one with python -m l2w_jax.thresholds"
@@ -108,4 +124,4 @@ def read_thresholds(path: Path, evaluation: Results) -> NDArray[np.float32]:
             f"{path}: not a file of thresholds for {num_exits} exits: {error}"
         ) from error
     evaluation.check_step(content.get("step", evaluation.summary["step"]), str(path))
-    return thresholds
+    return rules.ExitPolicy(thresholds, rule)

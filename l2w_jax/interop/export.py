@@ -24,8 +24,10 @@ from numpy.typing import ArrayLike
 
 from l2w_jax import command_line
 from l2w_jax.config import stored
+from l2w_jax.early_exit import rules
 from l2w_jax.early_exit.budget import EVERYBODY_LEAVES, NOBODY_LEAVES, checked_thresholds
-from l2w_jax.early_exit.predictor import BATCH_SIZES, StageFunction, narrowed, stage_function
+from l2w_jax.early_exit.predictor import BATCH_SIZES
+from l2w_jax.early_exit.stages import StageFunction, folded_variables, narrowed, stage_function
 from l2w_jax.errors import UserError
 from l2w_jax.files import told_if_unwritable, write_arrays, write_atomically, write_json
 from l2w_jax.models import MultiExitNetwork, create_network
@@ -63,12 +65,12 @@ def main(argv: Sequence[str]) -> None:
             folder cannot be written.
     """
     from l2w_jax.evaluation import results
-    from l2w_jax.predict import choose_thresholds
+    from l2w_jax.predict import choose_policy
 
     arguments = _parse(argv)
     config = stored.read_config(arguments.workdir)
     evaluation = results.read_results(arguments.workdir)
-    thresholds = choose_thresholds(arguments.workdir, arguments.thresholds, evaluation)
+    policy = choose_policy(arguments.workdir, arguments.thresholds, evaluation)
 
     # Imported late: they bring Orbax and TensorFlow, which take seconds.
     from l2w_jax.data.single import evaluated_share
@@ -90,11 +92,13 @@ def main(argv: Sequence[str]) -> None:
             arguments.output,
             create_network(config),
             state.variables,
-            thresholds,
+            policy.thresholds,
             image_format,
             evaluation.summary["class_names"],
+            rule=rules.RULES[policy.rule],
         )
-    print(f"{arguments.output}: {len(thresholds)} stages of step {int(state.step)}, and {LOADER}")
+    num_stages = len(policy.thresholds)
+    print(f"{arguments.output}: {num_stages} stages of step {int(state.step)}, and {LOADER}")
 
 
 def export_network(
@@ -105,6 +109,7 @@ def export_network(
     image_format: ImageFormat,
     class_names: Sequence[str],
     batch_sizes: Sequence[int] = BATCH_SIZES,
+    rule: rules.Rule = rules.confidence,
 ) -> None:
     """Writes the network's stages, what they need and the loader into a folder.
 
@@ -119,6 +124,7 @@ def export_network(
         image_format: of the images to come.
         class_names: [C].
         batch_sizes: that the loader fills batches up to. The stages take any.
+        rule: the scores that the thresholds are for.
 
     Raises:
         ValueError: the thresholds are not one number for each exit.
@@ -138,7 +144,7 @@ def export_network(
     ]
     stages = []
     for k, (exported, read) in enumerate(
-        exported_stages(model, variables, preprocess, image_format.size)
+        exported_stages(model, variables, preprocess, image_format.size, rule)
     ):
         stages.append({"file": f"stage_{k + 1}.jax_export", "variables": [paths[i] for i in read]})
         write_atomically(folder / stages[-1]["file"], bytes(exported.serialize()))
@@ -150,6 +156,7 @@ def export_network(
         {
             "class_names": list(class_names),
             "image_format": dataclasses.asdict(image_format),
+            "rule": rule.__name__,
             "thresholds": thresholds.tolist(),
             "batch_sizes": sorted(set(batch_sizes)),
             "stages": stages,
@@ -164,12 +171,14 @@ def exported_stages(
     variables: Mapping[str, Any],
     preprocess: Callable[[jax.Array], jax.Array],
     image_size: int,
+    rule: rules.Rule,
 ) -> list[tuple[export.Exported, list[int]]]:
     """Each stage as StableHLO for all platforms and batch sizes, from stored images on.
 
     A stage is a function of a list of variables and a list of arrays [n, ...], for the first the
-    images uint8 [n, H, W, 3], and gives labels int32 [n], confidences float32 [n] and the list for
-    the next stage: plain lists, so that who calls it need not know the network's own types.
+    images uint8 [n, H, W, 3], and gives labels int32 [n], confidences float32 [n], scores of the
+    rule float32 [n] and the list for the next stage: plain lists, so that who calls it need not
+    know the network's own types.
 
     Returns:
         With each stage, which leaves of the variables it takes.
@@ -179,9 +188,9 @@ def exported_stages(
     variables = jax.eval_shape(lambda: variables)
     stages = []
     for k in range(model.num_exits):
-        function = stage_function(model, k, preprocess)
+        function = stage_function(model, k, preprocess, rule)
         stages.append(_exported(function, variables, features))
-        _, _, features = jax.eval_shape(function, variables, features)
+        *_, features = jax.eval_shape(function, variables, features)
     return stages
 
 
@@ -193,10 +202,10 @@ def _exported(
 
     def of_lists(
         read_leaves: list[jax.Array], feature_leaves: list[jax.Array]
-    ) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
+    ) -> tuple[jax.Array, jax.Array, jax.Array, list[jax.Array]]:
         features = jax.tree.unflatten(structure, feature_leaves)
-        labels, confidences, features = narrow(read_leaves, features)
-        return labels, confidences, jax.tree.leaves(features)
+        labels, confidences, scores, features = narrow(read_leaves, features)
+        return labels, confidences, scores, jax.tree.leaves(features)
 
     leaves = jax.tree.leaves(variables)
     to_export = export.export(jax.jit(of_lists), platforms=PLATFORMS)

@@ -212,4 +212,3 @@ def is_one(size: Dimension) -> bool:
 def same_shape(shape: Shape, other: Shape) -> bool:
     """Whether two shapes are equal, whatever the batch."""
     return len(shape) == len(other) and all(a == b for a, b in zip(shape, other, strict=True))
-

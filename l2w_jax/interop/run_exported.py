@@ -39,11 +39,11 @@ class ExportedNetwork:
             features = [images[self._padded(left)]]
             for k, threshold in enumerate(self.description["thresholds"]):
                 *answers, features = self._stages[k](features)
-                label, confidence = (np.asarray(answer)[: len(left)] for answer in answers)
+                label, confidence, score = (np.asarray(a)[: len(left)] for a in answers)
                 if not np.isfinite(confidence).all():
                     raise ValueError(f"the network's answer at exit {k + 1} is not finite")
                 labels[left], exits[left], confidences[left] = label, k, confidence
-                stays = np.flatnonzero(confidence < threshold)
+                stays = np.flatnonzero(score < threshold)
                 if not stays.size:
                     break
                 left, features = left[stays], self._pack(features, self._padded(stays))

@@ -5,10 +5,9 @@ from typing import Any
 
 import jax
 from ml_collections import ConfigDict
-from numpy.typing import ArrayLike
 
 from l2w_jax.config import stored
-from l2w_jax.early_exit import EarlyExitPredictor
+from l2w_jax.early_exit import EarlyExitPredictor, rules
 from l2w_jax.errors import UserError
 from l2w_jax.evaluation.results import Results
 from l2w_jax.models import create_network
@@ -41,9 +40,9 @@ def restore_evaluated(config: ConfigDict, workdir: Path, evaluation: Results) ->
 
 
 def restore_predictor(
-    config: ConfigDict, workdir: Path, evaluation: Results, thresholds: ArrayLike
+    config: ConfigDict, workdir: Path, evaluation: Results, policy: rules.ExitPolicy
 ) -> EarlyExitPredictor:
-    """The network that an evaluation is of, for stored images, which leave at these thresholds.
+    """The network that an evaluation is of, for stored images, which leave by this policy.
 
     Raises:
       UserError: as by `restore_evaluated`.
@@ -53,8 +52,9 @@ def restore_predictor(
     return EarlyExitPredictor(
         create_network(config),
         state.variables,
-        thresholds,
+        policy.thresholds,
         preprocess=lambda images: normalize(images, mean, deviation),
+        rule=rules.RULES[policy.rule],
     )
 
 

@@ -50,6 +50,7 @@ def test_images_that_lie_class_by_class_are_shown_of_all_classes(monkeypatch):
         "positions": np.arange(60),
         "labels": labels,
         "confidences": np.full((3, 60), 0.5, np.float32),
+        "log_odds": np.full((3, 60), 0.5, np.float32),
         "predicted": np.zeros((3, 60), int),
     }
     # All leave at the second exit, where twelve of them are shown.
@@ -68,12 +69,14 @@ def test_thumbnails_are_the_images_at_their_positions():
         "positions": positions,
         "labels": labels[positions],
         "confidences": rng.random((3, 59)).astype(np.float32),
+        "log_odds": rng.random((3, 59)).astype(np.float32),
         "predicted": rng.integers(0, 4, (3, 59)),
     }
     examples = read_examples(source, predictions, THRESHOLDS)
-    chosen = choose_examples(predictions["confidences"], THRESHOLDS)
+    chosen = choose_examples(predictions["log_odds"], THRESHOLDS)
     for row, (k, kind, sample) in enumerate(chosen):
         assert (examples["exits"][row], examples["kinds"][row]) == (k, kind)
         np.testing.assert_array_equal(examples["images"][row], images[positions[sample]])
         assert examples["labels"][row] == labels[positions[sample]]
         assert examples["predicted"][row] == predictions["predicted"][k, sample]
+        assert examples["confidences"][row] == predictions["confidences"][k, sample]
