@@ -27,7 +27,7 @@ from l2w_jax.config import stored
 from l2w_jax.early_exit import rules
 from l2w_jax.early_exit.budget import EVERYBODY_LEAVES, NOBODY_LEAVES, checked_thresholds
 from l2w_jax.early_exit.predictor import BATCH_SIZES
-from l2w_jax.early_exit.stages import StageFunction, folded_variables, narrowed, stage_function
+from l2w_jax.early_exit.stages import StageFunction, narrowed, stage_function
 from l2w_jax.errors import UserError
 from l2w_jax.files import told_if_unwritable, write_arrays, write_atomically, write_json
 from l2w_jax.models import MultiExitNetwork, create_network

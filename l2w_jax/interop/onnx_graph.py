@@ -6,7 +6,7 @@ moved only where a network's layout begins or ends.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,9 +77,14 @@ Value = Tensor | Joined
 
 
 class Graph:
-    """Nodes and constants, in the order in which they are made."""
+    """Nodes and constants, in the order in which they are made.
 
-    def __init__(self) -> None:
+    Args:
+        name: begins the names of what it computes, so that graphs can hand their tensors on.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[tuple[Any, ...], onnx.TensorProto] = {}
         self._joined: dict[tuple[Any, ...], Tensor] = {}
@@ -87,7 +92,10 @@ class Graph:
     def emit(self, operation: str, inputs: Sequence[str], outputs: int = 1, **attributes) -> Any:
         """Adds a node; the name of its output, or the names where there are several."""
         count = len(self._nodes)
-        names = [f"{operation.lower()}_{count}" + f"_{i}" * (outputs > 1) for i in range(outputs)]
+        names = [
+            f"{self._name}/{operation.lower()}_{count}" + f"_{i}" * (outputs > 1)
+            for i in range(outputs)
+        ]
         self._nodes.append(helper.make_node(operation, list(inputs), names, **attributes))
         return names[0] if outputs == 1 else names
 
@@ -157,27 +165,41 @@ class Graph:
             raise Unsupported("reshape to a shape that holds the batch twice")
         return self.constant(np.array(sizes, np.int64))
 
+    def makes(self, tensor: Tensor) -> bool:
+        """Whether the tensor is computed here, and not an input."""
+        return any(tensor.name in node.output for node in self._nodes)
+
+    def reads(self, tensor: Tensor) -> bool:
+        """Whether an operation here takes the tensor."""
+        return any(tensor.name in node.input for node in self._nodes)
+
     def model(
         self,
         inputs: Sequence[Tensor],
-        outputs: Sequence[Tensor],
-        output_names: Sequence[str],
-        metadata: dict[str, str],
+        answers: Mapping[str, Tensor],
+        features: Sequence[Tensor],
+        metadata: Mapping[str, str],
     ) -> onnx.ModelProto:
-        """The graph as a model that `onnx.checker` has passed."""
-        nodes = [
-            *self._nodes,
-            *(
-                helper.make_node("Identity", [tensor.name], [name])
-                for tensor, name in zip(outputs, output_names, strict=True)
-            ),
+        """The graph as a model that `onnx.checker` has passed.
+
+        Args:
+            inputs: what it takes, under their names.
+            answers: what it gives under other names than theirs.
+            features: what it gives besides, under their names.
+            metadata: to be written into the model.
+        """
+        renamed = [
+            helper.make_node("Identity", [tensor.name], [name]) for name, tensor in answers.items()
         ]
+        nodes = [*self._nodes, *renamed]
+        read = {name for node in nodes for name in node.input}
+        outputs = {**answers, **{tensor.name: tensor for tensor in features}}
         graph = helper.make_graph(
             nodes,
-            "stage",
+            self._name,
             [_declared(tensor, tensor.name) for tensor in inputs],
-            [_declared(tensor, name) for tensor, name in zip(outputs, output_names, strict=True)],
-            list(self._constants.values()),
+            [_declared(tensor, name) for name, tensor in outputs.items()],
+            [constant for constant in self._constants.values() if constant.name in read],
         )
         model = helper.make_model(
             graph,
@@ -185,7 +207,7 @@ class Graph:
             ir_version=IR_VERSION,
             producer_name="l2w_jax",
         )
-        helper.set_model_props(model, metadata)
+        helper.set_model_props(model, dict(metadata))
         onnx.checker.check_model(model, full_check=True)
         return model
 

@@ -7,7 +7,6 @@ raises `Unsupported`.
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from jax.extend import core
 
@@ -81,7 +80,9 @@ def convert(graph: Graph, jaxpr: core.ClosedJaxpr, arguments: Sequence[Known | V
     values: dict[core.Var, Known | Value] = {}
 
     def read(operand: core.Var | core.Literal) -> Known | Value:
-        return np.asarray(operand.val) if isinstance(operand, core.Literal) else values[operand]
+        if isinstance(operand, core.Literal):
+            return np.asarray(operand.val, operand.aval.dtype)
+        return values[operand]
 
     constants = [np.asarray(constant) for constant in jaxpr.consts]
     values.update(zip(jaxpr.jaxpr.constvars, constants, strict=True))
@@ -107,12 +108,28 @@ def _convert_operation(
         return _computed(eqn, operands)
     if name in _ELEMENTWISE:
         return [_elementwise(graph, _ELEMENTWISE[name], operands, eqn)]
+    if name not in _OPERATIONS and name not in _REDUCTIONS:
+        raise Unsupported(f"the operation {name!r}")
+    operands = [
+        operand if isinstance(operand, Known) else _repeated(graph, operand, var.aval.shape)
+        for operand, var in zip(operands, eqn.invars, strict=True)
+    ]
     if name in _REDUCTIONS:
         return [_reduce(graph, _REDUCTIONS[name], operands[0], eqn.params["axes"], eqn)]
-    if name not in _OPERATIONS:
-        raise Unsupported(f"the operation {name!r}")
     results = _OPERATIONS[name](graph, eqn, *operands)
     return results if eqn.primitive.multiple_results else [results]
+
+
+def _repeated(graph: Graph, value: Value, shape: Shape) -> Value:
+    """The value, where it has one element along an axis as often as this shape says."""
+    if same_shape(value.shape, shape):
+        return value
+    tensor = graph.laid_out(value)
+    repeats = [1 if same_shape((a,), (b,)) else b for a, b in zip(tensor.shape, shape, strict=True)]
+    if not _is_fixed(repeats):
+        raise Unsupported("an operation on one image's features, repeated for all images")
+    name = graph.emit("Expand", [tensor.name, graph.constant(np.array(repeats, np.int64))])
+    return Tensor(name, shape, tensor.axes, shape, tensor.dtype)
 
 
 def _computed(eqn: core.JaxprEqn, operands: Sequence[Known]) -> list[Known]:
@@ -147,42 +164,55 @@ def _is_fixed(shape: Shape) -> bool:
 def _elementwise(
     graph: Graph, operation: str, operands: Sequence[Known | Value], eqn: core.JaxprEqn
 ) -> Value:
-    """An operation on each element, in the layout of the first operand that is computed."""
-    out = eqn.outvars[0].aval
+    """An operation on each element; what has one element along an axis is repeated along it."""
 
-    def of_aligned(values: Sequence[Tensor | Known]) -> Tensor:
-        first = next(value for value in values if isinstance(value, Tensor))
+    def of_plain(values: Sequence[Tensor | Known]) -> Tensor:
+        shape = _common_shape([value.shape for value in values])
+        computed = [value for value in values if isinstance(value, Tensor)]
+        # In the layout of who has most to say.
+        axes = max(computed, key=lambda tensor: sum(not is_one(n) for n in tensor.shape)).axes
         names = [
-            graph.constant(_in_layout(value, first))
+            graph.constant(_in_layout(value, axes))
             if isinstance(value, Known)
-            else graph.laid_out(value, first.axes).name
+            else graph.laid_out(value, axes).name
             for value in values
         ]
-        if operation == "Max" and isinstance(values[1], Known) and not values[1].any():
-            name = graph.emit("Relu", names[:1])
-        elif operation == "Sub" and isinstance(values[1], Known):
-            # Runtimes make one operation of a convolution and an addition.
-            name = graph.emit("Add", [names[0], graph.constant(-_in_layout(values[1], first))])
-        else:
-            name = graph.emit(operation, names)
-        return Tensor(name, first.stored, first.axes, first.shape, out.dtype)
+        name = graph.emit(*_worded(graph, operation, values, names, axes))
+        return Tensor(name, shape, axes, shape, eqn.outvars[0].aval.dtype)
 
     computed = [value for value in operands if not isinstance(value, Known)]
     if len(computed) == 1 and isinstance(computed[0], Joined):
-        return _of_each_part(computed[0], operands, of_aligned)
-    plain = [value if isinstance(value, Known) else graph.plain(value) for value in operands]
-    return of_aligned(_reaching_all(graph, plain, out.shape))
+        return _of_each_part(computed[0], operands, of_plain)
+    return of_plain(
+        [value if isinstance(value, Known) else graph.plain(value) for value in operands]
+    )
 
 
-def _reaching_all(
-    graph: Graph, values: Sequence[Tensor | Known], shape: Shape
-) -> list[Tensor | Known]:
-    """Those first that have the shape of the result, where a computed one has axes of length 1."""
-    del graph
-    computed = [value for value in values if isinstance(value, Tensor)]
-    if not any(same_shape(value.shape, shape) for value in computed):
-        raise Unsupported("an operation whose operands are both repeated")
-    return list(values)
+def _worded(
+    graph: Graph,
+    operation: str,
+    values: Sequence[Tensor | Known],
+    names: list[str],
+    axes: Sequence[int],
+) -> tuple[str, list[str]]:
+    """The operation and its inputs as runtimes know best how to join them to a convolution."""
+    known = values[1] if len(values) == 2 and isinstance(values[1], Known) else None
+    if known is None or not np.issubdtype(known.dtype, np.floating):
+        return operation, names
+    if operation == "Max" and not known.any():
+        return "Relu", names[:1]
+    if operation == "Sub":
+        return "Add", [names[0], graph.constant(-_in_layout(known, axes))]
+    return operation, names
+
+
+def _common_shape(shapes: Sequence[Shape]) -> Shape:
+    """Of what is computed from operands of these shapes, numbers among them."""
+    rank = max(map(len, shapes))
+    return tuple(
+        next((shape[i] for shape in shapes if len(shape) == rank and not is_one(shape[i])), 1)
+        for i in range(rank)
+    )
 
 
 def _of_each_part(
@@ -209,11 +239,9 @@ def _part_of(array: Known, axis: int, start: int, end: int) -> Known:
     return np.take(array, range(start, end), axis)
 
 
-def _in_layout(array: Known, tensor: Tensor) -> Known:
-    """A known operand with its axes as those of a tensor lie; a number where it is one."""
-    if array.size == 1:
-        return array.reshape(())
-    return array.transpose(tensor.axes)
+def _in_layout(array: Known, axes: Sequence[int]) -> Known:
+    """A known operand with its axes in this order; a number where it is one."""
+    return array.reshape(()) if array.size == 1 else array.transpose(axes)
 
 
 def _reduce(
@@ -307,26 +335,19 @@ def _clamp(graph: Graph, eqn: core.JaxprEqn, low: Any, operand: Value, high: Any
 
 
 def _reshape(graph: Graph, eqn: core.JaxprEqn, operand: Value) -> Tensor:
-    shape = eqn.outvars[0].aval.shape
-    if isinstance(operand, Joined):
-        operand = graph.plain(operand)
-    keeps_channels = same_shape(operand.stored[-1:], shape[-1:])
-    if not operand.is_plain and not keeps_channels:
-        operand = graph.plain(operand)
-    return operand.spoken_of_as(shape)
+    tensor = graph.plain(operand) if isinstance(operand, Joined) else operand
+    return tensor.spoken_of_as(eqn.outvars[0].aval.shape)
 
 
 def _broadcast(graph: Graph, eqn: core.JaxprEqn, operand: Value) -> Tensor:
-    """New axes of length 1; what else is repeated waits for whoever needs it repeated."""
-    tensor = graph.laid_out(operand)
+    """New axes of one element; what is to be repeated waits for whoever needs it repeated."""
+    tensor, places = graph.plain(operand), eqn.params["broadcast_dimensions"]
     shape: list[Any] = [1] * len(eqn.outvars[0].aval.shape)
-    for size, place in zip(tensor.shape, eqn.params["broadcast_dimensions"], strict=True):
+    for size, place in zip(tensor.shape, places, strict=True):
         shape[place] = size
-    moved = graph.plain(tensor.spoken_of_as(tuple(shape)))
-    if same_shape(moved.shape, eqn.outvars[0].aval.shape):
-        return moved
-    # ONNX repeats axes of length 1 by itself.
-    return moved
+    if len(shape) == len(tensor.shape):
+        return tensor
+    return graph.plain(graph.laid_out(tensor).spoken_of_as(tuple(shape)))
 
 
 def _transpose(graph: Graph, eqn: core.JaxprEqn, operand: Value) -> Tensor:
@@ -397,7 +418,8 @@ def _matrix_product(graph: Graph, eqn: core.JaxprEqn, left: Any, right: Any) -> 
         matrix = np.broadcast_to(right, eqn.invars[1].aval.shape)
         matrix = matrix if of_right[0] == 0 else matrix.T
         tensor = graph.plain(left) if isinstance(left, Joined) else left
-        if len(tensor.stored) == 4 and same_shape(tensor.stored[-1:], tensor.shape[-1:]):
+        is_image = len(tensor.stored) == 4 and same_shape(tensor.stored[-1:], tensor.shape[-1:])
+        if is_image and not all(map(is_one, tensor.stored[1:3])):
             image = graph.laid_out(tensor.spoken_of_as(tensor.stored), (0, 3, 1, 2))
             name = graph.emit("Conv", [image.name, graph.constant(matrix.T[:, :, None, None])])
             stored = (*tensor.stored[:-1], matrix.shape[1])
@@ -492,11 +514,11 @@ def _pool(operation: str) -> Callable[..., Tensor]:
 def _resize(graph: Graph, images: Value, shape: Shape) -> Tensor:
     """`resize_align_corners` to a shape [N, height, width, C]."""
     moved = graph.laid_out(images, (0, 3, 1, 2))
-    sizes = np.array([shape[1] / moved.stored[1], shape[2] / moved.stored[2]], np.float32)
-    scales = graph.constant(np.concatenate([np.ones(2, np.float32), sizes]))
+    sizes = graph.constant(np.array(shape[1:3], np.int64))
     name = graph.emit(
         "Resize",
-        [moved.name, "", scales],
+        [moved.name, "", "", sizes],
+        axes=[2, 3],
         mode="linear",
         coordinate_transformation_mode="align_corners",
     )
@@ -529,5 +551,3 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "squeeze": _reshape,
     "transpose": _transpose,
 }
-
-_ = is_one
