@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from l2w_jax.models import create_network
+from l2w_jax.models.compiler_options import cpu_compiler_options
 from l2w_jax.training.collectives import gather_rows, mean_over
 from l2w_jax.training.losses import Batch, correctness, create_losses
 from l2w_jax.training.meta import (
@@ -60,12 +61,10 @@ class CompiledTrainStep:
     Attributes:
         update: the pmapped or jitted update.
         num_updates: of an iteration.
-        compiler_options: what XLA was asked for, beside what the function says.
     """
 
     update: Update
     num_updates: int
-    compiler_options: dict[str, str] | None = None
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """One iteration; the state is donated."""
@@ -238,25 +237,8 @@ def jit_train_step(step: TrainStep) -> CompiledTrainStep:
     def on_device(state: TrainState, batch: Batch, i: jax.Array) -> tuple[TrainState, Metrics]:
         return step.update(state, jax.tree.map(lambda x: jnp.squeeze(x, axis=0), batch), i)
 
-    options = _compiler_options()
-    compiled = jax.jit(on_device, donate_argnums=0, compiler_options=options)
-    return CompiledTrainStep(compiled, step.num_updates, options)
-
-
-def _compiler_options() -> dict[str, str] | None:
-    """On a CPU, where its XLA has the choice: leaves convolutions and products to XLA itself.
-
-    XLA:CPU hands these and sums to YNNPACK. Of these only sums get faster by it, much so, and each
-    of a step's more than a thousand calls costs time when the program is loaded and first runs.
-    """
-    options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
-    if jax.default_backend() != "cpu":
-        return None
-    try:
-        jax.jit(lambda: 0, compiler_options=options).lower().compile()
-    except jax.errors.JaxRuntimeError:
-        return None
-    return options
+    compiled = jax.jit(on_device, donate_argnums=0, compiler_options=cpu_compiler_options())
+    return CompiledTrainStep(compiled, step.num_updates)
 
 
 def _select(condition: jax.Array, if_true: Tree, if_false: Tree) -> Tree:

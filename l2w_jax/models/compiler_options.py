@@ -1,0 +1,26 @@
+"""What XLA is asked for where a network is compiled for a CPU, in training and in early exit."""
+
+import functools
+
+import jax
+
+
+@functools.cache
+def cpu_compiler_options() -> dict[str, str] | None:
+    """On a CPU, where its XLA has the choice: leaves convolutions and products to XLA itself.
+
+    XLA:CPU hands these and sums to YNNPACK. Of these only sums get faster by it, much so, and each
+    of a step's more than a thousand calls costs time when the program is loaded and first runs.
+
+    Returns:
+        For `jax.jit(..., compiler_options=...)`; None on another device, and where XLA does not
+        know the option.
+    """
+    options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
+    if jax.default_backend() != "cpu":
+        return None
+    try:
+        jax.jit(lambda: 0, compiler_options=options).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return None
+    return options
