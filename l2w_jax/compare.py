@@ -31,6 +31,7 @@ from scipy.stats import t as student_t
 from l2w_jax import command_line
 from l2w_jax.config import stored, to_json
 from l2w_jax.early_exit.budget import budgeted_curve_from_confidences
+from l2w_jax.early_exit.rules import DEFAULT_RULE
 from l2w_jax.errors import UserError
 from l2w_jax.evaluation.results import Evaluation
 from l2w_jax.files import told_if_unwritable, write_atomically, write_json
@@ -178,12 +179,13 @@ def _of_held_out_images(
     evaluation: Evaluation,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The same of held-out images, each half read with the thresholds of the other."""
-    confidences, correct = evaluation.held_out.confidences, evaluation.held_out.correct
+    images = evaluation.threshold_images()
+    scores, correct = images.scores(DEFAULT_RULE), images.correct
     # Every second one: where images lie class by class, both halves have all of them.
     halves = [slice(0, None, 2), slice(1, None, 2)]
     curves = [
         budgeted_curve_from_confidences(
-            confidences[:, sets], confidences[:, read], correct[:, read], evaluation.mul_adds
+            scores[:, sets], scores[:, read], correct[:, read], evaluation.mul_adds
         )
         for sets, read in (halves, halves[::-1])
     ]

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from l2w_jax import command_line
 from l2w_jax.config import stored
+from l2w_jax.early_exit.rules import ExitPolicy
 from l2w_jax.errors import Incomplete, UserError
 from l2w_jax.evaluation import results
 
@@ -47,12 +48,12 @@ def main(argv: Sequence[str]) -> None:
     arguments = _parse(argv)
     config = stored.read_config(arguments.workdir)
     evaluation = results.Evaluation.load(arguments.workdir)
-    thresholds = choose_thresholds(arguments.workdir, arguments.thresholds, evaluation)
+    policy = choose_policy(arguments.workdir, arguments.thresholds, evaluation)
 
     # Imported late: it brings Orbax and clu, which take seconds.
     from l2w_jax.run.restore import restore_predictor
 
-    predictor = restore_predictor(config, arguments.workdir, evaluation, thresholds)
+    predictor = restore_predictor(config, arguments.workdir, evaluation, policy)
     if not arguments.json:
         print(TABLE_HEADER)
     found = failed = 0
@@ -72,18 +73,16 @@ def main(argv: Sequence[str]) -> None:
         raise Incomplete(f"{failed} of {found + failed} files could not be classified")
 
 
-def choose_thresholds(
-    workdir: Path, given: Path | None, evaluation: results.Evaluation
-) -> NDArray[np.float32]:
-    """The thresholds to use, float32 [K]: given, set for the run, or those that lose no accuracy.
+def choose_policy(workdir: Path, given: Path | None, evaluation: results.Evaluation) -> ExitPolicy:
+    """Who leaves where: as given, as set for the run, or so that no accuracy is lost.
 
     Raises:
         UserError: a file of thresholds is missing or wrong.
     """
     of_run = workdir / results.THRESHOLDS_FILE
     if given is not None or of_run.exists():
-        return results.read_thresholds(given or of_run, evaluation)
-    return evaluation.without_loss.thresholds
+        return results.read_policy(given or of_run, evaluation)
+    return ExitPolicy(evaluation.without_loss.thresholds)
 
 
 def files_in(paths: Sequence[Path]) -> Iterator[Path]:

@@ -1,4 +1,4 @@
-"""Sets the confidence at which images may leave the network, for what a user has or wants.
+"""Sets how sure the network must be for an image to leave it, for what a user has or wants.
 
     python -m l2w_jax.thresholds --workdir=RUN --mul-adds=20M      # at most this much compute
     python -m l2w_jax.thresholds --workdir=RUN --latency-ms=2.5    # at most so long here
@@ -25,6 +25,8 @@ from numpy.typing import NDArray
 
 from l2w_jax import command_line
 from l2w_jax.config import stored
+from l2w_jax.early_exit import rules
+from l2w_jax.early_exit.budget import EVERYBODY_LEAVES, NOBODY_LEAVES, exit_shares
 from l2w_jax.early_exit.guarantee import TooFewImages, guaranteed_thresholds
 from l2w_jax.early_exit.selection import (
     Candidate,
@@ -36,6 +38,9 @@ from l2w_jax.early_exit.selection import (
 from l2w_jax.errors import UserError
 from l2w_jax.evaluation import results
 from l2w_jax.files import told_if_unwritable, write_json
+
+# Shares that differ by more from what was asked for are pointed out.
+SHARE_TOLERANCE = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +79,7 @@ def choose(arguments: argparse.Namespace, evaluation: results.Evaluation) -> dic
     """
     choice = _choice(arguments, evaluation)
     return {
+        "rule": rules.DEFAULT_RULE,
         "thresholds": [float(threshold) for threshold in choice.thresholds],
         "chosen_by": choice.chosen_by,
         # JSON has no infinity; nothing but the full network is without a q.
@@ -90,7 +96,8 @@ def choose(arguments: argparse.Namespace, evaluation: results.Evaluation) -> dic
 def summary_lines(chosen: Mapping[str, Any]) -> list[str]:
     """The thresholds and what they lead to, for a person to read."""
     lines = [
-        "thresholds: " + ", ".join(_readable(threshold) for threshold in chosen["thresholds"]),
+        "thresholds: "
+        + ", ".join(_readable(threshold, chosen["rule"]) for threshold in chosen["thresholds"]),
     ]
     for name, label in (
         ("expected", f"{chosen['thresholds_images']} images of {chosen['thresholds_from']!r}"),
@@ -102,8 +109,12 @@ def summary_lines(chosen: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"{label}: top-1 {outcome['top1']:.2f}% with {outcome['mul_adds'] / 1e6:.2f} M "
             f"mul-adds ({100 * of_full:.0f}% of the full network's), leaving at exits 1 to "
-            f"{len(shares)}: " + " ".join(f"{100 * share:.0f}%" for share in shares)
+            f"{len(shares)}: " + _percentages(shares)
         )
+        # The ends of the family ask for no shares.
+        asked = exit_shares(chosen["q"], len(shares)) if chosen["q"] else shares
+        if np.abs(np.subtract(asked, shares)).max() > SHARE_TOLERANCE:
+            lines.append(f"  but q={chosen['q']:g} asks for shares of {_percentages(asked)}")
     promise = chosen["chosen_by"]
     if "risk" in promise:
         lines.append(
@@ -161,7 +172,7 @@ def _choice(arguments: argparse.Namespace, evaluation: results.Evaluation) -> Ch
 
 def _by_shares(evaluation: results.Evaluation, q: float) -> Choice:
     try:
-        thresholds = thresholds_of(q, evaluation.threshold_images().confidences)
+        thresholds = thresholds_of(q, evaluation.threshold_images().scores(rules.DEFAULT_RULE))
     except ValueError as error:
         raise UserError(f"--q={q:g} is not allowed: {error}") from error
     return Choice(q, thresholds, {"q": q})
@@ -191,7 +202,7 @@ def _by_promise(evaluation: results.Evaluation, risk: float, confidence: float) 
     images = evaluation.threshold_images()
     try:
         guarantee = guaranteed_thresholds(
-            images.confidences,
+            images.scores(rules.DEFAULT_RULE),
             images.correct,
             evaluation.mul_adds,
             risk,
@@ -217,7 +228,7 @@ def _within(
 
 def _candidates(evaluation: results.Evaluation, costs: Sequence[float]) -> list[Candidate]:
     images = evaluation.threshold_images()
-    return candidates(images.confidences, images.correct, costs)
+    return candidates(images.scores(rules.DEFAULT_RULE), images.correct, costs)
 
 
 def _milliseconds(workdir: Path, evaluation: results.Evaluation) -> list[float]:
@@ -238,10 +249,23 @@ def _milliseconds(workdir: Path, evaluation: results.Evaluation) -> list[float]:
     ).tolist()
 
 
-def _readable(threshold: float) -> str:
-    if threshold > 1:
+def _percentages(shares: Sequence[float]) -> str:
+    return " ".join(f"{100 * share:.0f}%" for share in shares)
+
+
+def _readable(threshold: float, rule: str) -> str:
+    """The threshold as a probability."""
+    if threshold >= NOBODY_LEAVES:
         return "nobody"
-    return "everybody" if threshold < 0 else f"{threshold:.4f}"
+    if threshold <= EVERYBODY_LEAVES:
+        return "everybody"
+    if rule != rules.log_odds.__name__:
+        return f"{threshold:.4f}"
+    # Both from the small one of p and 1 - p, which keeps its digits where the other is all nines.
+    smaller = math.exp(-abs(threshold)) / (1 + math.exp(-abs(threshold)))
+    if threshold < 0:
+        return f"{smaller:.4f}"
+    return f"{1 - smaller:.4f}" if smaller > 1e-4 else f"1 - {smaller:.1e}"
 
 
 if __name__ == "__main__":

@@ -1,8 +1,16 @@
-"""A convolutional multi-exit network that compiles in seconds, for tests of training."""
+"""Convolutional multi-exit networks that compile in seconds."""
 
+import golden_files
+import jax
+import numpy as np
 from flax import linen as nn
 
-from l2w_jax.models import MultiExitNetwork
+from l2w_jax.models import (
+    CollaborativeExits,
+    MultiExitNetwork,
+    create_model,
+    initial_variables,
+)
 from l2w_jax.models.initializers import torch_default
 from l2w_jax.models.layers import ConvBNReLU, LayerOptions, parameter_dtype
 
@@ -35,3 +43,31 @@ class ConvNetwork(MultiExitNetwork):
         for_head, carry = self.balance_gradients(k, self.convolutions[k](carry, train))
         pooled = for_head.mean(axis=(1, 2))
         return pooled, self.heads[k](pooled), carry
+
+
+def network(kind, num_classes=10):
+    """A small network of 32x32 images: "msdnet", "imagenet" (its stem), "ranet" or "imta"."""
+    golden = "ranet_tiny" if kind == "ranet" else "msdnet_tiny"
+    model = create_model(
+        golden_files.config_of(golden_files.load("models")[golden]["config"]).model
+    )
+    model = model.clone(num_classes=num_classes)
+    if kind == "imagenet":
+        # This stem leaves a quarter of the resolution; an exit wants no less.
+        model = model.clone(stem="imagenet", growth_factors=(1,), bottleneck_factors=(1,))
+    return CollaborativeExits(model) if kind == "imta" else model
+
+
+def lively_variables(model, images):
+    """Variables of which each has something to say, running statistics and shifts included."""
+    variables = initial_variables(model, jax.random.key(0), images[:1], train=False)
+    generator = np.random.default_rng(3)
+
+    def varied(path, value):
+        if path[-1].key == "kernel":
+            return np.asarray(value)
+        middle = 1.0 if path[-1].key in ("scale", "var") else 0.0
+        drawn = middle + generator.uniform(-0.5, 0.5, value.shape)
+        return drawn.astype(value.dtype)
+
+    return jax.tree_util.tree_map_with_path(varied, variables)

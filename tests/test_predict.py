@@ -154,13 +154,15 @@ def test_what_tensorflow_says_of_a_broken_file_stays_out_of_the_answers(tmp_path
     assert completed.stderr == ""
 
 
-def test_thresholds_are_the_given_ones_or_the_runs_or_lose_no_accuracy(evaluation, tmp_path):
-    careful = predict.choose_thresholds(tmp_path, None, evaluation)
-    assert careful.shape == (3,)
+def test_who_leaves_is_as_given_or_as_set_for_the_run_or_loses_no_accuracy(evaluation, tmp_path):
+    careful = predict.choose_policy(tmp_path, None, evaluation)
+    assert careful.thresholds.shape == (3,)
+    assert careful.rule == "log_odds"
     for path, first in (("thresholds.json", 0.5), ("other.json", 0.9)):
-        (tmp_path / path).write_text(json.dumps({"thresholds": [first, 0.5, 0]}))
-    assert predict.choose_thresholds(tmp_path, None, evaluation)[0] == np.float32(0.5)
-    given = predict.choose_thresholds(tmp_path, tmp_path / "other.json", evaluation)
-    assert given[0] == np.float32(0.9)
+        content = {"thresholds": [first, 0.5, 0], "rule": "log_odds"}
+        (tmp_path / path).write_text(json.dumps(content))
+    assert predict.choose_policy(tmp_path, None, evaluation).thresholds[0] == np.float32(0.5)
+    given = predict.choose_policy(tmp_path, tmp_path / "other.json", evaluation)
+    assert given.thresholds[0] == np.float32(0.9)
     with pytest.raises(UserError, match="no such file"):
-        predict.choose_thresholds(tmp_path, tmp_path / "none.json", evaluation)
+        predict.choose_policy(tmp_path, tmp_path / "none.json", evaluation)

@@ -37,7 +37,11 @@ def run(tmp_path_factory):
 
 
 def chosen(folder, *wish):
-    output = folder.parent / "chosen.json"
+    return chosen_in(folder, *wish, output=folder.parent / "chosen.json")
+
+
+def chosen_in(folder, *wish, output=None):
+    output = output or folder / "thresholds.json"
     thresholds.main([f"--workdir={folder}", f"--output={output}", *wish])
     return json.loads(output.read_text())
 
@@ -57,17 +61,42 @@ def test_an_accuracy_is_reached_for_less_than_the_full_network_costs(run):
 
 
 def test_q_gives_the_thresholds_of_its_shares(run):
-    confidences = run[1].held_out.confidences
     result = chosen(run[0], "--q=0.8")
-    expected = find_thresholds(confidences, exit_shares(0.8, 3))
+    expected = find_thresholds(run[1].held_out.log_odds, exit_shares(0.8, 3))
     np.testing.assert_array_equal(np.float32(result["thresholds"]), expected)
     assert result["q"] == 0.8
+    assert result["rule"] == "log_odds"
+
+
+def test_thresholds_are_shown_as_probabilities_however_sure_the_network_is(tmp_path, capsys):
+    evaluation = write_run(tmp_path)
+    first_choice = chosen_in(tmp_path, "--q=0.5")
+    p = np.sort(evaluation.held_out.confidences[0])[-int(3000 * exit_shares(0.5, 3)[0])]
+    assert capsys.readouterr().out.startswith(f"thresholds: {p:.4f}, ")
+    surer = dataclasses.replace(evaluation.held_out, log_odds=evaluation.held_out.log_odds + 30)
+    write_run(tmp_path, held_out=surer)
+    second_choice = chosen_in(tmp_path, "--q=0.5")
+    assert second_choice["thresholds"][0] == pytest.approx(first_choice["thresholds"][0] + 30)
+    doubt = np.exp(-second_choice["thresholds"][0])
+    assert capsys.readouterr().out.startswith(f"thresholds: 1 - {doubt:.1e}, 1 - ")
+
+
+def test_shares_that_were_not_got_are_pointed_out(tmp_path, capsys):
+    evaluation = write_run(tmp_path)
+    chosen_in(tmp_path, "--q=2")
+    assert "asks for" not in capsys.readouterr().out
+    # Half of the images are equals at the first exit, so that they leave together or not at all.
+    scores = evaluation.held_out.log_odds
+    scores[0, ::2] = scores.max()
+    evaluation.save(tmp_path)
+    assert chosen_in(tmp_path, "--q=2")["expected"]["share_1"] == 0.5
+    assert "  but q=2 asks for shares of 14% 29% 57%" in capsys.readouterr().out
 
 
 def test_a_latency_is_kept_by_measured_times(run, monkeypatch):
     monkeypatch.setattr(thresholds, "_milliseconds", lambda workdir, evaluation: [3.0, 4.0, 9.0])
     result = chosen(run[0], "--latency-ms=5")
-    exits = first_exits(run[1].held_out.confidences, result["thresholds"])
+    exits = first_exits(run[1].held_out.log_odds, result["thresholds"])
     mean = np.array([3.0, 4.0, 9.0])[exits].mean()
     assert result["chosen_by"]["expected_ms"] == pytest.approx(mean)
     assert 4 < mean <= 5
@@ -98,21 +127,29 @@ def test_thresholds_lie_beside_the_checkpoint_and_can_be_read_back(tmp_path, cap
     thresholds.main([f"--workdir={tmp_path}", "--q=0.5"])
     path = tmp_path / "thresholds.json"
     evaluation = results.Evaluation.load(tmp_path)
-    read = results.read_thresholds(path, evaluation)
-    assert read.tolist() == json.loads(path.read_text())["thresholds"]
+    read = results.read_policy(path, evaluation)
+    assert read.thresholds.tolist() == json.loads(path.read_text())["thresholds"]
+    assert read.rule == "log_odds"
     assert str(path) in capsys.readouterr().out
     for content, fault in {
         '{"thresholds": [0.5, 0.5, 0.5, 0.5]}': "for 3 exits",
         '{"thresholds": "high"}': "not a file of thresholds",
+        '{"thresholds": [5, 5, 5], "rule": "luck"}': "rule 'luck' is not allowed: .* log_odds",
         '{"thresholds": [0.5, 0.5, 0.5], "step": 1}': "of step 1, but .* evaluated at step",
     }.items():
         path.write_text(content)
         with pytest.raises(UserError, match=fault):
-            results.read_thresholds(path, evaluation)
+            results.read_policy(path, evaluation)
     with pytest.raises(UserError, match=r"l2w_jax\.thresholds"):
-        results.read_thresholds(tmp_path / "none.json", evaluation)
+        results.read_policy(tmp_path / "none.json", evaluation)
     with pytest.raises(UserError, match="Is a directory"):
-        results.read_thresholds(tmp_path, evaluation)
+        results.read_policy(tmp_path, evaluation)
+
+
+def test_thresholds_of_before_there_were_rules_are_probabilities(tmp_path):
+    path = tmp_path / "thresholds.json"
+    path.write_text('{"thresholds": [0.5, 0.5, 0]}')
+    assert results.read_policy(path, write_run(tmp_path)).rule == "confidence"
 
 
 def test_a_file_that_cannot_be_written_is_named(run, tmp_path):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from l2w_jax.config import stored
 from l2w_jax.data import open_source
-from l2w_jax.early_exit import EarlyExitPredictor
+from l2w_jax.early_exit import EarlyExitPredictor, rules
 from l2w_jax.early_exit.latency import all_leave_at, milliseconds
 from l2w_jax.early_exit.selection import thresholds_of
 from l2w_jax.evaluation import results
@@ -58,7 +58,13 @@ def benchmark_early_exit(
     def preprocess(images: jax.Array) -> jax.Array:
         return normalize(images, mean, deviation)
 
-    predictor = EarlyExitPredictor(model, variables, all_leave_at(0, model.num_exits), preprocess)
+    predictor = EarlyExitPredictor(
+        model,
+        variables,
+        all_leave_at(0, model.num_exits),
+        preprocess,
+        rule=rules.RULES[rules.DEFAULT_RULE],
+    )
     full_network = _full_network(model, variables, preprocess)
     source = open_source(config)
     timed = []
@@ -90,11 +96,11 @@ def time_network(
     """One entry of latency.json's batch_sizes.
 
     Args:
-        predictor: with any thresholds.
+        predictor: of the default rule, with any thresholds.
         full_network: all exits at once.
         images: [N, H, W, 3], a multiple of the batch size.
         batch_size: images that are classified together.
-        evaluation: held-out confidences, that set thresholds, and the accuracies.
+        evaluation: held-out scores, that set thresholds, and the accuracies.
         repeats: how often each is timed.
     """
 
@@ -107,8 +113,8 @@ def time_network(
 
     num_exits = len(evaluation.mul_adds)
     of_exits = [all_leave_at(k, num_exits) for k in range(num_exits)]
-    confidences = evaluation.threshold_images().confidences
-    of_budgets = [thresholds_of(q, confidences) for q in TIMED_QS]
+    held_out = evaluation.threshold_images().scores(rules.DEFAULT_RULE)
+    of_budgets = [thresholds_of(q, held_out) for q in TIMED_QS]
     ways = [full_network, *map(predictor.with_thresholds, [*of_exits, *of_budgets])]
     full_ms, *measured = milliseconds(list(map(in_batches, ways)), images, repeats).tolist()
     exits = [

@@ -4,7 +4,8 @@ A network with K exits shares a compute budget among the samples of a batch: eas
 an early exit, the rest go on (Huang et al., ICLR 2018, section 5; Han et al., ECCV 2022, section
 4.1). A parameter q sets which share of the samples should leave where, held-out data turn the
 shares into one confidence threshold per exit, and on test data a sample leaves at the first exit
-whose threshold its confidence reaches.
+whose threshold its confidence reaches. What is called confidences here may be probabilities, or
+the scores of any other rule of `rules`: only their order counts.
 
 Everything here is a pure function of NumPy arrays. Confidences are compared in float32, the
 precision that thresholds are stored in, so that the same sample leaves at the same exit wherever
@@ -19,8 +20,8 @@ from l2w_jax.models.exit_shares import exit_shares
 # The q of the 39 points of a budgeted curve: 0.05 (nearly all leave at exit 1) to 1.95.
 CURVE_QS: tuple[float, ...] = tuple(i / 20 for i in range(1, 40))
 
-# The thresholds of an exit that no sample and that every sample leaves at: outside what a
-# confidence can be, and finite, so that they survive JSON and CSV.
+# The thresholds of an exit that no sample and that every sample leaves at: outside what a score of
+# any rule can be, and finite, so that they survive JSON and CSV.
 NOBODY_LEAVES = np.float32(1e8)
 EVERYBODY_LEAVES = np.float32(-1e8)
 

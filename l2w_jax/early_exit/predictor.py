@@ -1,9 +1,9 @@
 """Inference that really stops early, for any batch.
 
-The network runs stage by stage. After each exit the images that are confident enough leave with
-their answer, and the features of the others are packed together, so that the next stage runs on a
-smaller batch. Batches have one of a few fixed sizes, filled up with copies of a row that is there:
-each stage is compiled once for each size, and never again.
+The network runs stage by stage. After each exit the images whose score there reaches its threshold
+leave with their answer, and the features of the others are packed together, so that the next stage
+runs on a smaller batch. Batches have one of a few fixed sizes, filled up with copies of a row that
+is there: each stage is compiled once for each size, and never again.
 """
 
 import copy
@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core
 from numpy.typing import ArrayLike, NDArray
 
+from l2w_jax.early_exit import rules
 from l2w_jax.early_exit.budget import checked_thresholds
+from l2w_jax.early_exit.stages import Stages
 from l2w_jax.models import MultiExitNetwork
 
 # Small sizes for the few that are left; above, multiples of 32: powers of two alone would waste up
@@ -58,6 +59,7 @@ class EarlyExitPredictor:
         thresholds: ArrayLike,
         preprocess: Callable[[jax.Array], jax.Array] | None = None,
         batch_sizes: Sequence[int] = BATCH_SIZES,
+        rule: rules.Rule = rules.confidence,
     ):
         """Puts the network on the default device.
 
@@ -68,6 +70,7 @@ class EarlyExitPredictor:
             preprocess: from stored to network input, computed on the device. Without it images
                 must be what the network takes.
             batch_sizes: what stages are compiled for; larger batches are cut.
+            rule: the scores that the thresholds are for.
 
         Raises:
             ValueError: the thresholds are not one number for each exit, or a size is not positive.
@@ -75,10 +78,7 @@ class EarlyExitPredictor:
         if not batch_sizes or min(batch_sizes) < 1:
             raise ValueError(f"batch_sizes are {tuple(batch_sizes)}; positive sizes are expected")
         self.thresholds = checked_thresholds(thresholds, model.num_exits)
-        variables = jax.device_put(variables)
-        self._stages = [
-            _Stage(stage_function(model, k, preprocess), variables) for k in range(model.num_exits)
-        ]
+        self._stages = Stages(model, variables, preprocess, rule)
         self._takes_stored_images = preprocess is not None
         self._batch_sizes = tuple(sorted(set(batch_sizes)))
 
@@ -89,7 +89,7 @@ class EarlyExitPredictor:
             ValueError: the thresholds are not one number for each exit.
         """
         other = copy.copy(self)
-        other.thresholds = checked_thresholds(thresholds, len(self._stages))
+        other.thresholds = checked_thresholds(thresholds, len(self.thresholds))
         return other
 
     def __call__(self, images: ArrayLike) -> Decisions:
@@ -119,8 +119,8 @@ class EarlyExitPredictor:
         """
         for size in self._batch_sizes:
             features = np.zeros((size, *image_shape), dtype)
-            for stage in self._stages:
-                _, _, features = stage(features)
+            for k in range(len(self.thresholds)):
+                *_, features = self._stages(k, features)
                 for smaller in self._batch_sizes:
                     if smaller < size and features is not None:
                         _pack(features, np.zeros(smaller, np.int32))
@@ -131,13 +131,13 @@ class EarlyExitPredictor:
         # The image that each row of the batch holds; padding repeats one, and counts for nothing.
         image_of_row = np.where(np.arange(len(rows)) < len(images), rows, EMPTY)
         features = images[rows]
-        for k, (stage, threshold) in enumerate(zip(self._stages, self.thresholds, strict=True)):
-            labels, confidences, features = stage(features)
-            labels, confidences = jax.device_get((labels, confidences))
+        for k, threshold in enumerate(self.thresholds):
+            *answers, features = self._stages(k, features)
+            labels, confidences, scores = jax.device_get(answers)
             in_use = image_of_row != EMPTY
             if not np.isfinite(confidences[in_use]).all():
                 raise ValueError(f"the network's answer at exit {k + 1} is not finite")
-            leaving = in_use & (confidences >= threshold)
+            leaving = in_use & (scores >= threshold)
             image = image_of_row[leaving]
             decisions.labels[image] = labels[leaving]
             decisions.exits[image] = k
@@ -175,88 +175,6 @@ class EarlyExitPredictor:
         if broken.size:
             raise ValueError(f"image {broken[0]} of {len(images)} holds NaN or infinity")
         return images
-
-
-# From variables and features to labels int32 [n], confidences float32 [n] and further features.
-StageFunction = Callable[[Mapping[str, Any], Any], tuple[jax.Array, jax.Array, Any]]
-
-
-def stage_function(
-    model: MultiExitNetwork, k: int, preprocess: Callable[[jax.Array], jax.Array] | None
-) -> StageFunction:
-    """Stage k with its exit; the first takes images, the last leaves no features."""
-
-    def function(variables: Mapping[str, Any], features: Any) -> tuple[jax.Array, jax.Array, Any]:
-        if k == 0:
-            images = features if preprocess is None else preprocess(features)
-            features = model.apply(variables, images, train=False, method="init_carry")
-        logits, features = model.apply(variables, k, features, train=False, method="stage")
-        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-        confidences = jax.nn.softmax(logits).max(axis=-1).astype(jnp.float32)
-        is_last = k == model.num_exits - 1
-        labels = logits.argmax(axis=-1).astype(jnp.int32)
-        return labels, confidences, None if is_last else features
-
-    return function
-
-
-def narrowed(
-    function: StageFunction, variables: Mapping[str, Any], features: Any
-) -> tuple[list[int], Callable[[list[jax.Array], Any], Any]]:
-    """A stage as a function of those variables alone that it reads, whatever the batch.
-
-    To hand all of a network's hundreds of arrays to a compiled function takes longer than a small
-    stage takes on one image.
-
-    Args:
-        function: the stage.
-        variables: all of the network's.
-        features: what the stage starts from; shapes and types are enough.
-
-    Returns:
-        Which leaves of the variables an operation of the stage takes, and the function of the list
-        of these and of features.
-    """
-    leaves, structure = jax.tree.flatten(variables)
-
-    def from_leaves(leaves: list[jax.Array | None], features: Any) -> Any:
-        return function(jax.tree.unflatten(structure, leaves), features)
-
-    jaxpr = jax.make_jaxpr(from_leaves)(leaves, features).jaxpr
-    taken = {
-        var
-        for variables in (jaxpr.outvars, *(eqn.invars for eqn in jaxpr.eqns))
-        for var in variables
-        if isinstance(var, core.Var)
-    }
-    read = [i for i, var in enumerate(jaxpr.invars[: len(leaves)]) if var in taken]
-
-    def from_read(read_leaves: list[jax.Array], features: Any) -> Any:
-        leaves: list[jax.Array | None] = [None] * structure.num_leaves
-        for i, leaf in zip(read, read_leaves, strict=True):
-            leaves[i] = leaf
-        return from_leaves(leaves, features)
-
-    return read, from_read
-
-
-class _Stage:
-    """A compiled stage, with those variables alone that it reads."""
-
-    def __init__(self, function: StageFunction, variables: Mapping[str, Any]):
-        self._function = function
-        self._leaves = jax.tree.leaves(variables)
-        self._variables: Mapping[str, Any] | None = variables
-        self._compiled: Callable[[list[jax.Array], Any], Any] | None = None
-
-    def __call__(self, features: Any) -> tuple[jax.Array, jax.Array, Any]:
-        if self._compiled is None:
-            # Only the first features tell which variables are read.
-            read, function = narrowed(self._function, self._variables, features)
-            self._leaves = [self._leaves[i] for i in read]
-            self._variables = None
-            self._compiled = jax.jit(function)
-        return self._compiled(self._leaves, features)
 
 
 @jax.jit

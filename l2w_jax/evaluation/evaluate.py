@@ -60,7 +60,7 @@ def evaluate(config: ConfigDict, state: TrainState, source: Source, workdir: Pat
         thresholds_from=thresholds_split,
         anytime=anytime_table(test, mul_adds),
         budgeted=budgeted_curve_from_confidences(
-            held_out.confidences, test.confidences, test.correct, mul_adds
+            held_out.log_odds, test.log_odds, test.correct, mul_adds
         ),
         test=test,
         held_out=held_out,
@@ -68,7 +68,7 @@ def evaluate(config: ConfigDict, state: TrainState, source: Source, workdir: Pat
         sample_weights=sample_weights(config, model, state, held_out),
     )
     if jax.process_index() == 0:
-        even_thresholds = find_thresholds(held_out.confidences, exit_shares(1, model.num_exits))
+        even_thresholds = find_thresholds(held_out.log_odds, exit_shares(1, model.num_exits))
         examples = read_examples(source, test, even_thresholds)
         evaluation = dataclasses.replace(evaluation, examples=examples)
         evaluation.save(workdir)

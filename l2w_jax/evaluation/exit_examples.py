@@ -42,25 +42,25 @@ class ExitExamples:
 
 
 def choose_examples(
-    confidences: NDArray[np.floating], thresholds: NDArray[np.floating]
+    scores: NDArray[np.floating], thresholds: NDArray[np.floating]
 ) -> list[tuple[int, str, int]]:
     """Which samples show best what leaves at each exit.
 
     Args:
-        confidences: [K, N].
+        scores: log-odds, or those of another rule, [K, N].
         thresholds: T_k [K].
 
     Returns:
         (exit from 0, "sure" or "unsure", sample) for the at most EXAMPLES samples that left there
-        with the highest confidence, falling, and as many others with the lowest, rising.
+        with the highest scores, falling, and as many others with the lowest, rising.
     """
-    exits = first_exits(confidences, thresholds)
+    exits = first_exits(scores, thresholds)
     chosen = []
-    for k in range(len(confidences)):
+    for k in range(len(scores)):
         leaving = np.flatnonzero(exits == k)
-        by_confidence = leaving[np.argsort(-confidences[k, leaving], kind="stable")]
-        sure = by_confidence[:EXAMPLES]
-        unsure = by_confidence[EXAMPLES:][::-1][:EXAMPLES]
+        by_score = leaving[np.argsort(-scores[k, leaving], kind="stable")]
+        sure = by_score[:EXAMPLES]
+        unsure = by_score[EXAMPLES:][::-1][:EXAMPLES]
         chosen += [(k, "sure", int(i)) for i in sure] + [(k, "unsure", int(i)) for i in unsure]
     return chosen
 
@@ -73,10 +73,10 @@ def read_examples(
     Args:
         source: the data.
         predictions: of the test images.
-        thresholds: T_k [K].
+        thresholds: T_k [K], of log-odds.
     """
     candidates = predictions.positions % source.spacing("test", CANDIDATES) == 0
-    chosen = choose_examples(predictions.confidences[:, candidates], thresholds)
+    chosen = choose_examples(predictions.log_odds[:, candidates], thresholds)
     exits, kinds, samples = (np.array(column) for column in zip(*chosen, strict=True))
     wanted = predictions.positions[candidates][samples]
     thumbnails = {

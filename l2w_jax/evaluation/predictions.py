@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from numpy.typing import NDArray
 
 from l2w_jax.data import Source
+from l2w_jax.early_exit import rules
 from l2w_jax.errors import UserError
 from l2w_jax.models import MultiExitNetwork
 from l2w_jax.models.preprocessing import channel_statistics, normalize
@@ -38,6 +39,8 @@ class Predictions:
         predicted: most probable classes, int32 [K, N].
         correct: whether the most probable class is the true one, bool [K, N].
         correct_top5: whether the true class is among the five most probable, bool [K, N].
+        log_odds: of the confidences, without their saturation, float32 [K, N]. In an evaluation
+            that has confidences alone they are made of these.
     """
 
     positions: NDArray[np.int32]
@@ -47,6 +50,16 @@ class Predictions:
     predicted: NDArray[np.int32]
     correct: NDArray[np.bool_]
     correct_top5: NDArray[np.bool_]
+    log_odds: NDArray[np.float32] | None = None
+
+    def __post_init__(self):
+        if self.log_odds is None:
+            odds = rules.log_odds_of_confidences(self.confidences)
+            object.__setattr__(self, "log_odds", odds)
+
+    def scores(self, rule: str) -> NDArray[np.float32]:
+        """By the rule of that name, float32 [K, N]."""
+        return {"confidence": self.confidences, "log_odds": self.log_odds}[rule]
 
     @property
     def top1(self) -> NDArray[np.float64]:
@@ -127,6 +140,7 @@ def _answers(
     return {
         "loss": cross_entropy(logits, labels).astype(jnp.float32),
         "confidence": confidences_of_logits(logits).astype(jnp.float32),
+        "log_odds": rules.log_odds(logits).astype(jnp.float32).T,
         "predicted": logits.argmax(axis=-1).astype(jnp.int32).T,
         "rank": _rank_of_label(logits, labels).T,
     }
@@ -181,6 +195,7 @@ def _predictions(rows: Arrays, split: str, num_images: int) -> Predictions:
         labels=rows["label"][order],
         losses=rows["loss"][order].T,
         confidences=rows["confidence"][order].T,
+        log_odds=rows["log_odds"][order].T,
         predicted=rows["predicted"][order].T,
         correct=rows["rank"][order].T < 1,
         correct_top5=rows["rank"][order].T < 5,

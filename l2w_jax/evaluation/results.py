@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from l2w_jax.config import stored
+from l2w_jax.early_exit import rules
 from l2w_jax.early_exit.budget import checked_thresholds, first_exits, operating_point
 from l2w_jax.early_exit.selection import Candidate, cheapest_without_loss
 from l2w_jax.errors import UserError
@@ -118,11 +119,15 @@ class Evaluation:
             UserError: as `threshold_images`.
         """
         images = self.threshold_images()
-        return cheapest_without_loss(images.confidences, images.correct, self.mul_adds)
+        return cheapest_without_loss(
+            images.scores(rules.DEFAULT_RULE), images.correct, self.mul_adds
+        )
 
-    def outcome(self, images: Predictions, thresholds: ArrayLike) -> dict[str, float]:
-        """mul_adds, top1 and share_1 to share_K of images that leave at thresholds [K]."""
-        exits = first_exits(images.confidences, thresholds)
+    def outcome(
+        self, images: Predictions, thresholds: ArrayLike, rule: str = rules.DEFAULT_RULE
+    ) -> dict[str, float]:
+        """mul_adds, top1 and share_1 to share_K of images that leave at a rule's thresholds [K]."""
+        exits = first_exits(images.scores(rule), thresholds)
         return operating_point(exits, images.correct, self.mul_adds)
 
     def check_step(self, step: int, what: str) -> None:
@@ -237,17 +242,20 @@ def read_latency(workdir: Path, evaluation: Evaluation) -> dict[str, Any] | None
     return latency if latency.get("step") == evaluation.step else None
 
 
-def read_thresholds(path: Path, evaluation: Evaluation) -> NDArray[np.float32]:
-    """Thresholds that `l2w_jax.thresholds` wrote for what was evaluated, float32 [K].
+def read_policy(path: Path, evaluation: Evaluation) -> rules.ExitPolicy:
+    """Thresholds that `l2w_jax.thresholds` wrote for what was evaluated, and their rule.
+
+    A file without a rule is of before there were others, and holds probabilities.
 
     Raises:
-        UserError: there is no such file, it does not hold a number for each exit, or it was written
-            for another step.
+        UserError: there is no such file, it does not hold a number for each exit or a rule that
+            there is, or it was written for another step.
     """
     num_exits = len(evaluation.mul_adds)
     try:
         content = json.loads(path.read_text())
         thresholds = checked_thresholds(content["thresholds"], num_exits)
+        rule = rules.checked_rule(content.get("rule", rules.confidence.__name__))
     except FileNotFoundError:
         raise UserError(
             f"{path}: there is no such file; make one with python -m l2w_jax.thresholds"
@@ -259,4 +267,4 @@ def read_thresholds(path: Path, evaluation: Evaluation) -> NDArray[np.float32]:
             f"{path}: not a file of thresholds for {num_exits} exits: {error}"
         ) from error
     evaluation.check_step(content.get("step", evaluation.step), str(path))
-    return thresholds
+    return rules.ExitPolicy(thresholds, rule)

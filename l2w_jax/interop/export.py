@@ -1,16 +1,18 @@
 """Writes a run's network, with its early exits, into a folder that runs without this package.
 
-    python -m l2w_jax.interop.export --workdir=RUN --output=FOLDER [--thresholds=FILE]
+    python -m l2w_jax.interop.export --workdir=RUN --output=FOLDER [--format=stablehlo|onnx]
+        [--thresholds=FILE]
 
-FOLDER then holds network.json (classes, thresholds, how images become pixels), each stage as
-StableHLO for CPU, CUDA and TPU and for any batch size, the variables that they read, and
-run_exported.py, which classifies images with them: copy it, or begin your own from it. Thresholds
+FOLDER then holds network.json (classes, thresholds, how images become pixels), the network's
+stages, which take any batch size, and a program that classifies images with them: copy it, or begin
+your own from it. With --format=stablehlo the stages are for JAX on a CPU, CUDA or a TPU, beside the
+variables that they read, and the program is run_exported.py. With --format=onnx they are
+stage_1.onnx and so on, the program is run_onnx.py, and neither needs JAX. Thresholds
 are chosen as by `l2w_jax.predict`: those of --thresholds, or else of RUN/thresholds.json; without
 either, the cheapest with which stopping early lost no accuracy on the run's held-out images.
 """
 
 import argparse
-import dataclasses
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,32 +26,19 @@ from numpy.typing import ArrayLike
 
 from l2w_jax import command_line
 from l2w_jax.config import stored
-from l2w_jax.early_exit.budget import EVERYBODY_LEAVES, NOBODY_LEAVES, checked_thresholds
-from l2w_jax.early_exit.predictor import BATCH_SIZES, StageFunction, narrowed, stage_function
+from l2w_jax.early_exit import rules
+from l2w_jax.early_exit.budget import checked_thresholds
+from l2w_jax.early_exit.predictor import BATCH_SIZES
+from l2w_jax.early_exit.stages import StageFunction, folded_variables, narrowed, stage_function
 from l2w_jax.errors import UserError
 from l2w_jax.files import told_if_unwritable, write_arrays, write_atomically, write_json
+from l2w_jax.interop.exported_folder import ImageFormat, description
 from l2w_jax.models import MultiExitNetwork, create_network
+from l2w_jax.models.compiler_options import cpu_compiler_options
 from l2w_jax.models.preprocessing import channel_statistics, normalize
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 LOADER = "run_exported.py"
-
-
-@dataclasses.dataclass(frozen=True)
-class ImageFormat:
-    """How an image becomes what the exported network takes, and what it makes of that.
-
-    Attributes:
-        size: of the square that the network sees, in pixels.
-        centre_share: share of the shorter side of the original image that this square shows.
-        mean, deviation: of pixels on a scale of 0 to 1, [3] each. The first stage subtracts and
-            divides by them.
-    """
-
-    size: int
-    centre_share: float
-    mean: Sequence[float]
-    deviation: Sequence[float]
 
 
 def main(argv: Sequence[str]) -> None:
@@ -63,12 +52,13 @@ def main(argv: Sequence[str]) -> None:
             folder cannot be written.
     """
     from l2w_jax.evaluation.results import Evaluation
-    from l2w_jax.predict import choose_thresholds
+    from l2w_jax.predict import choose_policy
 
     arguments = _parse(argv)
+    write, loader = _writer(arguments.format)
     config = stored.read_config(arguments.workdir)
     evaluation = Evaluation.load(arguments.workdir)
-    thresholds = choose_thresholds(arguments.workdir, arguments.thresholds, evaluation)
+    policy = choose_policy(arguments.workdir, arguments.thresholds, evaluation)
 
     # Imported late: they bring Orbax and TensorFlow, which take seconds.
     from l2w_jax.data.single import evaluated_share
@@ -86,15 +76,34 @@ def main(argv: Sequence[str]) -> None:
             f"--output={arguments.output}: is no folder and cannot be made one: {error.strerror}"
         ) from error
     with told_if_unwritable(arguments.output, "--output="):
-        export_network(
+        write(
             arguments.output,
             create_network(config),
             state.variables,
-            thresholds,
+            policy.thresholds,
             image_format,
             evaluation.class_names,
+            rule=rules.RULES[policy.rule],
         )
-    print(f"{arguments.output}: {len(thresholds)} stages of step {int(state.step)}, and {LOADER}")
+    num_stages = len(policy.thresholds)
+    print(f"{arguments.output}: {num_stages} stages of step {int(state.step)}, and {loader}")
+
+
+def _writer(name: str) -> tuple[Callable[..., None], str]:
+    """The function that writes a network in the format of this name, and its loader's name.
+
+    Raises:
+        UserError: what the format is written with is not installed.
+    """
+    if name == "stablehlo":
+        return export_network, LOADER
+    try:
+        from l2w_jax.interop import export_onnx
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"--format=onnx: {error.name} is not installed; pip install 'l2w_jax[onnx]' brings it"
+        ) from error
+    return export_onnx.export_network, export_onnx.LOADER
 
 
 def export_network(
@@ -105,6 +114,7 @@ def export_network(
     image_format: ImageFormat,
     class_names: Sequence[str],
     batch_sizes: Sequence[int] = BATCH_SIZES,
+    rule: rules.Rule = rules.confidence,
 ) -> None:
     """Writes the network's stages, what they need and the loader into a folder.
 
@@ -119,27 +129,27 @@ def export_network(
         image_format: of the images to come.
         class_names: [C].
         batch_sizes: that the loader fills batches up to. The stages take any.
+        rule: the scores that the thresholds are for.
 
     Raises:
         ValueError: the thresholds are not one number for each exit.
         OSError: the folder cannot be written.
     """
     thresholds = checked_thresholds(thresholds, model.num_exits)
-    # JSON has no infinity.
-    thresholds = np.clip(thresholds, EVERYBODY_LEAVES, NOBODY_LEAVES)
     mean, deviation = np.float32(image_format.mean), np.float32(image_format.deviation)
 
     def preprocess(images: jax.Array) -> jax.Array:
         return normalize(images, mean, deviation)
 
+    size = image_format.size
+    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)
+    variables = folded_variables(model, variables, preprocess, images)
     paths = [
         jax.tree_util.keystr(path, simple=True, separator="/")
         for path, _ in jax.tree_util.tree_leaves_with_path(variables)
     ]
     stages = []
-    for k, (exported, read) in enumerate(
-        exported_stages(model, variables, preprocess, image_format.size)
-    ):
+    for k, (exported, read) in enumerate(exported_stages(model, variables, preprocess, size, rule)):
         stages.append({"file": f"stage_{k + 1}.jax_export", "variables": [paths[i] for i in read]})
         write_atomically(folder / stages[-1]["file"], bytes(exported.serialize()))
     leaves = map(np.asarray, jax.tree.leaves(variables))
@@ -148,12 +158,12 @@ def export_network(
     write_json(
         folder / "network.json",
         {
-            "class_names": list(class_names),
-            "image_format": dataclasses.asdict(image_format),
-            "thresholds": thresholds.tolist(),
+            **description(class_names, image_format, rule.__name__, thresholds),
             "batch_sizes": sorted(set(batch_sizes)),
             "stages": stages,
             "platforms": PLATFORMS,
+            # Of this machine, where it is a CPU; the loader asks whether its own knows them too.
+            "cpu_compiler_options": cpu_compiler_options(),
             "jax": jax.__version__,
         },
     )
@@ -164,12 +174,14 @@ def exported_stages(
     variables: Mapping[str, Any],
     preprocess: Callable[[jax.Array], jax.Array],
     image_size: int,
+    rule: rules.Rule,
 ) -> list[tuple[export.Exported, list[int]]]:
     """Each stage as StableHLO for all platforms and batch sizes, from stored images on.
 
     A stage is a function of a list of variables and a list of arrays [n, ...], for the first the
-    images uint8 [n, H, W, 3], and gives labels int32 [n], confidences float32 [n] and the list for
-    the next stage: plain lists, so that who calls it need not know the network's own types.
+    images uint8 [n, H, W, 3], and gives labels int32 [n], confidences float32 [n], scores of the
+    rule float32 [n] and the list for the next stage: plain lists, so that who calls it need not
+    know the network's own types.
 
     Returns:
         With each stage, which leaves of the variables it takes.
@@ -179,9 +191,9 @@ def exported_stages(
     variables = jax.eval_shape(lambda: variables)
     stages = []
     for k in range(model.num_exits):
-        function = stage_function(model, k, preprocess)
+        function = stage_function(model, k, preprocess, rule)
         stages.append(_exported(function, variables, features))
-        _, _, features = jax.eval_shape(function, variables, features)
+        *_, features = jax.eval_shape(function, variables, features)
     return stages
 
 
@@ -193,10 +205,10 @@ def _exported(
 
     def of_lists(
         read_leaves: list[jax.Array], feature_leaves: list[jax.Array]
-    ) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
+    ) -> tuple[jax.Array, jax.Array, jax.Array, list[jax.Array]]:
         features = jax.tree.unflatten(structure, feature_leaves)
-        labels, confidences, features = narrow(read_leaves, features)
-        return labels, confidences, jax.tree.leaves(features)
+        labels, confidences, scores, features = narrow(read_leaves, features)
+        return labels, confidences, scores, jax.tree.leaves(features)
 
     leaves = jax.tree.leaves(variables)
     to_export = export.export(jax.jit(of_lists), platforms=PLATFORMS)
@@ -211,6 +223,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--workdir", type=Path, required=True, help="folder of an evaluated run")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    parser.add_argument("--format", choices=("stablehlo", "onnx"), default="stablehlo")
     parser.add_argument("--thresholds", type=Path, help="a file that l2w_jax.thresholds wrote")
     return parser.parse_args(argv)
 

@@ -25,11 +25,13 @@ class ExportedNetwork:
         self._pack = jax.jit(lambda features, rows: [array[rows] for array in features])
         self._stages = []
         arrays = np.load(folder / "variables.npz")
+        options = known_options(self.description["cpu_compiler_options"])
         for stage in self.description["stages"]:
             function = export.deserialize(bytearray((folder / stage["file"]).read_bytes()))
             named = zip(stage["variables"], function.in_avals, strict=False)
             variables = jax.device_put([arrays[name].view(a.dtype) for name, a in named])
-            self._stages.append(functools.partial(jax.jit(function.call), variables))
+            compiled = jax.jit(function.call, compiler_options=options)
+            self._stages.append(functools.partial(compiled, variables))
 
     def __call__(self, images):
         """Images uint8 [N, size, size, 3] -> labels [N], exits from 0 [N], confidences [N]."""
@@ -39,11 +41,11 @@ class ExportedNetwork:
             features = [images[self._padded(left)]]
             for k, threshold in enumerate(self.description["thresholds"]):
                 *answers, features = self._stages[k](features)
-                label, confidence = (np.asarray(answer)[: len(left)] for answer in answers)
+                label, confidence, score = (np.asarray(a)[: len(left)] for a in answers)
                 if not np.isfinite(confidence).all():
                     raise ValueError(f"the network's answer at exit {k + 1} is not finite")
                 labels[left], exits[left], confidences[left] = label, k, confidence
-                stays = np.flatnonzero(confidence < threshold)
+                stays = np.flatnonzero(score < threshold)
                 if not stays.size:
                     break
                 left, features = left[stays], self._pack(features, self._padded(stays))
@@ -52,6 +54,17 @@ class ExportedNetwork:
     def _padded(self, rows):
         size = next(size for size in self._sizes if size >= len(rows))
         return np.pad(rows, (0, size - len(rows)), mode="edge")
+
+
+def known_options(options):
+    """What the CPU that the network was exported on compiled it with, if this one's XLA may too."""
+    try:
+        if jax.default_backend() == "cpu":
+            jax.jit(lambda: 0, compiler_options=options).lower().compile()
+            return options
+    except jax.errors.JaxRuntimeError:
+        pass
+    return None
 
 
 def read_images(path, size):

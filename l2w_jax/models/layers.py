@@ -26,7 +26,7 @@ from l2w_jax.models.initializers import (
     torch_default,
 )
 
-_MOMENTUM, _EPSILON = 0.9, 1e-5
+_MOMENTUM, EPSILON = 0.9, 1e-5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +79,11 @@ class BatchNorm(nn.Module):
             self.variable("batch_stats", "var", jnp.ones, shape, dtype),
         )
 
+    @property
+    def is_folded(self) -> bool:
+        """Whether the kernel before it scales already (`folding`): only the shift is left."""
+        return not self.is_initializing() and not self.has_variable("params", "scale")
+
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """`batch_norm` of x [..., C]."""
         return batch_norm([self], [x.shape[-1]], x, train)
@@ -102,6 +107,9 @@ def batch_norm(
     Returns:
         [..., ΣC_i].
     """
+    if not train and all(norm.is_folded for norm in norms):
+        shift = concatenated([norm.get_variable("params", "bias") for norm in norms])
+        return (x + shift).astype(x.dtype)
     options, initializing = norms[0].options, norms[0].is_initializing()
     # While the variables are made there need be no devices yet.
     axis_name = None if initializing else options.axis_name
@@ -123,7 +131,7 @@ def _normalize(
     x: jax.Array, mean: jax.Array, variance: jax.Array, scale: jax.Array, bias: jax.Array
 ) -> jax.Array:
     """γ·(x - mean) / sqrt(variance + ε) + β, in the type of x."""
-    factor = jax.lax.rsqrt(variance + _EPSILON) * scale
+    factor = jax.lax.rsqrt(variance + EPSILON) * scale
     return ((x - mean) * factor + bias).astype(x.dtype)
 
 
@@ -150,7 +158,7 @@ def _tangents_of_normalized(axis_name, primals, tangents):
     x, scale, _ = primals
     dx, dscale, dbias = tangents
     y, mean, variance = _normalize_by_itself(*primals, axis_name)
-    inverse = jax.lax.rsqrt(variance + _EPSILON)
+    inverse = jax.lax.rsqrt(variance + EPSILON)
     normalized = (at_least_float32(x) - mean) * inverse
     dx = at_least_float32(dx)
     factor = inverse * scale

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
-from numpy.typing import ArrayLike
 
-from l2w_jax.early_exit import EarlyExitPredictor
+from l2w_jax.early_exit import EarlyExitPredictor, rules
 from l2w_jax.errors import UserError
 from l2w_jax.evaluation.results import Evaluation
 from l2w_jax.models import create_network
@@ -41,9 +40,9 @@ def restore_evaluated(config: ConfigDict, workdir: Path, evaluation: Evaluation)
 
 
 def restore_predictor(
-    config: ConfigDict, workdir: Path, evaluation: Evaluation, thresholds: ArrayLike
+    config: ConfigDict, workdir: Path, evaluation: Evaluation, policy: rules.ExitPolicy
 ) -> EarlyExitPredictor:
-    """The network that an evaluation is of, for stored images, which leave at these thresholds.
+    """The network that an evaluation is of, for stored images, which leave by this policy.
 
     Raises:
       UserError: as by `restore_evaluated`.
@@ -53,6 +52,7 @@ def restore_predictor(
     return EarlyExitPredictor(
         create_network(config),
         state.variables,
-        thresholds,
+        policy.thresholds,
         preprocess=lambda images: normalize(images, mean, deviation),
+        rule=rules.RULES[policy.rule],
     )

@@ -11,7 +11,7 @@ from l2w_jax.benchmark import early_exit as early_exit_benchmark
 from l2w_jax.benchmark.early_exit import TIMED_QS, benchmark_early_exit, time_network
 from l2w_jax.config import default_config, stored
 from l2w_jax.data.source import LabelledImages, MemorySource
-from l2w_jax.early_exit import EarlyExitPredictor
+from l2w_jax.early_exit import EarlyExitPredictor, rules
 from l2w_jax.evaluation import results
 
 
@@ -28,7 +28,7 @@ def evaluation():
 def test_every_exit_and_the_curve_are_timed_in_batches(tiny_network, evaluation):
     images = np.zeros((6, 8, 8, 3), np.float32)
     seen = []
-    predictor = EarlyExitPredictor(*tiny_network, [0, 0, 0])
+    predictor = EarlyExitPredictor(*tiny_network, [0, 0, 0], rule=rules.log_odds)
     entry = time_network(predictor, lambda batch: seen.append(len(batch)), images, 2, evaluation, 2)
     assert seen == [2] * 9
     assert [(row["exit"], row["top1"]) for row in entry["exits"]] == [(1, 61), (2, 62), (3, 63)]

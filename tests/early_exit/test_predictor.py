@@ -107,7 +107,7 @@ def test_a_stage_is_handed_the_variables_that_it_reads_alone(tiny_network):
     predictor = EarlyExitPredictor(*tiny_network, [0, 0, 0])
     predictor(IMAGES[:1])
     # A kernel and a bias each of block and head, and four arrays of the batch norm.
-    assert len(predictor._stages[0]._leaves) == 8
+    assert len(predictor._stages._compiled[0]._leaves) == 8
 
 
 def test_other_thresholds_share_what_is_compiled(predictor, caplog):

@@ -70,9 +70,10 @@ def test_thumbnails_are_the_images_at_their_positions():
         predicted=rng.integers(0, 4, (3, 59)),
     )
     examples = read_examples(source, predictions, THRESHOLDS)
-    chosen = choose_examples(predictions.confidences, THRESHOLDS)
+    chosen = choose_examples(predictions.log_odds, THRESHOLDS)
     for row, (k, kind, sample) in enumerate(chosen):
         assert (examples.exits[row], examples.kinds[row]) == (k, kind)
         np.testing.assert_array_equal(examples.images[row], images[positions[sample]])
         assert examples.labels[row] == labels[positions[sample]]
         assert examples.predicted[row] == predictions.predicted[k, sample]
+        assert examples.confidences[row] == predictions.confidences[k, sample]

@@ -26,6 +26,8 @@ def test_every_image_counts_once_whatever_the_batch_size(config, source, tiny_ne
     np.testing.assert_array_equal(predictions.labels, TEST.labels)
     confidences = np.exp(log_probs.max(axis=-1))
     np.testing.assert_allclose(predictions.confidences, confidences, rtol=1e-5)
+    odds = np.log(confidences / (1 - confidences))
+    np.testing.assert_allclose(predictions.log_odds, odds, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(predictions.losses, losses, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(predictions.predicted, log_probs.argmax(axis=-1))
     np.testing.assert_array_equal(predictions.correct, log_probs.argmax(axis=-1) == TEST.labels)

@@ -1,0 +1,140 @@
+"""A network with early exits as the functions that run it, one a stage."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+
+from l2w_jax.early_exit import rules
+from l2w_jax.models import MultiExitNetwork
+from l2w_jax.models.compiler_options import cpu_compiler_options
+from l2w_jax.models.folding import fold_batch_norms
+
+# Labels int32 [n], confidences float32 [n], scores float32 [n] and further features.
+StageAnswer = tuple[jax.Array, jax.Array, jax.Array, Any]
+
+# From variables and features.
+StageFunction = Callable[[Mapping[str, Any], Any], StageAnswer]
+
+
+def stage_function(
+    model: MultiExitNetwork,
+    k: int,
+    preprocess: Callable[[jax.Array], jax.Array] | None,
+    rule: rules.Rule,
+) -> StageFunction:
+    """Stage k with its exit; the first takes images, the last leaves no features."""
+
+    def function(variables: Mapping[str, Any], features: Any) -> StageAnswer:
+        if k == 0:
+            images = features if preprocess is None else preprocess(features)
+            features = model.apply(variables, images, train=False, method="init_carry")
+        logits, features = model.apply(variables, k, features, train=False, method="stage")
+        labels = logits.argmax(axis=-1).astype(jnp.int32)
+        confidences = rules.confidence(logits).astype(jnp.float32)
+        scores = rule(logits).astype(jnp.float32)
+        is_last = k == model.num_exits - 1
+        return labels, confidences, scores, None if is_last else features
+
+    return function
+
+
+def narrowed(
+    function: StageFunction, variables: Mapping[str, Any], features: Any
+) -> tuple[list[int], Callable[[list[jax.Array], Any], Any]]:
+    """A stage as a function of those variables alone that it reads, whatever the batch.
+
+    To hand all of a network's hundreds of arrays to a compiled function takes longer than a small
+    stage takes on one image.
+
+    Args:
+        function: the stage.
+        variables: all of the network's.
+        features: what the stage starts from; shapes and types are enough.
+
+    Returns:
+        Which leaves of the variables an operation of the stage takes, and the function of the list
+        of these and of features.
+    """
+    leaves, structure = jax.tree.flatten(variables)
+
+    def from_leaves(leaves: list[jax.Array | None], features: Any) -> Any:
+        return function(jax.tree.unflatten(structure, leaves), features)
+
+    jaxpr = jax.make_jaxpr(from_leaves)(leaves, features).jaxpr
+    taken = {
+        var
+        for variables in (jaxpr.outvars, *(eqn.invars for eqn in jaxpr.eqns))
+        for var in variables
+        if isinstance(var, core.Var)
+    }
+    read = [i for i, var in enumerate(jaxpr.invars[: len(leaves)]) if var in taken]
+
+    def from_read(read_leaves: list[jax.Array], features: Any) -> Any:
+        leaves: list[jax.Array | None] = [None] * structure.num_leaves
+        for i, leaf in zip(read, read_leaves, strict=True):
+            leaves[i] = leaf
+        return from_leaves(leaves, features)
+
+    return read, from_read
+
+
+def folded_variables(
+    model: MultiExitNetwork,
+    variables: Mapping[str, Any],
+    preprocess: Callable[[jax.Array], jax.Array] | None,
+    images: Any,
+) -> dict[str, Any]:
+    """`fold_batch_norms` for a network that takes what `preprocess` makes of stored images."""
+    images = jax.ShapeDtypeStruct(images.shape, images.dtype)
+    taken = images if preprocess is None else jax.eval_shape(preprocess, images)
+    return fold_batch_norms(model, variables, taken)
+
+
+class Stages:
+    """A network's stages with their exits, on the default device, batch norms folded."""
+
+    def __init__(
+        self,
+        model: MultiExitNetwork,
+        variables: Mapping[str, Any],
+        preprocess: Callable[[jax.Array], jax.Array] | None,
+        rule: rules.Rule,
+    ):
+        self._model, self._variables = model, variables
+        self._preprocess, self._rule = preprocess, rule
+        self._compiled: list[_Stage] = []
+
+    def __call__(self, k: int, features: Any) -> StageAnswer:
+        """Stage k (from 0) and its exit; stage 0, on images, comes first."""
+        if not self._compiled:
+            # Only the first images tell their size, by which the network's layers are found.
+            folded = folded_variables(self._model, self._variables, self._preprocess, features)
+            self._variables = jax.device_put(folded)
+            functions = (
+                stage_function(self._model, k, self._preprocess, self._rule)
+                for k in range(self._model.num_exits)
+            )
+            self._compiled = [_Stage(function, self._variables) for function in functions]
+        return self._compiled[k](features)
+
+
+class _Stage:
+    """A compiled stage, with those variables alone that it reads."""
+
+    def __init__(self, function: StageFunction, variables: Mapping[str, Any]):
+        self._function = function
+        self._leaves = jax.tree.leaves(variables)
+        self._variables: Mapping[str, Any] | None = variables
+        self._compiled: Callable[[list[jax.Array], Any], Any] | None = None
+
+    def __call__(self, features: Any) -> StageAnswer:
+        if self._compiled is None:
+            # Only the first features tell which variables are read.
+            read, function = narrowed(self._function, self._variables, features)
+            self._leaves = [self._leaves[i] for i in read]
+            self._variables = None
+            self._compiled = jax.jit(function, compiler_options=cpu_compiler_options())
+        return self._compiled(self._leaves, features)

@@ -1,0 +1,43 @@
+"""What an exported network's folder says in network.json, whatever its stages are written in."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from l2w_jax.early_exit.budget import EVERYBODY_LEAVES, NOBODY_LEAVES
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageFormat:
+    """How an image becomes what the exported network takes, and what it makes of that.
+
+    Attributes:
+        size: of the square that the network sees, in pixels.
+        centre_share: share of the shorter side of the original image that this square shows.
+        mean, deviation: of pixels on a scale of 0 to 1, [3] each. The first stage subtracts and
+            divides by them.
+    """
+
+    size: int
+    centre_share: float
+    mean: Sequence[float]
+    deviation: Sequence[float]
+
+
+def description(
+    class_names: Sequence[str],
+    image_format: ImageFormat,
+    rule: str,
+    thresholds: NDArray[np.float32],
+) -> dict[str, Any]:
+    """What a loader must know: classes [C], images, and who leaves where, thresholds [K]."""
+    return {
+        "class_names": list(class_names),
+        "image_format": dataclasses.asdict(image_format),
+        "rule": rule,
+        # JSON has no infinity.
+        "thresholds": np.clip(thresholds, EVERYBODY_LEAVES, NOBODY_LEAVES).tolist(),
+    }

@@ -1,0 +1,105 @@
+"""A network with early exits as ONNX models, one a stage, for any batch size."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import onnx
+from jax import export
+
+from l2w_jax.early_exit import rules
+from l2w_jax.early_exit.stages import folded_variables, stage_function
+from l2w_jax.errors import UserError
+from l2w_jax.interop.onnx_graph import Graph, Tensor, Unsupported
+from l2w_jax.interop.onnx_operations import convert
+from l2w_jax.models import MultiExitNetwork
+
+# What each stage gives beside features.
+ANSWERS = ("labels", "confidences", "scores")
+
+
+def onnx_stages(
+    model: MultiExitNetwork,
+    variables: Mapping[str, Any],
+    preprocess: Callable[[jax.Array], jax.Array],
+    image_size: int,
+    rule: rules.Rule,
+    metadata: Mapping[str, str],
+) -> list[onnx.ModelProto]:
+    """Each stage as an ONNX model, batch norms folded, computed in float32.
+
+    The first takes "images" uint8 [n, H, W, 3]; a later one, by their names, those features of the
+    stages before that it reads, one image a row. Each gives labels int32 [n], confidences and
+    scores float32 [n], and the features that it made and a later stage reads.
+
+    Args:
+        model: the network.
+        variables: its {"params", "batch_stats"}.
+        preprocess: from stored to network input.
+        image_size: height and width of an image.
+        rule: gives the scores.
+        metadata: written into every model.
+
+    Raises:
+        UserError: the network does what cannot be written so.
+    """
+    model = model.clone(dtype=jnp.float32)
+    (batch,) = export.symbolic_shape("batch")
+    images = jax.ShapeDtypeStruct((batch, image_size, image_size, 3), jnp.uint8)
+    variables = folded_variables(model, variables, preprocess, images)
+    started = Tensor("images", images.shape, (0, 1, 2, 3), images.shape, images.dtype)
+    inputs: list[Any] = [started]
+    features: Any = images
+    stages = []
+    for k in range(model.num_exits):
+        function = stage_function(model, k, preprocess, rule)
+        try:
+            graph, answers, outputs = _converted(k, function, variables, features, inputs)
+        except Unsupported as error:
+            raise UserError(
+                f"--format=onnx: stage {k + 1} of this network needs {error}, which the export to "
+                "ONNX does not know; --format=stablehlo exports any network"
+            ) from error
+        stages.append((graph, inputs, answers, outputs))
+        *_, features = jax.eval_shape(function, variables, features)
+        inputs = outputs
+    return _models(stages, metadata)
+
+
+def _converted(
+    k: int, function: Any, variables: Mapping[str, Any], features: Any, inputs: Sequence[Tensor]
+) -> tuple[Graph, list[Tensor], list[Tensor]]:
+    """The graph of stage k, its answers, and the features that it leaves."""
+    leaves, structure = jax.tree.flatten(variables)
+    feature_leaves, feature_structure = jax.tree.flatten(features)
+
+    def of_leaves(leaves: Sequence[Any], feature_leaves: Sequence[Any]) -> Any:
+        return function(
+            jax.tree.unflatten(structure, leaves),
+            jax.tree.unflatten(feature_structure, feature_leaves),
+        )
+
+    shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
+    jaxpr = jax.make_jaxpr(of_leaves)(shapes, feature_leaves)
+    graph = Graph(f"stage_{k + 1}")
+    results = convert(graph, jaxpr, [*map(np.asarray, leaves), *inputs])
+    if any(isinstance(result, np.ndarray) for result in results):
+        raise Unsupported("features or answers that do not depend on the image")
+    plain = [graph.plain(result) for result in results]
+    return graph, plain[: len(ANSWERS)], plain[len(ANSWERS) :]
+
+
+def _models(stages: Sequence[Any], metadata: Mapping[str, str]) -> list[onnx.ModelProto]:
+    """The models, each with those inputs and outputs alone that somebody reads."""
+    models: list[onnx.ModelProto] = []
+    read_later: set[str] = set()
+    for graph, inputs, answers, outputs in reversed(stages):
+        read = {tensor.name: tensor for tensor in inputs if graph.reads(tensor)}
+        made = {tensor.name: tensor for tensor in outputs if graph.makes(tensor)}
+        handed = [tensor for name, tensor in made.items() if name in read_later]
+        named = dict(zip(ANSWERS, answers, strict=True))
+        models.append(graph.model(list(read.values()), named, handed, metadata))
+        read_later = (read_later - set(made)) | set(read)
+    return models[::-1]
