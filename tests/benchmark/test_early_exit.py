@@ -11,7 +11,9 @@ from l2w_jax.benchmark.early_exit import TIMED_QS, benchmark_early_exit, time_ne
 from l2w_jax.benchmark.runtimes import RUNTIMES, Runtime, checked_runtimes
 from l2w_jax.config import default_config, stored
 from l2w_jax.data.source import LabelledImages, MemorySource
-from l2w_jax.early_exit import EarlyExitPredictor
+from l2w_jax.early_exit import EarlyExitPredictor, rules
+from l2w_jax.early_exit.budget import NOBODY_LEAVES
+from l2w_jax.early_exit.latency import all_leave_at
 from l2w_jax.errors import UserError
 from l2w_jax.evaluation import results
 from l2w_jax.interop.exported_folder import ImageFormat
@@ -52,8 +54,13 @@ def test_onnx_answers_as_jax_does(tiny_network):
     images = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3)).astype(np.uint8)
     image_format = ImageFormat(8, 1.0, [0.5] * 3, [0.25] * 3)
     made = [RUNTIMES[name](*tiny_network, image_format) for name in checked_runtimes(RUNTIMES)]
-    in_jax, in_onnx = (runtime.with_thresholds([0.1, 0.2, 0])(images) for runtime in made)
-    assert len(set(in_jax.exits)) > 1
+    at_once = made[0].with_thresholds(all_leave_at(0, 3))(images)
+    # Half of the images are more confident.
+    middle = rules.log_odds_of_confidences(np.median(at_once.confidences))
+    in_jax, in_onnx = (
+        runtime.with_thresholds([middle, NOBODY_LEAVES, 0])(images) for runtime in made
+    )
+    assert np.bincount(in_jax.exits).tolist() == [25, 0, 25]
     np.testing.assert_array_equal(in_onnx[0], in_jax.labels)
     np.testing.assert_array_equal(in_onnx[1], in_jax.exits)
     with pytest.raises(UserError, match="--runtime: 'tensorrt' is not allowed"):
