@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> None:
     from l2w_jax.predict import choose_policy
 
     arguments = _parse(argv)
-    write, loader = _writer(arguments.format)
+    write, loader = writer(arguments.format)
     config = stored.read_config(arguments.workdir)
     evaluation = Evaluation.load(arguments.workdir)
     policy = choose_policy(arguments.workdir, arguments.thresholds, evaluation)
@@ -89,7 +89,7 @@ def main(argv: Sequence[str]) -> None:
     print(f"{arguments.output}: {num_stages} stages of step {int(state.step)}, and {loader}")
 
 
-def _writer(name: str) -> tuple[Callable[..., None], str]:
+def writer(name: str) -> tuple[Callable[..., None], str]:
     """The function that writes a network in the format of this name, and its loader's name.
 
     Raises:
@@ -101,7 +101,7 @@ def _writer(name: str) -> tuple[Callable[..., None], str]:
         from l2w_jax.interop import export_onnx
     except ModuleNotFoundError as error:
         raise UserError(
-            f"--format=onnx: {error.name} is not installed; pip install 'l2w_jax[onnx]' brings it"
+            f"onnx: {error.name} is not installed; pip install 'l2w_jax[onnx]' brings it"
         ) from error
     return export_onnx.export_network, export_onnx.LOADER
 

@@ -87,17 +87,22 @@ class Graph:
         self._name = name
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[tuple[Any, ...], onnx.TensorProto] = {}
+        self._emitted: dict[tuple[Any, ...], Any] = {}
         self._joined: dict[tuple[Any, ...], Tensor] = {}
 
     def emit(self, operation: str, inputs: Sequence[str], outputs: int = 1, **attributes) -> Any:
-        """Adds a node; the name of its output, or the names where there are several."""
+        """Adds a node where there is none like it; the name of its output, or the names of all."""
+        key = (operation, *inputs, outputs, str(sorted(attributes.items())))
+        if key in self._emitted:
+            return self._emitted[key]
         count = len(self._nodes)
         names = [
             f"{self._name}/{operation.lower()}_{count}" + f"_{i}" * (outputs > 1)
             for i in range(outputs)
         ]
         self._nodes.append(helper.make_node(operation, list(inputs), names, **attributes))
-        return names[0] if outputs == 1 else names
+        self._emitted[key] = names[0] if outputs == 1 else names
+        return self._emitted[key]
 
     def constant(self, array: NDArray[Any]) -> str:
         """The name under which the graph holds an array; equal arrays are held once."""

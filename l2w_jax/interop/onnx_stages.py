@@ -84,7 +84,9 @@ def _converted(
     shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
     jaxpr = jax.make_jaxpr(of_leaves)(shapes, feature_leaves)
     graph = Graph(f"stage_{k + 1}")
-    results = convert(graph, jaxpr, [*map(np.asarray, leaves), *inputs])
+    # Images are moved while they are bytes; to normalise them is faster in the other layout too.
+    arguments = [graph.laid_out(tensor, (0, 3, 1, 2)) for tensor in inputs] if k == 0 else inputs
+    results = convert(graph, jaxpr, [*map(np.asarray, leaves), *arguments])
     if any(isinstance(result, np.ndarray) for result in results):
         raise Unsupported("features or answers that do not depend on the image")
     plain = [graph.plain(result) for result in results]

@@ -12,11 +12,11 @@ import jax
 import numpy as np
 import pytest
 from conftest import TinyNetwork
+from small_networks import thresholds_between
 from tiny_run import TinySource, make_config, train_and_evaluate
 
 from l2w_jax.config import stored
 from l2w_jax.early_exit import EarlyExitPredictor
-from l2w_jax.early_exit.budget import NOBODY_LEAVES
 from l2w_jax.errors import UserError
 from l2w_jax.interop import export
 from l2w_jax.models import create_model, initial_variables
@@ -76,18 +76,6 @@ def check_same(exported, decisions):
     np.testing.assert_array_equal(exported[0], decisions.labels)
     np.testing.assert_array_equal(exported[1], decisions.exits)
     np.testing.assert_allclose(exported[2], decisions.confidences, rtol=1e-5)
-
-
-def thresholds_between(predictor, images, share):
-    """Of each exit, half-way between two confidences of these images, so that rounding is none."""
-    num_exits = len(predictor.thresholds)
-    thresholds = []
-    for k in range(num_exits):
-        at_k = np.where(np.arange(num_exits) == k, 0, NOBODY_LEAVES)
-        confidences = np.sort(predictor.with_thresholds(at_k)(images).confidences)
-        cut = int(share * len(images))
-        thresholds.append(confidences[cut : cut + 2].mean())
-    return np.float32(thresholds)
 
 
 @pytest.fixture(scope="module")
