@@ -37,8 +37,8 @@ class Way:
         name: of the way.
         mul_adds: of each exit, float [K].
         anytime: top-1 of all test images at each exit in percent, [runs, K].
-        budgeted: of each run, (mul-adds, top-1 in percent) of its budgeted curve, [39, 2], by
-            rising mul-adds.
+        budgeted: of each run, (mul-adds, top-1 in percent) of its budgeted curve and its ends,
+            [41, 2], by rising mul-adds.
     """
 
     name: str
