@@ -52,8 +52,8 @@ class Way:
         seeds: of each run.
         mul_adds: of each exit, float [K].
         anytime: top-1 of all images at each exit in percent, [runs, K].
-        budgeted: of each run, (mul-adds, top-1 in percent) of its budgeted curve, [39, 2], by
-            rising mul-adds.
+        budgeted: of each run, (mul-adds, top-1 in percent) of its budgeted curve and its ends,
+            [n, 2], by rising mul-adds.
     """
 
     name: str

@@ -23,13 +23,10 @@ from l2w_jax.report.page import Run, page
 
 
 def main(argv: Sequence[str]) -> None:
-    """Runs the command.
-
-    Args:
-        argv: arguments without the program's name.
+    """Runs the command with these arguments, the program's name not among them.
 
     Raises:
-        UserError: a folder is not that of an evaluated run.
+        UserError: a folder is not that of an evaluated run, or the page cannot be written.
     """
     parser = command_line.ArgumentParser(
         prog="python -m l2w_jax.report",

@@ -190,10 +190,11 @@ def training(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Chart]:
         metrics: the lines of metrics.jsonl, by the names of their runs.
     """
     charts = []
+    top1 = Axis("top-1", "%", ".2f", highest=100.0)
     for field, title, y in (
         ("loss", "Training loss of the last exit", Axis("loss", "nats")),
-        ("top1", "Training accuracy of the last exit", Axis("top-1", "%", ".2f")),
-        ("holdout_top1", "Held-out accuracy of the last exit", Axis("top-1", "%", ".2f")),
+        ("top1", "Training accuracy of the last exit", top1),
+        ("holdout_top1", "Held-out accuracy of the last exit", top1),
     ):
         series = [
             Series(run, points, i, marked=field == "holdout_top1")

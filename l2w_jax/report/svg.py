@@ -1,7 +1,8 @@
 """Charts as SVG for a web page: they take the page's colours and scale with it.
 
 Series are told apart by colour, and by dashes and marks where a chart says so; colours are the CSS
-classes s0, s1 ... of the page, those of bands e0, e1 ...
+classes s0, s1 ... of the page, those of bands e0, e1 ... No chart of the page has ranges, so that
+they are not drawn.
 """
 
 import dataclasses

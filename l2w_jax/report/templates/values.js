@@ -41,7 +41,10 @@
     const marks = [...chart.querySelectorAll(".mark, .at")];
     if (!marks.length) continue;
     chart.classList.add("live");
-    marks.forEach((mark, i) => mark.setAttribute("tabindex", i ? -1 : 0));
+    marks.forEach((mark, i) => {
+      mark.setAttribute("role", "img");
+      mark.setAttribute("tabindex", i ? -1 : 0);
+    });
 
     const point = (event) => {
       let nearest = null, least = REACH;
