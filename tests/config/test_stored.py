@@ -19,6 +19,7 @@ from l2w_jax.errors import UserError
 def test_a_configuration_survives_the_disk():
     config = default_config()
     use_small_msdnet(config)
+    config.dataset.image_size = 16
     restored = from_json(to_json(config))
     validate(restored)
     assert differences(config, restored) == []
