@@ -10,7 +10,6 @@ from l2w_jax.config import (
     from_json,
     to_json,
     use_plain_recipe,
-    use_small_msdnet,
     validate,
 )
 from l2w_jax.errors import UserError
@@ -18,8 +17,7 @@ from l2w_jax.errors import UserError
 
 def test_a_configuration_survives_the_disk():
     config = default_config()
-    use_small_msdnet(config)
-    config.dataset.image_size = 16
+    use_plain_recipe(config)
     restored = from_json(to_json(config))
     validate(restored)
     assert differences(config, restored) == []
