@@ -39,8 +39,8 @@ def joined() -> Iterator[None]:
         cannot use its devices.
     """
     _join()
-    _check_devices()
     try:
+        _check_devices()
         # Again, where the command does so too: JAX has put its own handler in place.
         with stop_signals.ending_at_once():
             yield
@@ -48,7 +48,7 @@ def joined() -> Iterator[None]:
         # All processes stop at the same step.
         raise
     except Exception as error:
-        if jax.process_count() == 1:
+        if not jax.distributed.is_initialized():
             raise
         if isinstance(error, UserError):
             print(error, file=sys.stderr)

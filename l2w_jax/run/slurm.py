@@ -58,8 +58,13 @@ def _are_its_own(count: int, environment: Mapping[str, str]) -> bool:
     """Whether Slurm shows this task the `count` GPUs that no other task sees."""
     # May name the kind of GPU, "a100:2".
     per_task = environment.get("SLURM_GPUS_PER_TASK", "").rpartition(":")[2]
+    if per_task == str(count):
+        return True
+    # Those of the step; where older versions do not tell them, the job's.
+    if of_step := environment.get("SLURM_STEP_GPUS"):
+        return count < len(of_step.split(","))
     on_node = environment.get("SLURM_GPUS_ON_NODE", "")
-    return per_task == str(count) or (on_node.isdigit() and count < int(on_node))
+    return on_node.isdigit() and count < int(on_node)
 
 
 def _tasks_of_node(environment: Mapping[str, str]) -> int | None:

@@ -46,6 +46,13 @@ def test_what_all_tasks_see_is_shared_evenly(local_id):
     assert local_device_ids(two_tasks(local_id, **seen)) == [2 * local_id, 2 * local_id + 1]
 
 
+def test_a_step_may_have_a_part_of_the_jobs_gpus():
+    seen = {"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_GPUS_ON_NODE": "8", "SLURM_STEP_GPUS": "4,5"}
+    assert local_device_ids(two_tasks(1, **seen)) == [1]
+    bound = seen | {"CUDA_VISIBLE_DEVICES": "1"}
+    assert local_device_ids(two_tasks(1, **bound)) == [0]
+
+
 def test_one_task_uses_all_that_it_sees():
     assert local_device_ids(task(CUDA_VISIBLE_DEVICES="0,1,2,3,4,5,6,7")) == list(range(8))
 
