@@ -40,10 +40,11 @@ def benchmark_early_exit(
         repeats: how often each is timed; the median counts.
 
     Returns:
-        What latency.json holds: device, step of the network, and for each batch size the time per
-        image in ms of the full network in one piece (full_ms), of stopping at each exit (exits:
-        exit, ms, top1) and along the budgeted curve (budgeted: q, ms, mul_adds, top1). Timed are
-        images from all over the test split; mul-adds and accuracies are those of all of it.
+        What latency.json holds: device, rule (that of the run's thresholds.json), step of the
+        network, and for each batch size the time per image in ms of the full network in one piece
+        (full_ms), of stopping at each exit (exits: exit, ms, top1) and along the budgeted curve
+        (budgeted: q, ms, mul_adds, top1). Timed are images from all over the test split; mul-adds
+        and accuracies are those of all of it.
 
     Raises:
         UserError: the folder is not that of an evaluated run, or its data are not there.
@@ -58,12 +59,13 @@ def benchmark_early_exit(
     def preprocess(images: jax.Array) -> jax.Array:
         return normalize(images, mean, deviation)
 
+    rule = _rule_of(workdir, evaluation)
     predictor = EarlyExitPredictor(
         model,
         variables,
         all_leave_at(0, model.num_exits),
         preprocess,
-        rule=rules.RULES[rules.DEFAULT_RULE],
+        rule=rules.RULES[rule],
     )
     full_network = _full_network(model, variables, preprocess)
     source = open_source(config)
@@ -72,9 +74,12 @@ def benchmark_early_exit(
         count = batch_size * -(-LEAST_IMAGES // batch_size)
         spread = np.concatenate([image["image"] for image in source.spread_images("test", count)])
         images = np.resize(spread, (count, *spread.shape[1:]))
-        timed.append(time_network(predictor, full_network, images, batch_size, evaluation, repeats))
+        timed.append(
+            time_network(predictor, full_network, images, batch_size, evaluation, repeats, rule)
+        )
     latency = {
         "device": jax.devices()[0].device_kind,
+        "rule": rule,
         "step": int(state.step),
         "batch_sizes": timed,
     }
@@ -92,16 +97,18 @@ def time_network(
     batch_size: int,
     evaluation: results.Evaluation,
     repeats: int,
+    rule: str = rules.DEFAULT_RULE,
 ) -> dict[str, Any]:
     """One entry of latency.json's batch_sizes.
 
     Args:
-        predictor: of the default rule, with any thresholds.
+        predictor: of the rule, with any thresholds.
         full_network: all exits at once.
         images: [N, H, W, 3], a multiple of the batch size.
         batch_size: images that are classified together.
         evaluation: held-out scores, that set thresholds, and the accuracies.
         repeats: how often each is timed.
+        rule: of the scores that the images of the budgeted curve leave by.
     """
 
     def in_batches(predict: Callable[[NDArray[Any]], Any]) -> Callable[[NDArray[Any]], None]:
@@ -113,7 +120,7 @@ def time_network(
 
     num_exits = len(evaluation.mul_adds)
     of_exits = [all_leave_at(k, num_exits) for k in range(num_exits)]
-    held_out = evaluation.held_out.scores(rules.DEFAULT_RULE)
+    held_out = evaluation.held_out.scores(rule)
     of_budgets = [thresholds_of(q, held_out) for q in TIMED_QS]
     ways = [full_network, *map(predictor.with_thresholds, [*of_exits, *of_budgets])]
     full_ms, *measured = milliseconds(list(map(in_batches, ways)), images, repeats).tolist()
@@ -123,7 +130,7 @@ def time_network(
     ]
     budgeted = []
     for q, thresholds, ms in zip(TIMED_QS, of_budgets, measured[num_exits:], strict=True):
-        point = evaluation.outcome(evaluation.test, thresholds)
+        point = evaluation.outcome(evaluation.test, thresholds, rule)
         budgeted.append({"q": q, "ms": ms, "mul_adds": point["mul_adds"], "top1": point["top1"]})
     return {
         "batch_size": batch_size,
@@ -131,6 +138,12 @@ def time_network(
         "exits": exits,
         "budgeted": budgeted,
     }
+
+
+def _rule_of(workdir: Path, evaluation: results.Evaluation) -> str:
+    """The rule that was chosen for the run, or else the default."""
+    chosen = workdir / results.THRESHOLDS_FILE
+    return results.read_policy(chosen, evaluation).rule if chosen.exists() else rules.DEFAULT_RULE
 
 
 def _full_network(
