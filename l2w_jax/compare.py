@@ -23,7 +23,7 @@ from l2w_jax.config import stored, to_json
 from l2w_jax.errors import UserError
 from l2w_jax.evaluation.results import Evaluation
 from l2w_jax.files import told_if_unwritable, write_atomically
-from l2w_jax.report import png as plots
+from l2w_jax.report import figures, png
 
 # Of the last exit's mul-adds: what the budgeted curves are read at.
 BUDGETS = (0.4, 0.6, 0.8)
@@ -37,8 +37,8 @@ class Way:
         name: of the way.
         mul_adds: of each exit, float [K].
         anytime: top-1 of all test images at each exit in percent, [runs, K].
-        budgeted: of each run, (mul-adds, top-1 in percent) of its budgeted curve, [39, 2], by
-            rising mul-adds.
+        budgeted: of each run, (mul-adds, top-1 in percent) of its budgeted curve and its ends,
+            [41, 2], by rising mul-adds.
     """
 
     name: str
@@ -73,9 +73,9 @@ def main(argv: Sequence[str]) -> None:
     ways = read_ways(arguments.runs)
     print("\n".join(table_lines(ways)))
     if arguments.output:
-        figure = plots.comparison_figure(ways)
+        picture = png.png(png.figure([figures.comparison(ways)]))
         with told_if_unwritable(arguments.output, "--output="):
-            write_atomically(arguments.output, plots.png(figure))
+            write_atomically(arguments.output, picture)
 
 
 def read_ways(workdirs: Sequence[Path]) -> list[Way]:

@@ -29,3 +29,9 @@ class RunInterrupted(UserError):
     """
 
     exit_status = 75
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line: the first of its message, or its type where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

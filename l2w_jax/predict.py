@@ -25,8 +25,7 @@ from numpy.typing import NDArray
 
 from l2w_jax import command_line
 from l2w_jax.config import stored
-from l2w_jax.early_exit.rules import DEFAULT_RULE, ExitPolicy
-from l2w_jax.early_exit.selection import candidates, cheapest_reaching
+from l2w_jax.early_exit.rules import ExitPolicy
 from l2w_jax.errors import UserError
 from l2w_jax.evaluation import results
 
@@ -79,10 +78,7 @@ def choose_policy(workdir: Path, given: Path | None, evaluation: results.Evaluat
     of_run = workdir / results.THRESHOLDS_FILE
     if given is not None or of_run.exists():
         return results.read_policy(given or of_run, evaluation)
-    held_out = evaluation.held_out
-    among = candidates(held_out.scores(DEFAULT_RULE), held_out.correct, evaluation.mul_adds)
-    # The first is the full network, so that there is one.
-    return ExitPolicy(cheapest_reaching(among, among[0].top1).thresholds)
+    return ExitPolicy(evaluation.without_loss.thresholds)
 
 
 def files_in(paths: Sequence[Path]) -> Iterator[Path]:

@@ -90,8 +90,8 @@ def choose(arguments: argparse.Namespace, evaluation: results.Evaluation) -> dic
         "q": choice.q if math.isfinite(choice.q) else None,
         "step": evaluation.step,
         "thresholds_from": evaluation.thresholds_from,
-        "thresholds_images": len(evaluation.held_out.labels),
-        "expected": evaluation.outcome(evaluation.held_out, choice.thresholds, rule),
+        "thresholds_images": len(evaluation.threshold_images().labels),
+        "expected": evaluation.outcome(evaluation.threshold_images(), choice.thresholds, rule),
         "test": evaluation.outcome(evaluation.test, choice.thresholds, rule),
         "full_network_mul_adds": evaluation.mul_adds[-1],
     }
@@ -158,14 +158,14 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _choice(arguments: argparse.Namespace, evaluation: results.Evaluation) -> Choice:
-    scores = evaluation.held_out.scores(arguments.rule)
+    scores = evaluation.threshold_images().scores(arguments.rule)
     if arguments.q is not None:
         return _by_shares(scores, arguments.q)
     if arguments.accuracy is not None:
         return _by_accuracy(evaluation, scores, arguments.accuracy)
     if arguments.risk is not None:
         return _by_promise(evaluation, scores, arguments.risk, arguments.confidence)
-    correct = evaluation.held_out.correct
+    correct = evaluation.threshold_images().correct
     if arguments.mul_adds is not None:
         among = candidates(scores, correct, evaluation.mul_adds)
         best = _within(among, arguments.mul_adds, "--mul-adds")
@@ -194,7 +194,7 @@ def _by_shares(scores: NDArray[np.float32], q: float) -> Choice:
 def _by_accuracy(
     evaluation: results.Evaluation, scores: NDArray[np.float32], top1: float
 ) -> Choice:
-    among = candidates(scores, evaluation.held_out.correct, evaluation.mul_adds)
+    among = candidates(scores, evaluation.threshold_images().correct, evaluation.mul_adds)
     best = cheapest_reaching(among, top1)
     if best is None:
         reachable = max(candidate.top1 for candidate in among)
@@ -216,10 +216,9 @@ def _by_promise(
             "--risk: a promise needs images that the network was not trained on; train and "
             "evaluate with --config.dataset.thresholds_from=holdout"
         )
+    correct = evaluation.threshold_images().correct
     try:
-        guarantee = guaranteed_thresholds(
-            scores, evaluation.held_out.correct, evaluation.mul_adds, risk, confidence
-        )
+        guarantee = guaranteed_thresholds(scores, correct, evaluation.mul_adds, risk, confidence)
     except TooFewImages as error:
         raise UserError(f"--risk: {error}") from error
     promise = dataclasses.asdict(guarantee)

@@ -5,7 +5,7 @@ from written_runs import made_evaluation, write_config
 
 from l2w_jax import compare
 from l2w_jax.errors import UserError
-from l2w_jax.report import png as plots
+from l2w_jax.report import figures
 
 
 def write_run(folder, seed, kind, top1):
@@ -48,13 +48,20 @@ def test_table_has_mean_and_deviation_over_the_seeds(workdirs, capsys):
 
 
 def test_figure_has_a_line_for_each_way_over_the_budgets_of_all_its_runs(workdirs):
-    (axes,) = plots.comparison_figure(compare.read_ways(workdirs)).axes
-    lines = {line.get_label(): line for line in axes.lines if line.get_label().endswith("runs)")}
+    chart = figures.comparison(compare.read_ways(workdirs))
+    lines = {series.label: series for series in chart.series if series.joined}
     assert list(lines) == ["weighted (2 runs)", "plain (2 runs)"]
-    x, y = lines["weighted (2 runs)"].get_data()
-    assert x.min() == pytest.approx(1, abs=0.01) and x.max() == 3
+    x, y = zip(*lines["weighted (2 runs)"].points, strict=True)
+    assert min(x) == pytest.approx(1, abs=0.01) and max(x) == 3
     assert y[-1] == pytest.approx(64)
-    assert axes.get_xlabel() == "mean mul-adds per image [millions]"
+    assert lines["weighted (2 runs)"].ranges[-1] == (64, 64)
+
+
+def test_figure_has_the_exits_of_each_way_with_their_range(workdirs):
+    chart = figures.comparison(compare.read_ways(workdirs))
+    exits = next(series for series in chart.series if not series.joined)
+    assert exits.points == [(1, 51), (3, 64)]
+    assert exits.ranges == [(50, 52), (64, 64)]
 
 
 def test_picture_is_written(workdirs, tmp_path):

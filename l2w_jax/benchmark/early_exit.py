@@ -17,7 +17,7 @@ from l2w_jax.evaluation import results
 from l2w_jax.files import told_if_unwritable, write_atomically, write_json
 from l2w_jax.models import MultiExitNetwork, create_network
 from l2w_jax.models.preprocessing import channel_statistics, normalize
-from l2w_jax.report import png as plots
+from l2w_jax.report import figures, png
 from l2w_jax.run.restore import restore_evaluated
 
 BATCH_SIZES = (1, 32, 256)
@@ -83,10 +83,10 @@ def benchmark_early_exit(
         "step": int(state.step),
         "batch_sizes": timed,
     }
-    figure = plots.latency_figure(timed)
+    picture = png.png(png.figure(figures.latency(timed)))
     with told_if_unwritable(workdir):
         write_json(workdir / results.LATENCY_FILE, latency)
-        write_atomically(workdir / "plots" / "latency.png", plots.png(figure))
+        write_atomically(workdir / "plots" / "latency.png", picture)
     return latency
 
 
@@ -120,7 +120,7 @@ def time_network(
 
     num_exits = len(evaluation.mul_adds)
     of_exits = [all_leave_at(k, num_exits) for k in range(num_exits)]
-    held_out = evaluation.held_out.scores(rule)
+    held_out = evaluation.threshold_images().scores(rule)
     of_budgets = [thresholds_of(q, held_out) for q in TIMED_QS]
     ways = [full_network, *map(predictor.with_thresholds, [*of_exits, *of_budgets])]
     full_ms, *measured = milliseconds(list(map(in_batches, ways)), images, repeats).tolist()

@@ -8,7 +8,7 @@ from pathlib import Path
 import requests
 import tensorflow_datasets as tfds
 
-from l2w_jax.errors import UserError
+from l2w_jax.errors import UserError, first_line
 
 _CONNECT_SECONDS = 5
 _IMAGENET_ARCHIVES = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
@@ -100,9 +100,9 @@ def _prepare(builder) -> None:
     # Whatever an archive of the wrong content or a full disk raises, nothing was put in place:
     # TFDS renames its folder only when it is complete.
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise UserError(
-            f"{builder.name}: data set cannot be prepared in {builder.data_dir_root}: {reason}"
+            f"{builder.name}: data set cannot be prepared in {builder.data_dir_root}: "
+            f"{first_line(error)}"
         ) from error
 
 

@@ -1,6 +1,7 @@
 """The results of evaluating a run, and what was chosen and measured after them, on disk."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from l2w_jax.config import stored
 from l2w_jax.early_exit import rules
 from l2w_jax.early_exit.budget import checked_thresholds, first_exits, operating_point
+from l2w_jax.early_exit.selection import Candidate, cheapest_without_loss
 from l2w_jax.errors import UserError
 from l2w_jax.evaluation.exit_examples import ExitExamples
 from l2w_jax.evaluation.predictions import Predictions
@@ -49,9 +51,10 @@ class Evaluation:
         class_names: by class index.
         thresholds_from: split of `held_out`, "holdout" or "train".
         anytime: for each exit, if all images stop there: exit (from 1), mul_adds, top1, top5, loss.
-        budgeted: for each q of the budgeted curve: q, mul_adds, top1, share_1 to share_K.
+        budgeted: for each q of the budgeted curve: q, mul_adds, top1, share_1 to share_K; none
+            without images that set thresholds.
         test: the network's answers to the test images,
-        held_out: and to those that set thresholds.
+        held_out: and to those that set thresholds, if there are any.
         shots: for each exit of a long-tailed data set: exit, and top-1 on the many, medium and few
             shot classes (`evaluate.shots_table`).
         sample_weights: of some of the `held_out` images; None for plain training.
@@ -65,7 +68,7 @@ class Evaluation:
     anytime: list[dict[str, float]]
     budgeted: list[dict[str, float]]
     test: Predictions
-    held_out: Predictions
+    held_out: Predictions | None = None
     shots: list[dict[str, float | None]] | None = None
     sample_weights: SampleWeights | None = None
     examples: ExitExamples | None = None
@@ -77,8 +80,46 @@ class Evaluation:
 
     @property
     def curve(self) -> list[dict[str, float]]:
-        """The rows of the budgeted curve by rising cost, as it is drawn and read off."""
-        return sorted(self.budgeted, key=lambda row: row["mul_adds"])
+        """The budgeted curve as it is drawn and read off: by rising cost, and with both its ends.
+
+        At its ends all images leave at the first exit (q = 0) and at the last (q = infinity). Rows
+        have mul_adds, top1 and share_1 to share_K. Empty where there is no curve.
+        """
+        if not self.budgeted:
+            return []
+        first, last = (
+            {
+                "mul_adds": row["mul_adds"],
+                "top1": row["top1"],
+                **{f"share_{k + 1}": float(k == place) for k in range(len(self.anytime))},
+            }
+            for place, row in ((0, self.anytime[0]), (len(self.anytime) - 1, self.anytime[-1]))
+        )
+        return sorted([first, *self.budgeted, last], key=lambda row: row["mul_adds"])
+
+    def threshold_images(self) -> Predictions:
+        """The answers to the images that set thresholds.
+
+        Raises:
+            UserError: the run was evaluated without such images.
+        """
+        if self.held_out is None:
+            raise UserError(
+                f"the run was evaluated without images of {self.thresholds_from!r}, which "
+                "thresholds are chosen on: give a file of thresholds, or evaluate the run with "
+                "such images"
+            )
+        return self.held_out
+
+    @functools.cached_property
+    def without_loss(self) -> Candidate:
+        """The cheapest thresholds that lose no accuracy on the images that set thresholds.
+
+        Raises:
+            UserError: as `threshold_images`.
+        """
+        images = self.threshold_images()
+        return cheapest_without_loss(images.log_odds, images.correct, self.mul_adds)
 
     def outcome(
         self, images: Predictions, thresholds: ArrayLike, rule: str = rules.DEFAULT_RULE
@@ -102,10 +143,13 @@ class Evaluation:
         Raises:
             OSError: a file cannot be written.
         """
-        write_csv(workdir / "anytime.csv", self.anytime)
-        write_csv(workdir / "budgeted.csv", self.budgeted)
-        if self.shots is not None:
-            write_csv(workdir / "shots.csv", self.shots)
+        for name in ("anytime", "budgeted", "shots"):
+            path = workdir / f"{name}.csv"
+            if rows := getattr(self, name):
+                write_csv(path, rows)
+            else:
+                # That of an earlier evaluation would pass for this one's.
+                path.unlink(missing_ok=True)
         arrays = {
             f"{prefix}_{name}": array
             for field, (prefix, _) in _ARRAYS.items()
@@ -120,7 +164,7 @@ class Evaluation:
             if (value := getattr(self, field.name)) is not None
         }
         summary["test_images"] = len(self.test.labels)
-        summary["thresholds_images"] = len(self.held_out.labels)
+        summary["thresholds_images"] = 0 if self.held_out is None else len(self.held_out.labels)
         # Last: whoever finds it finds the others too.
         write_json(workdir / _SUMMARY_FILE, summary)
 

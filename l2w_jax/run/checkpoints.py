@@ -24,7 +24,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint.checkpoint_managers import PreservationContext
 
-from l2w_jax.errors import RunFailed, UserError
+from l2w_jax.errors import RunFailed, UserError, first_line
 from l2w_jax.run import processes
 
 PyTree = Any
@@ -149,7 +149,7 @@ class CheckpointWriter:
         except Exception as error:
             raise RunFailed(
                 f"the checkpoint of step {self._saving} could not be saved "
-                f"({_first_line(error)}); {self.resume_advice()}"
+                f"({type(error).__name__}: {first_line(error)}); {self.resume_advice()}"
             ) from error
 
 
@@ -318,7 +318,9 @@ def _reading(item: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise _DamagedCheckpoint(f"its {item} cannot be read ({_first_line(error)})") from error
+        raise _DamagedCheckpoint(
+            f"its {item} cannot be read ({type(error).__name__}: {first_line(error)})"
+        ) from error
 
 
 def _make_record(state: PyTree, score: float | None) -> dict[str, Any]:
@@ -349,8 +351,3 @@ def _checksum(array: np.ndarray) -> str:
 
 def _json_checksum(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from l2w_jax.errors import RunInterrupted, UserError
+from l2w_jax.errors import RunInterrupted, UserError, first_line
 
 # A process that died is noticed after this many seconds.
 _HEARTBEAT_TIMEOUT = 30
@@ -45,7 +45,7 @@ def joined() -> Iterator[None]:
         elif isinstance(error, jax.errors.JaxRuntimeError):
             print(
                 f"process {jax.process_index()}: another process is gone, or a device failed "
-                f"({str(error).splitlines()[0]}); the same command in all processes goes on from "
+                f"({first_line(error)}); the same command in all processes goes on from "
                 "the last checkpoint",
                 file=sys.stderr,
             )
@@ -115,7 +115,7 @@ def _join() -> None:
         jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT, **settings)
     except (RuntimeError, ValueError) as error:
         raise UserError(
-            f"the processes of this run did not find each other: {str(error).splitlines()[0]}"
+            f"the processes of this run did not find each other: {first_line(error)}"
         ) from error
 
 

@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+import re
 
 import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from tiny_images import TEST, all_log_probs, open_tiny_source
-from written_runs import made_predictions
+from written_runs import made_evaluation, made_predictions
 
 from l2w_jax.early_exit import budgeted_curve, mul_adds_per_exit
 from l2w_jax.errors import UserError
@@ -131,3 +132,30 @@ def test_a_long_tailed_data_set_gets_its_table(config, source, state, tiny_netwo
     network_config = with_network(config, tiny_network[0])
     found = evaluate.evaluate(network_config, state, source, tmp_path)
     assert found.shots == evaluate.shots_table(found.test, source.train_class_counts)
+
+
+def test_the_summary_names_a_choice_made_on_the_images_that_set_thresholds():
+    evaluation = made_evaluation()
+    point = evaluation.outcome(evaluation.test, evaluation.without_loss.thresholds)
+    *_, line = evaluate.summary_lines(evaluation)
+    assert line.startswith(
+        f"images leaving early: {point['top1']:.2f}% with {point['mul_adds'] / 1e6:.2f} M mul-adds"
+    )
+    assert line.endswith("lose no accuracy on the 180 images of 'holdout'")
+
+
+def test_the_summary_tells_when_test_images_leave_elsewhere_than_was_asked():
+    surer = np.minimum(made_evaluation().test.confidences + 0.3, 1)
+    evaluation = made_evaluation(test=made_predictions(surer, np.ones((3, 360), bool)))
+    *_, line = evaluate.summary_lines(evaluation)
+    told = re.fullmatch(
+        r"at exits 1 to 3 leave (\d+)%, .* of the test images, where (\d+)%, .* were asked for",
+        line,
+    )
+    found, asked = map(int, told.groups())
+    assert found > asked + 5
+
+
+def test_the_summary_says_what_is_missing_without_images_for_thresholds():
+    *_, line = evaluate.summary_lines(made_evaluation(held_out=None, budgeted=[]))
+    assert line.startswith("no images of 'holdout' are at hand")

@@ -60,9 +60,38 @@ def test_tables_are_files_too(folder):
     assert (folder / "shots.csv").read_text() == "exit,many,medium,few\n1,50.0,,25.0\n"
 
 
-def test_the_curve_is_read_by_rising_cost():
-    rows = [{"mul_adds": 3e6, "top1": 80}, {"mul_adds": 1e6, "top1": 70}]
-    assert made_evaluation(budgeted=rows).curve == rows[::-1]
+def test_the_curve_goes_by_rising_cost_from_the_first_exit_to_the_last():
+    rows = [{"mul_adds": 3e6, "top1": 80}, {"mul_adds": 2e6, "top1": 75}]
+    evaluation = made_evaluation(budgeted=rows)
+    first, *inner, last = evaluation.curve
+    assert inner == rows[::-1]
+    assert first == {"mul_adds": 1.5e6, "top1": 71.25, "share_1": 1, "share_2": 0, "share_3": 0}
+    assert last == {"mul_adds": 4.5e6, "top1": 73.25, "share_1": 0, "share_2": 0, "share_3": 1}
+
+
+def test_thresholds_without_loss_are_as_accurate_as_the_last_exit_on_what_set_them():
+    evaluation = made_evaluation()
+    held_out = evaluation.held_out
+    point = evaluation.outcome(held_out, evaluation.without_loss.thresholds)
+    assert point["top1"] >= held_out.top1[-1]
+    assert point["mul_adds"] == evaluation.without_loss.cost < evaluation.mul_adds[-1]
+
+
+def without_held_out():
+    return dataclasses.replace(whole_evaluation(), held_out=None, budgeted=[])
+
+
+def test_without_images_that_set_thresholds_there_is_no_curve_and_no_choice():
+    assert without_held_out().curve == []
+    with pytest.raises(UserError, match="evaluated without images of 'holdout'"):
+        without_held_out().threshold_images()
+
+
+def test_a_table_that_is_no_more_is_taken_away(folder):
+    whole_evaluation().save(folder)
+    without_held_out().save(folder)
+    assert not (folder / "budgeted.csv").exists()
+    assert_same(Evaluation.load(folder), without_held_out())
 
 
 def write_as_before(folder):
