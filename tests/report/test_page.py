@@ -63,7 +63,7 @@ def test_every_exit_is_in_the_tables(two_runs):
 def test_results_name_early_exits_that_were_not_chosen_on_test_images(two_runs):
     evaluation = Evaluation.load(two_runs[0])
     held_out = evaluation.held_out
-    choice = cheapest_without_loss(held_out.confidences, held_out.correct, evaluation.mul_adds)
+    choice = cheapest_without_loss(held_out.log_odds, held_out.correct, evaluation.mul_adds)
     early = evaluation.outcome(evaluation.test, choice.thresholds)
     told = [f"{early['top1']:.2f}", f"{early['mul_adds'] / 1e6:.2f}"]
     assert [
