@@ -5,11 +5,14 @@
     python -m l2w_jax.thresholds --workdir=RUN --accuracy=92       # as cheap as 92% top-1 can be
     python -m l2w_jax.thresholds --workdir=RUN --q=0.8             # shares p_k proportional to q^k
     python -m l2w_jax.thresholds --workdir=RUN --risk=0.01 --confidence=0.95
+    python -m l2w_jax.thresholds --workdir=RUN --rule=patience --mul-adds=20M
 
-The last promises that at most one point of accuracy is lost against the full network, with 95%
+--risk promises that at most one point of accuracy is lost against the full network, with 95%
 confidence, for images of the kind that were held out (`early_exit.guarantee` says how). Means are
 taken over the held-out images of the run's last evaluation; --latency-ms is for images that come
-one at a time. Writes RUN/thresholds.json (or --output), which the other commands take.
+one at a time. --rule says who may leave (`early_exit.rules`): by the log-odds of the most probable
+class, by the entropy, by the margin to the second class, or by patience, when exits agree. Writes
+RUN/thresholds.json (or --output), which the other commands take.
 """
 
 import argparse
@@ -77,9 +80,10 @@ def choose(arguments: argparse.Namespace, evaluation: results.Evaluation) -> dic
     Raises:
         UserError: no thresholds fulfil the wish.
     """
+    rule = arguments.rule
     choice = _choice(arguments, evaluation)
     return {
-        "rule": rules.DEFAULT_RULE,
+        "rule": rule,
         "thresholds": [float(threshold) for threshold in choice.thresholds],
         "chosen_by": choice.chosen_by,
         # JSON has no infinity; nothing but the full network is without a q.
@@ -87,8 +91,8 @@ def choose(arguments: argparse.Namespace, evaluation: results.Evaluation) -> dic
         "step": evaluation.step,
         "thresholds_from": evaluation.thresholds_from,
         "thresholds_images": len(evaluation.threshold_images().labels),
-        "expected": evaluation.outcome(evaluation.threshold_images(), choice.thresholds),
-        "test": evaluation.outcome(evaluation.test, choice.thresholds),
+        "expected": evaluation.outcome(evaluation.threshold_images(), choice.thresholds, rule),
+        "test": evaluation.outcome(evaluation.test, choice.thresholds, rule),
         "full_network_mul_adds": evaluation.mul_adds[-1],
     }
 
@@ -135,6 +139,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--workdir", type=Path, required=True, help="folder of an evaluated run")
+    parser.add_argument(
+        "--rule",
+        choices=rules.RULES,
+        default=rules.DEFAULT_RULE,
+        help=f"who may leave, one of {', '.join(rules.RULES)}; default: {rules.DEFAULT_RULE}",
+    )
     parser.add_argument("--output", type=Path, help="default: thresholds.json in the workdir")
     wish = parser.add_mutually_exclusive_group(required=True)
     quantity = command_line.quantity
@@ -148,17 +158,20 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _choice(arguments: argparse.Namespace, evaluation: results.Evaluation) -> Choice:
+    scores = evaluation.threshold_images().scores(arguments.rule)
     if arguments.q is not None:
-        return _by_shares(evaluation, arguments.q)
+        return _by_shares(scores, arguments.q)
     if arguments.accuracy is not None:
-        return _by_accuracy(evaluation, arguments.accuracy)
+        return _by_accuracy(evaluation, scores, arguments.accuracy)
     if arguments.risk is not None:
-        return _by_promise(evaluation, arguments.risk, arguments.confidence)
+        return _by_promise(evaluation, scores, arguments.risk, arguments.confidence)
+    correct = evaluation.threshold_images().correct
     if arguments.mul_adds is not None:
-        best = _within(evaluation, evaluation.mul_adds, arguments.mul_adds, "--mul-adds")
+        among = candidates(scores, correct, evaluation.mul_adds)
+        best = _within(among, arguments.mul_adds, "--mul-adds")
         return Choice(best.q, best.thresholds, {"mul_adds": arguments.mul_adds})
     measured = _milliseconds(arguments.workdir, evaluation)
-    best = _within(evaluation, measured, arguments.latency_ms, "--latency-ms")
+    best = _within(candidates(scores, correct, measured), arguments.latency_ms, "--latency-ms")
     return Choice(
         best.q,
         best.thresholds,
@@ -170,16 +183,18 @@ def _choice(arguments: argparse.Namespace, evaluation: results.Evaluation) -> Ch
     )
 
 
-def _by_shares(evaluation: results.Evaluation, q: float) -> Choice:
+def _by_shares(scores: NDArray[np.float32], q: float) -> Choice:
     try:
-        thresholds = thresholds_of(q, evaluation.threshold_images().scores(rules.DEFAULT_RULE))
+        thresholds = thresholds_of(q, scores)
     except ValueError as error:
         raise UserError(f"--q={q:g} is not allowed: {error}") from error
     return Choice(q, thresholds, {"q": q})
 
 
-def _by_accuracy(evaluation: results.Evaluation, top1: float) -> Choice:
-    among = _candidates(evaluation, evaluation.mul_adds)
+def _by_accuracy(
+    evaluation: results.Evaluation, scores: NDArray[np.float32], top1: float
+) -> Choice:
+    among = candidates(scores, evaluation.threshold_images().correct, evaluation.mul_adds)
     best = cheapest_reaching(among, top1)
     if best is None:
         reachable = max(candidate.top1 for candidate in among)
@@ -190,7 +205,9 @@ def _by_accuracy(evaluation: results.Evaluation, top1: float) -> Choice:
     return Choice(best.q, best.thresholds, {"top1": top1})
 
 
-def _by_promise(evaluation: results.Evaluation, risk: float, confidence: float) -> Choice:
+def _by_promise(
+    evaluation: results.Evaluation, scores: NDArray[np.float32], risk: float, confidence: float
+) -> Choice:
     for name, value in (("risk", risk), ("confidence", confidence)):
         if not 0 < value < 1:
             raise UserError(f"--{name}={value:g} is not allowed: must be between 0 and 1")
@@ -199,36 +216,23 @@ def _by_promise(evaluation: results.Evaluation, risk: float, confidence: float) 
             "--risk: a promise needs images that the network was not trained on; train and "
             "evaluate with --config.dataset.thresholds_from=holdout"
         )
-    images = evaluation.threshold_images()
+    correct = evaluation.threshold_images().correct
     try:
-        guarantee = guaranteed_thresholds(
-            images.scores(rules.DEFAULT_RULE),
-            images.correct,
-            evaluation.mul_adds,
-            risk,
-            confidence,
-        )
+        guarantee = guaranteed_thresholds(scores, correct, evaluation.mul_adds, risk, confidence)
     except TooFewImages as error:
         raise UserError(f"--risk: {error}") from error
     promise = dataclasses.asdict(guarantee)
     return Choice(promise.pop("q"), promise.pop("thresholds"), promise)
 
 
-def _within(
-    evaluation: results.Evaluation, costs: Sequence[float], budget: float, argument: str
-) -> Candidate:
-    among = _candidates(evaluation, costs)
+def _within(among: Sequence[Candidate], budget: float, argument: str) -> Candidate:
     best = best_within(among, budget)
     if best is None:
+        least = min(candidate.cost for candidate in among)
         raise UserError(
-            f"{argument}={budget:g} is out of reach: the first exit alone takes {costs[0]:.3g}"
+            f"{argument}={budget:g} is out of reach: the first exit alone takes {least:.3g}"
         )
     return best
-
-
-def _candidates(evaluation: results.Evaluation, costs: Sequence[float]) -> list[Candidate]:
-    images = evaluation.threshold_images()
-    return candidates(images.scores(rules.DEFAULT_RULE), images.correct, costs)
 
 
 def _milliseconds(workdir: Path, evaluation: results.Evaluation) -> list[float]:

@@ -93,6 +93,15 @@ def test_shares_that_were_not_got_are_pointed_out(tmp_path, capsys):
     assert "  but q=2 asks for shares of 14% 29% 57%" in capsys.readouterr().out
 
 
+def test_patience_is_one_of_the_rules(run):
+    result = chosen(run[0], "--mul-adds=2M", "--rule=patience")
+    assert result["rule"] == "patience"
+    scores = run[1].held_out.scores("patience")
+    shares = np.bincount(first_exits(scores, result["thresholds"]), minlength=3) / 3000
+    assert [result["expected"][f"share_{k}"] for k in (1, 2, 3)] == pytest.approx(shares.tolist())
+    assert 1.5e6 < result["expected"]["mul_adds"] <= 2e6
+
+
 def test_a_latency_is_kept_by_measured_times(run, monkeypatch):
     monkeypatch.setattr(thresholds, "_milliseconds", lambda workdir, evaluation: [3.0, 4.0, 9.0])
     result = chosen(run[0], "--latency-ms=5")
@@ -168,6 +177,7 @@ def test_a_file_that_cannot_be_written_is_named(run, tmp_path):
         (["--q=0"], "'0' is not allowed: must be a positive number"),
         (["--mul-adds=many"], "'many' is not allowed: .* such as 250000, 300k, 20M"),
         (["--q=1e30"], "--q=1e\\+30 is not allowed: .* overflows"),
+        (["--q=1", "--rule=luck"], "--rule: invalid choice: 'luck' .*patience"),
         ([], "one of the arguments"),
         (["--q=1", "--accuracy=90"], "not allowed with argument"),
     ],

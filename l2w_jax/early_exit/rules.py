@@ -2,11 +2,12 @@
 
 A rule is a function from the logits of an exit to a score for each image; an image leaves at the
 first exit at which its score reaches the threshold. Everything that chooses thresholds or follows
-them takes the scores of any rule.
+them takes the scores of any rule. Patience, which goes by the exits before too, is `Remembering`.
 """
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,26 @@ from l2w_jax.early_exit.budget import NOBODY_LEAVES
 from l2w_jax.models.layers import at_least_float32
 
 # From logits [..., C] to scores [...].
-Rule = Callable[[jax.Array], jax.Array]
+RuleOfOneExit = Callable[[jax.Array], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Remembering:
+    """A rule that goes by what earlier exits said too.
+
+    Attributes:
+        step: from logits [..., C] and what was remembered at the exit before, None at the first, to
+            scores [...] and what to remember: arrays of the images' leading axes.
+    """
+
+    step: Callable[[jax.Array, Any], tuple[jax.Array, Any]]
+
+    @property
+    def __name__(self) -> str:
+        return self.step.__name__
+
+
+Rule = RuleOfOneExit | Remembering
 
 # The largest score: those beyond are cut off, so that all obey the two special thresholds.
 _LARGEST = np.nextafter(NOBODY_LEAVES, np.float32(0))
@@ -42,13 +62,90 @@ def log_odds(logits: jax.Array) -> jax.Array:
     z_max - log sum_c exp(z_c) over all classes but the most probable one.
     """
     logits = at_least_float32(logits)
-    most_probable = jax.nn.one_hot(logits.argmax(axis=-1), logits.shape[-1], dtype=bool)
-    others = jnp.where(most_probable, -jnp.inf, logits)
-    odds = logits.max(axis=-1) - jax.nn.logsumexp(others, axis=-1)
+    odds = logits.max(axis=-1) - jax.nn.logsumexp(_others(logits), axis=-1)
     return jnp.clip(odds, -_LARGEST, _LARGEST)
 
 
-RULES: dict[str, Rule] = {rule.__name__: rule for rule in (log_odds, confidence)}
+def margin(logits: jax.Array) -> jax.Array:
+    """Logarithm of p / p' for the two largest softmax probabilities p and p', [..., C] -> [...].
+
+    It is the difference of their logits. The difference of the probabilities, which some take,
+    saturates as they do.
+    """
+    logits = at_least_float32(logits)
+    return jnp.clip(logits.max(axis=-1) - _others(logits).max(axis=-1), 0, _LARGEST)
+
+
+def negative_entropy(logits: jax.Array) -> jax.Array:
+    """Minus the entropy of the softmax probabilities in nats, -log C to 0, [..., C] -> [...].
+
+    Down to entropies of 1e-38 it tells samples apart, since -log p of the most probable class is
+    taken as log(1 + exp(-log-odds)) instead of through p, which is rounded to 1.
+    """
+    logits = at_least_float32(logits)
+    log_probs = jax.nn.log_softmax(logits)
+    of_others = jnp.where(_most_probable(logits), 0, jnp.exp(log_probs) * log_probs).sum(axis=-1)
+    return of_others - confidence(logits) * jnp.log1p(jnp.exp(-log_odds(logits)))
+
+
+def _most_probable(logits: jax.Array) -> jax.Array:
+    """Where the most probable class is, the first of equals: bool [..., C]."""
+    return jax.nn.one_hot(logits.argmax(axis=-1), logits.shape[-1], dtype=bool)
+
+
+def _others(logits: jax.Array) -> jax.Array:
+    return jnp.where(_most_probable(logits), -jnp.inf, logits)
+
+
+@Remembering
+def patience(logits: jax.Array, before: tuple[jax.Array, jax.Array] | None) -> tuple[Any, Any]:
+    """How many exits, up to this one, name the same class without a break, [..., C] -> [...].
+
+    That is the whole part of the score (Zhou et al., "BERT Loses Patience", NeurIPS 2020): the
+    threshold k means "k exits agree". The fraction orders equals by their log-odds, without which a
+    threshold would take all of them or none, whatever share is asked for.
+    """
+    labels = logits.argmax(axis=-1)
+    scores = _scores_of_patience(labels, log_odds(logits), before)
+    return scores, (labels, scores)
+
+
+def _scores_of_patience(
+    labels: jax.Array, odds: jax.Array, before: tuple[jax.Array, jax.Array] | None
+) -> jax.Array:
+    # From 0 to just under 1, and slower than any probability in reaching it.
+    sureness = (1 - 2.0**-18) * (1 + odds / (1 + jnp.abs(odds))) / 2
+    if before is None:
+        return 1 + sureness
+    earlier_labels, earlier_scores = before
+    return 1 + jnp.where(labels == earlier_labels, jnp.floor(earlier_scores), 0) + sureness
+
+
+def patience_of_predictions(predicted: ArrayLike, log_odds: ArrayLike) -> NDArray[np.float32]:
+    """Scores by `patience` from the predicted classes and log-odds of all exits, each [K, N]."""
+    scores: list[jax.Array] = []
+    for k, (labels, odds) in enumerate(zip(np.asarray(predicted), log_odds, strict=True)):
+        before = (predicted[k - 1], scores[-1]) if k else None
+        scores.append(_scores_of_patience(labels, odds, before))
+    return np.asarray(jnp.stack(scores), dtype=np.float32)
+
+
+def follow(rule: Rule, logits: jax.Array, remembered: Any) -> tuple[jax.Array, Any]:
+    """Scores at an exit, and what the rule takes along to the next one.
+
+    Args:
+        rule: any.
+        logits: of the exit [..., C].
+        remembered: what the exit before gave; None at the first.
+    """
+    if isinstance(rule, Remembering):
+        return rule.step(logits, remembered)
+    return rule(logits), None
+
+
+RULES: dict[str, Rule] = {
+    rule.__name__: rule for rule in (log_odds, confidence, negative_entropy, margin, patience)
+}
 
 # What the commands decide by unless they are told otherwise.
 DEFAULT_RULE = log_odds.__name__

@@ -25,18 +25,25 @@ def stage_function(
     preprocess: Callable[[jax.Array], jax.Array] | None,
     rule: rules.Rule,
 ) -> StageFunction:
-    """Stage k with its exit; the first takes images, the last leaves no features."""
+    """Stage k with its exit; the first takes images, the last leaves no features.
+
+    Features are the network's and what the rule remembers.
+    """
 
     def function(variables: Mapping[str, Any], features: Any) -> StageAnswer:
         if k == 0:
             images = features if preprocess is None else preprocess(features)
             features = model.apply(variables, images, train=False, method="init_carry")
+            remembered = None
+        else:
+            features, remembered = features
         logits, features = model.apply(variables, k, features, train=False, method="stage")
         labels = logits.argmax(axis=-1).astype(jnp.int32)
         confidences = rules.confidence(logits).astype(jnp.float32)
-        scores = rule(logits).astype(jnp.float32)
+        scores, remembered = rules.follow(rule, logits, remembered)
         is_last = k == model.num_exits - 1
-        return labels, confidences, scores, None if is_last else features
+        further = None if is_last else (features, remembered)
+        return labels, confidences, scores.astype(jnp.float32), further
 
     return function
 

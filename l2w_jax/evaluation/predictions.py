@@ -42,6 +42,8 @@ class Predictions:
         correct_top5: whether the true class is among the five most probable, bool [K, N].
         log_odds: of the confidences, without their saturation, float32 [K, N]. In an evaluation
             that has confidences alone they are made of these.
+        negative_entropy, margin: scores by these rules, float32 [K, N]; None in an evaluation that
+            does not have them.
     """
 
     positions: NDArray[np.int32]
@@ -52,6 +54,8 @@ class Predictions:
     correct: NDArray[np.bool_]
     correct_top5: NDArray[np.bool_]
     log_odds: NDArray[np.float32] | None = None
+    negative_entropy: NDArray[np.float32] | None = None
+    margin: NDArray[np.float32] | None = None
 
     def __post_init__(self):
         if self.log_odds is None:
@@ -59,8 +63,23 @@ class Predictions:
             object.__setattr__(self, "log_odds", odds)
 
     def scores(self, rule: str) -> NDArray[np.float32]:
-        """By the rule of that name, float32 [K, N]."""
-        return {"confidence": self.confidences, "log_odds": self.log_odds}[rule]
+        """By the rule of that name, float32 [K, N].
+
+        Raises:
+            UserError: an evaluation of an earlier version does not have them.
+        """
+        if rule == "confidence":
+            return self.confidences
+        if rule == "patience":
+            return rules.patience_of_predictions(self.predicted, self.log_odds)
+        scores = getattr(self, rule)
+        if scores is None:
+            raise UserError(
+                f"rule {rule!r}: the run was evaluated by a version that did not know it; evaluate "
+                "the run again (python -m l2w_jax.main with its --config and --workdir, "
+                "--mode=evaluate)"
+            )
+        return scores
 
     @property
     def top1(self) -> NDArray[np.float64]:
@@ -147,6 +166,8 @@ def _answers(
         "loss": cross_entropy(logits, labels).astype(jnp.float32),
         "confidence": confidences_of_logits(logits).astype(jnp.float32),
         "log_odds": rules.log_odds(logits).astype(jnp.float32).T,
+        "negative_entropy": rules.negative_entropy(logits).astype(jnp.float32).T,
+        "margin": rules.margin(logits).astype(jnp.float32).T,
         "predicted": logits.argmax(axis=-1).astype(jnp.int32).T,
         "rank": _rank_of_label(logits, labels).T,
     }
@@ -201,7 +222,7 @@ def _predictions(rows: Arrays, split: str, num_images: int) -> Predictions:
         labels=rows["label"][order],
         losses=rows["loss"][order].T,
         confidences=rows["confidence"][order].T,
-        log_odds=rows["log_odds"][order].T,
+        **{name: rows[name][order].T for name in ("log_odds", "negative_entropy", "margin")},
         predicted=rows["predicted"][order].T,
         correct=rows["rank"][order].T < 1,
         correct_top5=rows["rank"][order].T < 5,

@@ -157,6 +157,7 @@ class Evaluation:
             for field, (prefix, _) in _ARRAYS.items()
             if (group := getattr(self, field)) is not None
             for name, array in vars(group).items()
+            if array is not None
         }
         write_arrays(workdir / _ARRAYS_FILE, arrays)
         summary = {

@@ -1,5 +1,7 @@
 """Scores that decide who leaves: what they order, and where they saturate."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,10 +13,12 @@ from hypothesis.extra import numpy as hnp
 
 from l2w_jax.early_exit import EarlyExitPredictor, exit_shares, find_thresholds, rules
 from l2w_jax.early_exit.budget import EVERYBODY_LEAVES, NOBODY_LEAVES, first_exits
+from l2w_jax.models import MultiExitNetwork
 
 LOGITS = hnp.arrays(
     np.float32,
-    st.tuples(st.integers(1, 20), st.integers(2, 6)),
+    # Few shapes, since each is compiled.
+    st.sampled_from([(20, 2), (20, 5)]),
     elements=st.one_of(st.sampled_from([0.0, 1.0, 3.0]), st.floats(-50, 50, width=32)),
 )
 
@@ -29,9 +33,9 @@ def exact_log_odds(logits):
 
 
 @given(logits=LOGITS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_log_odds_are_those_of_the_largest_probability(logits):
-    odds = np.asarray(rules.log_odds(logits))
+    odds = np.asarray(jax.jit(rules.log_odds)(logits))
     np.testing.assert_allclose(odds, exact_log_odds(logits), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(nn.sigmoid(odds), rules.confidence(logits), rtol=1e-5)
 
@@ -45,9 +49,42 @@ def test_log_odds_tell_apart_what_float32_rounds_to_one():
     np.testing.assert_allclose(half, rules.log_odds(logits), rtol=5e-3)
 
 
+@given(logits=LOGITS)
+@settings(max_examples=40, deadline=None)
+def test_entropy_and_margin_are_those_of_the_probabilities(logits):
+    *others, first = np.sort(np.float64(logits), axis=-1).T
+    # Of the logarithms, that of the largest probability too, which float64 would round to 1.
+    log_sum = np.log1p(np.exp(np.array(others) - first).sum(axis=0))
+    log_probs = np.array([*(others - first), 0 * first]) - log_sum
+    entropies = -(np.exp(log_probs) * log_probs).sum(axis=0)
+    found = jax.jit(rules.negative_entropy)(logits)
+    np.testing.assert_allclose(found, -entropies, rtol=1e-4, atol=1e-37)
+    np.testing.assert_allclose(jax.jit(rules.margin)(logits), first - others[-1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("rule", [rules.negative_entropy, rules.margin])
+def test_no_rule_but_confidence_ties_where_the_network_is_sure(rule):
+    scores = rule(np.float32([[20, 0, 0], [21, 0, 0], [60, 0, 0]]))
+    assert (np.diff(scores) > 0).all()
+
+
+def test_patience_counts_exits_that_agree_and_orders_equals_by_their_log_odds():
+    labels = np.array([[0, 0, 1], [1, 0, 1], [1, 0, 0], [1, 0, 0]])
+    odds = np.float32([[5, -1, 99], [5, 80, 90], [0, 0, 0], [1, 2, 3]])
+    scores = rules.patience_of_predictions(labels, odds)
+    np.testing.assert_array_equal(np.floor(scores), [[1, 1, 1], [1, 2, 2], [2, 3, 1], [3, 4, 2]])
+    assert scores[0, 1] < scores[0, 0] < scores[0, 2]
+    assert scores[1, 1] < scores[1, 2]
+    # Whole numbers are the patience of the literature: the first exit that two agree at.
+    assert first_exits(scores, [2, 2, 2, 2]).tolist() == [2, 1, 1]
+    surest = rules.patience_of_predictions(np.zeros((30, 1)), np.full((30, 1), 9e7))
+    np.testing.assert_array_equal(np.floor(surest)[:, 0], np.arange(1, 31))
+
+
 @pytest.mark.parametrize("scale", [1e9, 3e38])
 def test_no_score_is_beyond_the_two_special_thresholds(scale):
     scores = np.asarray(rules.log_odds(np.float32([[scale, 0], [0, 0], [1, -scale]])))
+    assert rules.margin(np.float32([[scale, 0]])) < NOBODY_LEAVES
     assert (scores < NOBODY_LEAVES).all() and (scores > EVERYBODY_LEAVES).all()
     assert first_exits(np.stack([scores, scores]), [NOBODY_LEAVES, 0]).tolist() == [1] * 3
 
@@ -63,7 +100,7 @@ def test_log_odds_of_stored_confidences_are_finite_and_in_order():
     np.testing.assert_allclose(odds[:3], np.log([1 / 3, 1, 9]), rtol=1e-6, atol=1e-7)
 
 
-class SureNetwork(nn.Module):
+class SureNetwork(MultiExitNetwork):
     """Three exits, the answers of which are the first pixels times a large number."""
 
     num_exits: int = 3
@@ -84,6 +121,25 @@ def sure_images():
 def sure_logits(sure_images):
     """[K, N, C], half of whose confidences are 1 in float32."""
     return 40 * sure_images[:, 0].transpose(1, 0, 2)
+
+
+@pytest.mark.parametrize("rule", rules.RULES)
+def test_the_predictor_follows_any_rule(tiny_network, rule):
+    model, variables = tiny_network
+    images = np.random.default_rng(3).normal(0, 1, (128, 8, 8, 3)).astype(np.float32)
+    logits = jax.jit(functools.partial(model.apply, train=False))(variables, images)
+    if rule == "patience":
+        scores = rules.patience_of_predictions(logits.argmax(-1), rules.log_odds(logits))
+    else:
+        scores = np.asarray(rules.RULES[rule](logits))
+    thresholds = find_thresholds(scores, exit_shares(1, 3))
+    decisions = EarlyExitPredictor(
+        model, variables, thresholds, batch_sizes=[64, 128], rule=rules.RULES[rule]
+    )(images)
+    assert np.bincount(decisions.exits, minlength=3).min() > 20
+    clear = (np.abs(scores - thresholds[:, None]) > 1e-5 * np.abs(thresholds[:, None])).all(axis=0)
+    assert clear.mean() > 0.95
+    np.testing.assert_array_equal(decisions.exits[clear], first_exits(scores, thresholds)[clear])
 
 
 @pytest.mark.parametrize("q", [1, 2])

@@ -142,6 +142,8 @@ def test_the_files_keep_the_names_of_earlier_versions(folder):
     assert json.loads((folder / "evaluation.json").read_text()) == summary
     with np.load(folder / "evaluation.npz") as written:
         assert set(written) == set(arrays) | {"test_log_odds", "thresholds_log_odds"}
+    with pytest.raises(UserError, match=r"rule 'margin': .* evaluate the run again"):
+        Evaluation.load(folder).held_out.scores("margin")
 
 
 @pytest.mark.parametrize("missing", ["evaluation.json", "evaluation.npz"])

@@ -1,0 +1,134 @@
+"""Calibration of exits: confidences that mean how often an exit is right.
+
+Each exit's logits are divided by a temperature of its own, which leaves its answers as they are and
+changes how sure it is of them (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017).
+"""
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from flax import linen as nn
+from numpy.typing import NDArray
+from scipy import optimize, special
+
+from l2w_jax.models import MultiExitNetwork
+from l2w_jax.models.layers import at_least_float32
+
+# Temperatures beyond these are taken for a sign that there is nothing to fit, as where an exit
+# classifies all images rightly.
+_TEMPERATURES = (0.05, 20.0)
+
+
+class Calibrated(MultiExitNetwork):
+    """A network whose exits are calibrated; it has the variables of the network itself.
+
+    Attributes:
+        network: the network.
+        temperatures: one for each exit.
+    """
+
+    network: MultiExitNetwork
+    temperatures: tuple[float, ...]
+
+    def setup(self):
+        """Lets the network have this module's variables, and compute in its type."""
+        self.inner = self.network.clone(dtype=self.dtype, axis_name=self.axis_name)
+        nn.share_scope(self, self.inner)
+
+    @property
+    def num_exits(self) -> int:
+        """K."""
+        return self.network.num_exits
+
+    def init_carry(self, images: jax.Array, train: bool):
+        """That of the network."""
+        return self.inner.init_carry(images, train)
+
+    def stage(self, k: int, carry, train: bool):
+        """That of the network, the logits divided by the exit's temperature."""
+        logits, carry = self.inner.stage(k, carry, train)
+        return at_least_float32(logits) / self.temperatures[k], carry
+
+
+def calibrated(network: MultiExitNetwork, temperatures: Sequence[float] | None) -> MultiExitNetwork:
+    """The network with these temperatures [K] at its exits; as it is without."""
+    if temperatures is None:
+        return network
+    return Calibrated(
+        network,
+        tuple(temperatures),
+        dtype=network.dtype,
+        axis_name=network.axis_name,
+    )
+
+
+def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
+    """The temperature T with the least mean cross-entropy of logits / T.
+
+    The cross-entropy is convex in 1/T, so that there is one.
+
+    Args:
+        logits: of one exit [N, C].
+        labels: class indices [N].
+    """
+    logits = np.asarray(logits, dtype=np.float64)
+    of_label = logits[np.arange(len(labels)), labels]
+
+    def cross_entropy(log_temperature: float) -> float:
+        scale = np.exp(-log_temperature)
+        return float((special.logsumexp(scale * logits, axis=-1) - scale * of_label).mean())
+
+    bounds = tuple(np.log(_TEMPERATURES))
+    return float(np.exp(optimize.minimize_scalar(cross_entropy, bounds=bounds).x))
+
+
+def calibration_error(
+    confidences: NDArray[np.floating], correct: NDArray[np.bool_], num_bins: int = 15
+) -> float:
+    """Expected calibration error: mean distance of confidence and accuracy, over equal bins.
+
+    ECE = sum_b n_b / N · |accuracy_b - confidence_b| over bins of equal width.
+
+    Args:
+        confidences: of one exit [N].
+        correct: whether it classifies each sample correctly [N].
+        num_bins: how many bins [0, 1] is divided into.
+
+    Returns:
+        0 to 1.
+    """
+    bins = np.clip(np.ceil(confidences * num_bins).astype(int) - 1, 0, num_bins - 1)
+    gaps = np.bincount(bins, weights=correct - np.float64(confidences), minlength=num_bins)
+    return float(np.abs(gaps).sum() / len(confidences))
+
+
+def adaptive_calibration_error(
+    confidences: NDArray[np.floating], correct: NDArray[np.bool_], num_bins: int = 15
+) -> float:
+    """`calibration_error` over bins of equally many samples (Nixon et al., CVPR Workshops 2019).
+
+    The bins of equal width hold nearly all samples of a network that is sure in one of them.
+    """
+    order = np.argsort(confidences, kind="stable")
+    gaps = correct[order] - np.float64(confidences[order])
+    return float(sum(abs(part.sum()) for part in np.array_split(gaps, num_bins)) / len(gaps))
+
+
+def calibration_table(
+    confidences: NDArray[np.floating], correct: NDArray[np.bool_]
+) -> list[dict[str, float]]:
+    """One row for each exit: exit (from 1), ece and adaptive_ece, 0 to 1.
+
+    Args:
+        confidences: [K, N].
+        correct: whether each exit classifies each sample correctly [K, N].
+    """
+    return [
+        {
+            "exit": k + 1,
+            "ece": calibration_error(confidences[k], correct[k]),
+            "adaptive_ece": adaptive_calibration_error(confidences[k], correct[k]),
+        }
+        for k in range(len(confidences))
+    ]
