@@ -183,7 +183,6 @@ class Graph:
         inputs: Sequence[Tensor],
         answers: Mapping[str, Tensor],
         features: Sequence[Tensor],
-        metadata: Mapping[str, str],
     ) -> onnx.ModelProto:
         """The graph as a model that `onnx.checker` has passed.
 
@@ -191,7 +190,6 @@ class Graph:
             inputs: what it takes, under their names.
             answers: what it gives under other names than theirs.
             features: what it gives besides, under their names.
-            metadata: to be written into the model.
         """
         renamed = [
             helper.make_node("Identity", [tensor.name], [name]) for name, tensor in answers.items()
@@ -212,7 +210,6 @@ class Graph:
             ir_version=IR_VERSION,
             producer_name="l2w_jax",
         )
-        helper.set_model_props(model, dict(metadata))
         onnx.checker.check_model(model, full_check=True)
         return model
 
