@@ -75,6 +75,9 @@ class Joined:
 
 Value = Tensor | Joined
 
+# What is known while the graph is made. An axis of one element stands for any number of equal ones.
+Known = np.ndarray
+
 
 class Graph:
     """Nodes and constants, in the order in which they are made.

@@ -7,8 +7,8 @@ from small_networks import lively_variables, network
 from l2w_jax.early_exit import rules
 from l2w_jax.early_exit.budget import NOBODY_LEAVES, first_exits
 from l2w_jax.interop import quantize, run_onnx
-from l2w_jax.interop.exported_folder import ImageFormat
 from l2w_jax.interop.export_onnx import export_quantized
+from l2w_jax.interop.exported_folder import ImageFormat
 
 IMAGE_FORMAT = ImageFormat(32, 1.0, [0.5] * 3, [0.25] * 3)
 
