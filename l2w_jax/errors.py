@@ -21,6 +21,15 @@ class RunFailed(UserError):
     exit_status = 1
 
 
+class Incomplete(UserError):
+    """A command that did what it could, while some of its input was bad.
+
+    The command line exits with status 1.
+    """
+
+    exit_status = 1
+
+
 class RunInterrupted(UserError):
     """A run that was asked to stop, and has saved its state.
 
@@ -29,3 +38,9 @@ class RunInterrupted(UserError):
     """
 
     exit_status = 75
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line: the first of its message, or its type where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

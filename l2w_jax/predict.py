@@ -4,8 +4,8 @@
 
 Prints, for every image, its class, how confident the network is, at which exit it left and the
 share of the full network's mul-adds that this saved: as a table, or with --json as one JSON object
-a line. Folders are searched for files, their sub-folders too. A file that is no image is reported
-and the rest go on.
+a line. Folders are searched for files, their sub-folders too. A file that is no image is reported,
+the rest go on, and the exit status is 1.
 
 Thresholds are those of --thresholds, or else of RUN/thresholds.json; without either, the cheapest
 with which stopping early lost no accuracy on the run's held-out images.
@@ -25,9 +25,8 @@ from numpy.typing import NDArray
 
 from l2w_jax import command_line
 from l2w_jax.config import stored
-from l2w_jax.early_exit.rules import DEFAULT_RULE, ExitPolicy
-from l2w_jax.early_exit.selection import candidates, cheapest_reaching
-from l2w_jax.errors import UserError
+from l2w_jax.early_exit.rules import ExitPolicy
+from l2w_jax.errors import Incomplete, UserError
 from l2w_jax.evaluation import results
 
 # Read, classified and printed together.
@@ -43,11 +42,12 @@ def main(argv: Sequence[str]) -> None:
         argv: arguments without the program's name.
 
     Raises:
-        UserError: an argument is wrong, the run is not evaluated, or no file is an image.
+        UserError: an argument is wrong, the run is not evaluated, or there is no file.
+        Incomplete: a file is no image; the others were classified.
     """
     arguments = _parse(argv)
     config = stored.read_config(arguments.workdir)
-    evaluation = results.read_results(arguments.workdir)
+    evaluation = results.Evaluation.load(arguments.workdir)
     policy = choose_policy(arguments.workdir, arguments.thresholds, evaluation)
 
     # Imported late: it brings Orbax and clu, which take seconds.
@@ -56,21 +56,24 @@ def main(argv: Sequence[str]) -> None:
     predictor = restore_predictor(config, arguments.workdir, evaluation, policy)
     if not arguments.json:
         print(TABLE_HEADER)
-    found = 0
+    found = failed = 0
     for answer in answers(files_in(arguments.images), config, predictor, evaluation):
         if "error" in answer and not arguments.json:
             print(answer["error"], file=sys.stderr)
         else:
             print(json.dumps(answer) if arguments.json else table_row(answer, evaluation))
         found += "error" not in answer
+        failed += "error" in answer
     if not found:
         given = ", ".join(map(str, arguments.images))
-        raise UserError(
+        raise (Incomplete if failed else UserError)(
             f"{given}: no image found; must be JPEG, PNG, GIF, BMP or WebP files or hold some"
         )
+    if failed:
+        raise Incomplete(f"{failed} of {found + failed} files could not be classified")
 
 
-def choose_policy(workdir: Path, given: Path | None, evaluation: results.Results) -> ExitPolicy:
+def choose_policy(workdir: Path, given: Path | None, evaluation: results.Evaluation) -> ExitPolicy:
     """Who leaves where: as given, as set for the run, or so that no accuracy is lost.
 
     Raises:
@@ -79,13 +82,7 @@ def choose_policy(workdir: Path, given: Path | None, evaluation: results.Results
     of_run = workdir / results.THRESHOLDS_FILE
     if given is not None or of_run.exists():
         return results.read_policy(given or of_run, evaluation)
-    among = candidates(
-        evaluation.scores("thresholds", DEFAULT_RULE),
-        evaluation.arrays["thresholds_correct"],
-        evaluation.mul_adds,
-    )
-    # The first is the full network, so that there is one.
-    return ExitPolicy(cheapest_reaching(among, among[0].top1).thresholds)
+    return ExitPolicy(evaluation.without_loss.thresholds)
 
 
 def files_in(paths: Sequence[Path]) -> Iterator[Path]:
@@ -104,7 +101,7 @@ def answers(
     files: Iterator[Path],
     config: ConfigDict,
     predict: Callable[[NDArray[np.uint8]], tuple[NDArray[Any], NDArray[Any], NDArray[Any]]],
-    evaluation: results.Results,
+    evaluation: results.Evaluation,
 ) -> Iterator[dict[str, Any]]:
     """For each file, in order: file, class, confidence, exit (from 1) and saved, or an error.
 
@@ -117,7 +114,7 @@ def answers(
     # Imported late: it brings TensorFlow, which takes seconds.
     from l2w_jax.data.single import UnreadableImage, read_image
 
-    class_names = evaluation.summary["class_names"]
+    class_names = evaluation.class_names
     saved = 1 - np.array(evaluation.mul_adds) / evaluation.mul_adds[-1]
     while chunk := list(itertools.islice(files, FILES_AT_ONCE)):
         images, errors = {}, {}
@@ -144,7 +141,7 @@ def answers(
                 }
 
 
-def table_row(answer: dict[str, Any], evaluation: results.Results) -> str:
+def table_row(answer: dict[str, Any], evaluation: results.Evaluation) -> str:
     """One line of the table, under TABLE_HEADER."""
     of_exits = f"{answer['exit']}/{len(evaluation.mul_adds)}"
     return (

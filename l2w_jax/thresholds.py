@@ -1,4 +1,4 @@
-"""Sets the thresholds at which images may leave the network, for what a user has or wants.
+"""Sets how sure the network must be for an image to leave it, for what a user has or wants.
 
     python -m l2w_jax.thresholds --workdir=RUN --mul-adds=20M      # at most this much compute
     python -m l2w_jax.thresholds --workdir=RUN --latency-ms=2.5    # at most so long here
@@ -26,13 +26,7 @@ from numpy.typing import NDArray
 from l2w_jax import command_line
 from l2w_jax.config import stored
 from l2w_jax.early_exit import rules
-from l2w_jax.early_exit.budget import (
-    EVERYBODY_LEAVES,
-    NOBODY_LEAVES,
-    exit_shares,
-    first_exits,
-    operating_point,
-)
+from l2w_jax.early_exit.budget import EVERYBODY_LEAVES, NOBODY_LEAVES, exit_shares
 from l2w_jax.early_exit.guarantee import TooFewImages, guaranteed_thresholds
 from l2w_jax.early_exit.selection import (
     Candidate,
@@ -68,7 +62,7 @@ def main(argv: Sequence[str]) -> None:
         UserError: an argument is wrong, the run was not evaluated, or nothing fulfils the wish.
     """
     arguments = _parse(argv)
-    evaluation = results.read_results(arguments.workdir)
+    evaluation = results.Evaluation.load(arguments.workdir)
     output = arguments.output or arguments.workdir / results.THRESHOLDS_FILE
     chosen = choose(arguments, evaluation)
     with told_if_unwritable(output, "--output=" if arguments.output else ""):
@@ -77,25 +71,24 @@ def main(argv: Sequence[str]) -> None:
     print(f"written to {output}")
 
 
-def choose(arguments: argparse.Namespace, evaluation: results.Results) -> dict[str, Any]:
+def choose(arguments: argparse.Namespace, evaluation: results.Evaluation) -> dict[str, Any]:
     """What thresholds.json holds: thresholds [K], where they come from and what they lead to.
 
     Raises:
         UserError: no thresholds fulfil the wish.
     """
     choice = _choice(arguments, evaluation)
-    summary = evaluation.summary
     return {
         "rule": rules.DEFAULT_RULE,
         "thresholds": [float(threshold) for threshold in choice.thresholds],
         "chosen_by": choice.chosen_by,
         # JSON has no infinity; nothing but the full network is without a q.
         "q": choice.q if math.isfinite(choice.q) else None,
-        "step": summary["step"],
-        "thresholds_from": summary["thresholds_from"],
-        "thresholds_images": summary["thresholds_images"],
-        "expected": _outcome(evaluation, "thresholds", choice.thresholds),
-        "test": _outcome(evaluation, "test", choice.thresholds),
+        "step": evaluation.step,
+        "thresholds_from": evaluation.thresholds_from,
+        "thresholds_images": len(evaluation.threshold_images().labels),
+        "expected": evaluation.outcome(evaluation.threshold_images(), choice.thresholds),
+        "test": evaluation.outcome(evaluation.test, choice.thresholds),
         "full_network_mul_adds": evaluation.mul_adds[-1],
     }
 
@@ -154,7 +147,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _choice(arguments: argparse.Namespace, evaluation: results.Results) -> Choice:
+def _choice(arguments: argparse.Namespace, evaluation: results.Evaluation) -> Choice:
     if arguments.q is not None:
         return _by_shares(evaluation, arguments.q)
     if arguments.accuracy is not None:
@@ -177,39 +170,40 @@ def _choice(arguments: argparse.Namespace, evaluation: results.Results) -> Choic
     )
 
 
-def _by_shares(evaluation: results.Results, q: float) -> Choice:
+def _by_shares(evaluation: results.Evaluation, q: float) -> Choice:
     try:
-        thresholds = thresholds_of(q, evaluation.scores("thresholds", rules.DEFAULT_RULE))
+        thresholds = thresholds_of(q, evaluation.threshold_images().scores(rules.DEFAULT_RULE))
     except ValueError as error:
         raise UserError(f"--q={q:g} is not allowed: {error}") from error
     return Choice(q, thresholds, {"q": q})
 
 
-def _by_accuracy(evaluation: results.Results, top1: float) -> Choice:
+def _by_accuracy(evaluation: results.Evaluation, top1: float) -> Choice:
     among = _candidates(evaluation, evaluation.mul_adds)
     best = cheapest_reaching(among, top1)
     if best is None:
         reachable = max(candidate.top1 for candidate in among)
         raise UserError(
             f"--accuracy={top1:g} is out of reach: the most that this network comes to on "
-            f"{evaluation.summary['thresholds_from']!r} images is {reachable:.2f}%"
+            f"{evaluation.thresholds_from!r} images is {reachable:.2f}%"
         )
     return Choice(best.q, best.thresholds, {"top1": top1})
 
 
-def _by_promise(evaluation: results.Results, risk: float, confidence: float) -> Choice:
+def _by_promise(evaluation: results.Evaluation, risk: float, confidence: float) -> Choice:
     for name, value in (("risk", risk), ("confidence", confidence)):
         if not 0 < value < 1:
             raise UserError(f"--{name}={value:g} is not allowed: must be between 0 and 1")
-    if evaluation.summary["thresholds_from"] != "holdout":
+    if evaluation.thresholds_from != "holdout":
         raise UserError(
             "--risk: a promise needs images that the network was not trained on; train and "
             "evaluate with --config.dataset.thresholds_from=holdout"
         )
+    images = evaluation.threshold_images()
     try:
         guarantee = guaranteed_thresholds(
-            evaluation.scores("thresholds", rules.DEFAULT_RULE),
-            evaluation.arrays["thresholds_correct"],
+            images.scores(rules.DEFAULT_RULE),
+            images.correct,
             evaluation.mul_adds,
             risk,
             confidence,
@@ -221,7 +215,7 @@ def _by_promise(evaluation: results.Results, risk: float, confidence: float) -> 
 
 
 def _within(
-    evaluation: results.Results, costs: Sequence[float], budget: float, argument: str
+    evaluation: results.Evaluation, costs: Sequence[float], budget: float, argument: str
 ) -> Candidate:
     among = _candidates(evaluation, costs)
     best = best_within(among, budget)
@@ -232,15 +226,12 @@ def _within(
     return best
 
 
-def _candidates(evaluation: results.Results, costs: Sequence[float]) -> list[Candidate]:
-    return candidates(
-        evaluation.scores("thresholds", rules.DEFAULT_RULE),
-        evaluation.arrays["thresholds_correct"],
-        costs,
-    )
+def _candidates(evaluation: results.Evaluation, costs: Sequence[float]) -> list[Candidate]:
+    images = evaluation.threshold_images()
+    return candidates(images.scores(rules.DEFAULT_RULE), images.correct, costs)
 
 
-def _milliseconds(workdir: Path, evaluation: results.Results) -> list[float]:
+def _milliseconds(workdir: Path, evaluation: results.Evaluation) -> list[float]:
     """Measured time of an image by itself that stops at each exit, [K]."""
     # Imported here, since only this needs the network and what comes with its checkpoints.
     from l2w_jax.early_exit.latency import milliseconds_per_exit
@@ -256,14 +247,6 @@ def _milliseconds(workdir: Path, evaluation: results.Results) -> list[float]:
         state.variables,
         images.astype(np.float32),
     ).tolist()
-
-
-def _outcome(
-    evaluation: results.Results, images: str, thresholds: NDArray[np.float32]
-) -> dict[str, float]:
-    """mul_adds, top1 and share_1 to share_K on the "test" images or those of the "thresholds"."""
-    exits = first_exits(evaluation.scores(images, rules.DEFAULT_RULE), thresholds)
-    return operating_point(exits, evaluation.arrays[f"{images}_correct"], evaluation.mul_adds)
 
 
 def _percentages(shares: Sequence[float]) -> str:

@@ -1,71 +1,119 @@
 """Runs that differ in the seed alone are one way of training, told by mean and deviation."""
 
+import json
+
+import numpy as np
 import pytest
+from written_runs import made_evaluation, made_predictions, write_config
 
 from l2w_jax import compare
-from l2w_jax.config import default_config, to_json
 from l2w_jax.errors import UserError
-from l2w_jax.evaluation import results
-from l2w_jax.report import png as plots
+from l2w_jax.report import figures
 
 
 def write_run(folder, seed, kind, top1):
     """A run with two exits, of 1 and 3 million mul-adds, whose early exit gains a point."""
-    config = default_config()
-    config.seed = seed
-    config.weighting.kind = kind
-    folder.mkdir()
-    (folder / "config.json").write_text(to_json(config))
-    return results.Results(
-        summary={
-            "anytime": [
-                {"exit": 1, "mul_adds": 1e6, "top1": top1[0]},
-                {"exit": 2, "mul_adds": 3e6, "top1": top1[1]},
-            ],
-            "budgeted": [
-                {"mul_adds": 3e6, "top1": top1[1]},
-                {"mul_adds": 1e6, "top1": top1[0] + 1},
-            ],
-        },
-        arrays={},
-    )
+    write_config(folder, seed, kind)
+    made_evaluation(
+        anytime=[
+            {"exit": 1, "mul_adds": 1e6, "top1": top1[0]},
+            {"exit": 2, "mul_adds": 3e6, "top1": top1[1]},
+        ],
+        budgeted=[
+            {"mul_adds": 3e6, "top1": top1[1]},
+            {"mul_adds": 1e6, "top1": top1[0] + 1},
+        ],
+        held_out=made_predictions(
+            np.array([[0.1, 0.2, 0.8, 0.9], [0.5] * 4]),
+            np.array([[False, False, True, True], [True] * 4]),
+        ),
+    ).save(folder)
+    return folder
 
 
 @pytest.fixture
-def workdirs(tmp_path, monkeypatch):
-    evaluations = {
-        tmp_path / f"{name}-{seed}": write_run(
-            tmp_path / f"{name}-{seed}", seed, kind, (50.0 + 2 * seed, 60.0 + gain)
-        )
+def workdirs(tmp_path):
+    return [
+        write_run(tmp_path / f"{name}-{seed}", seed, kind, (50.0 + 2 * seed, 60.0 + gain))
         for name, kind, gain in (("weighted", "meta", 4), ("plain", "none", 0))
         for seed in (0, 1)
-    }
-    monkeypatch.setattr(results, "read_results", evaluations.__getitem__)
-    return list(evaluations)
+    ]
 
 
 def test_table_has_mean_and_deviation_over_the_seeds(workdirs, capsys):
     compare.main(list(map(str, workdirs)))
-    header, _, weighted, plain = capsys.readouterr().out.splitlines()
+    header, _, weighted, plain, *_ = capsys.readouterr().out.splitlines()
     assert header == (
-        "| top-1 [%] | runs | exit 1 | exit 2 | early, 40% | early, 60% | early, 80% |"
+        "| top-1 [%] | runs | exit 1 | exit 2 | early, 40% | early, 60% | early, 80% "
+        "| early, 20% to 80% |"
     )
     # 40% of 3 million lies a tenth of the way from (1 million, 51 or 53%) to (3 million, 64%).
     assert weighted == (
         "| weighted | 2 | 51.00 ± 1.41 | 64.00 ± 0.00 "
-        "| 53.20 ± 1.27 | 56.80 ± 0.85 | 60.40 ± 0.42 |"
+        "| 53.20 ± 1.27 | 56.80 ± 0.85 | 60.40 ± 0.42 "
+        # From a third, where the curve begins, to 80% it is a line.
+        "| 56.21 ± 0.92 |"
     )
     assert plain.startswith("| plain | 2 | 51.00 ± 1.41 | 60.00 ± 0.00 |")
 
 
+def test_gains_are_paired_by_seed_with_the_interval_of_student(workdirs, capsys):
+    compare.main(list(map(str, workdirs[::-1])))
+    *_, header, _, gain = capsys.readouterr().out.splitlines()
+    assert header.startswith("| gain over plain | pairs |")
+    # The seeds alone differ by more; 12.71 is Student's factor for two pairs.
+    ways = compare.read_ways(workdirs)
+    gains = ways[0].mean_top1() - ways[1].mean_top1()
+    reach = 12.706 * gains.std(ddof=1) / np.sqrt(2)
+    low, high = gains.mean() - reach, gains.mean() + reach
+    assert gain == f"| weighted | 2 | {gains.mean():+.2f} ({low:+.2f} to {high:+.2f}) |"
+
+
+def test_runs_without_a_partner_do_not_count(workdirs, capsys):
+    compare.main(list(map(str, workdirs[:3])))
+    assert capsys.readouterr().out.splitlines()[-1].startswith("| plain | 1 | ")
+
+
+def test_kept_numbers_make_the_same_tables(workdirs, tmp_path, capsys):
+    compare.main([*map(str, workdirs), f"--save={tmp_path / 'numbers.json'}"])
+    of_runs = capsys.readouterr().out
+    compare.main([str(tmp_path / "numbers.json")])
+    assert capsys.readouterr().out == of_runs
+
+
+@pytest.mark.parametrize("content", ["", "[1]", json.dumps([{"name": "a"}])])
+def test_a_file_of_other_content_is_one_line(content, tmp_path):
+    path = tmp_path / "numbers.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match="must be a file that --save wrote") as error:
+        compare.read_ways([path])
+    assert "\n" not in str(error.value)
+
+
+def test_held_out_images_are_read_with_the_thresholds_of_the_others(workdirs):
+    (weighted, _) = compare.read_ways(workdirs, "holdout")
+    np.testing.assert_array_equal(weighted.anytime, [[50, 100]] * 2)
+    # Where half of the images are to leave at exit 1, the thresholds are 0.8 by one half and
+    # 0.9 by the other: one image of 0.9 leaves, at 1 instead of 3 million, and none of 0.8.
+    mul_adds, top1 = weighted.budgeted[0].T
+    assert mul_adds.min() == (2e6 + 3e6) / 2 and (top1 == 100).all()
+
+
 def test_figure_has_a_line_for_each_way_over_the_budgets_of_all_its_runs(workdirs):
-    (axes,) = plots.comparison_figure(compare.read_ways(workdirs)).axes
-    lines = {line.get_label(): line for line in axes.lines if line.get_label().endswith("runs)")}
+    chart = figures.comparison(compare.read_ways(workdirs))
+    lines = {series.label: series for series in chart.series if series.joined}
     assert list(lines) == ["weighted (2 runs)", "plain (2 runs)"]
-    x, y = lines["weighted (2 runs)"].get_data()
-    assert x.min() == pytest.approx(1, abs=0.01) and x.max() == 3
+    x, y = zip(*lines["weighted (2 runs)"].points, strict=True)
+    assert min(x) == pytest.approx(1, abs=0.01) and max(x) == 3
     assert y[-1] == pytest.approx(64)
-    assert axes.get_xlabel() == "mean mul-adds per image [millions]"
+    assert lines["weighted (2 runs)"].ranges[-1] == (64, 64)
+
+
+def test_figure_has_the_exits_of_each_way_with_their_range(workdirs):
+    chart = figures.comparison(compare.read_ways(workdirs))
+    exits = next(series for series in chart.series if not series.joined)
+    assert exits.points == [(1, 51), (3, 64)]
+    assert exits.ranges == [(50, 52), (64, 64)]
 
 
 def test_picture_is_written(workdirs, tmp_path):
@@ -78,20 +126,17 @@ def test_a_run_that_is_given_twice_is_refused(workdirs):
         compare.read_ways([workdirs[0], workdirs[1], workdirs[0].parent / "." / workdirs[0].name])
 
 
-def test_ways_whose_folders_are_named_alike_go_by_their_paths(tmp_path, monkeypatch):
-    folders = [tmp_path / "lr-1", tmp_path / "lr-2"]
-    made = [
-        write_run(folder, 0, kind, (50.0, 60.0))
-        for folder, kind in zip(folders, ("meta", "none"), strict=True)
+def test_ways_whose_folders_are_named_alike_go_by_their_paths(tmp_path):
+    folders = [
+        write_run(tmp_path / f"lr-{number}", 0, kind, (50.0, 60.0))
+        for number, kind in enumerate(("meta", "none"))
     ]
-    monkeypatch.setattr(results, "read_results", dict(zip(folders, made, strict=True)).__getitem__)
     assert [way.name for way in compare.read_ways(folders)] == [str(folder) for folder in folders]
 
 
-def test_a_decimal_in_a_name_is_no_seed(tmp_path, monkeypatch):
-    made = write_run(tmp_path / "lr0.05", 0, "meta", (50.0, 60.0))
-    monkeypatch.setattr(results, "read_results", lambda workdir: made)
-    assert [way.name for way in compare.read_ways([tmp_path / "lr0.05"])] == ["lr0.05"]
+def test_a_decimal_in_a_name_is_no_seed(tmp_path):
+    folder = write_run(tmp_path / "lr0.05", 0, "meta", (50.0, 60.0))
+    assert [way.name for way in compare.read_ways([folder])] == ["lr0.05"]
 
 
 def test_folder_that_is_no_run_is_one_line(tmp_path):

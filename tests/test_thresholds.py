@@ -1,45 +1,33 @@
 """The command that sets thresholds: every wish, and what it says where one cannot be fulfilled."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
+from written_runs import made_evaluation, random_predictions, write_config
 
 from l2w_jax import thresholds
-from l2w_jax.config import default_config, to_json
 from l2w_jax.early_exit.budget import NOBODY_LEAVES, exit_shares, find_thresholds, first_exits
 from l2w_jax.errors import UserError
 from l2w_jax.evaluation import results
-from l2w_jax.files import write_arrays, write_json
 
 MUL_ADDS = [1e6, 2e6, 4e6]
 
 
-def write_run(folder, images=3000, thresholds_from="holdout"):
+def write_run(folder, **fields):
+    """The evaluation of a run with 3000 images of either kind, written into the folder."""
     rng = np.random.default_rng(0)
-    arrays = {}
-    for split in ("thresholds", "test"):
-        strength = rng.normal(1, 1.5, images) + np.array([[0.0], [0.7], [1.2]])
-        confidences = (1 / (1 + np.exp(-strength))).astype(np.float32)
-        luck = 0.8 * rng.random(images) + 0.2 * rng.random((3, images))
-        arrays |= {
-            f"{split}_confidences": confidences,
-            f"{split}_log_odds": strength.astype(np.float32),
-            f"{split}_correct": luck < confidences,
-        }
-    folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(to_json(default_config()))
-    write_arrays(folder / "evaluation.npz", arrays)
-    write_json(
-        folder / "evaluation.json",
-        {
-            "step": 5,
-            "thresholds_from": thresholds_from,
-            "thresholds_images": images,
-            "anytime": [{"mul_adds": cost} for cost in MUL_ADDS],
-        },
+    evaluation = made_evaluation(
+        step=5,
+        anytime=[{"mul_adds": cost} for cost in MUL_ADDS],
+        held_out=random_predictions(rng, 3000),
+        test=random_predictions(rng, 3000),
     )
-    return arrays
+    evaluation = dataclasses.replace(evaluation, **fields)
+    write_config(folder)
+    evaluation.save(folder)
+    return evaluation
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +54,7 @@ def test_a_budget_in_mul_adds_is_kept(run):
 
 
 def test_an_accuracy_is_reached_for_less_than_the_full_network_costs(run):
-    full = 100 * run[1]["thresholds_correct"][-1].mean()
+    full = 100 * run[1].held_out.correct[-1].mean()
     result = chosen(run[0], f"--accuracy={full - 2}")
     assert result["expected"]["top1"] >= full - 2
     assert result["expected"]["mul_adds"] < 3e6
@@ -74,47 +62,33 @@ def test_an_accuracy_is_reached_for_less_than_the_full_network_costs(run):
 
 def test_q_gives_the_thresholds_of_its_shares(run):
     result = chosen(run[0], "--q=0.8")
-    expected = find_thresholds(run[1]["thresholds_log_odds"], exit_shares(0.8, 3))
+    expected = find_thresholds(run[1].held_out.log_odds, exit_shares(0.8, 3))
     np.testing.assert_array_equal(np.float32(result["thresholds"]), expected)
     assert result["q"] == 0.8
     assert result["rule"] == "log_odds"
 
 
 def test_thresholds_are_shown_as_probabilities_however_sure_the_network_is(tmp_path, capsys):
-    arrays = write_run(tmp_path)
+    evaluation = write_run(tmp_path)
     first_choice = chosen_in(tmp_path, "--q=0.5")
-    p = np.sort(arrays["thresholds_confidences"][0])[-int(3000 * exit_shares(0.5, 3)[0])]
+    p = np.sort(evaluation.held_out.confidences[0])[-int(3000 * exit_shares(0.5, 3)[0])]
     assert capsys.readouterr().out.startswith(f"thresholds: {p:.4f}, ")
-    arrays["thresholds_log_odds"] += 30
-    write_arrays(tmp_path / "evaluation.npz", arrays)
-    surer = chosen_in(tmp_path, "--q=0.5")
-    assert surer["thresholds"][0] == pytest.approx(first_choice["thresholds"][0] + 30)
-    doubt = np.exp(-surer["thresholds"][0])
+    surer = dataclasses.replace(evaluation.held_out, log_odds=evaluation.held_out.log_odds + 30)
+    write_run(tmp_path, held_out=surer)
+    second_choice = chosen_in(tmp_path, "--q=0.5")
+    assert second_choice["thresholds"][0] == pytest.approx(first_choice["thresholds"][0] + 30)
+    doubt = np.exp(-second_choice["thresholds"][0])
     assert capsys.readouterr().out.startswith(f"thresholds: 1 - {doubt:.1e}, 1 - ")
 
 
-def test_an_evaluation_of_before_has_confidences_alone(tmp_path):
-    arrays = write_run(tmp_path)
-    of_log_odds = chosen_in(tmp_path, "--q=0.8")
-    for split in ("thresholds", "test"):
-        del arrays[f"{split}_log_odds"]
-    write_arrays(tmp_path / "evaluation.npz", arrays)
-    of_confidences = chosen_in(tmp_path, "--q=0.8")
-    assert of_confidences["expected"] == of_log_odds["expected"]
-    assert of_confidences["thresholds"] == pytest.approx(of_log_odds["thresholds"], rel=1e-4)
-    arrays["thresholds_confidences"][:, ::2] = 1
-    write_arrays(tmp_path / "evaluation.npz", arrays)
-    assert 17 < chosen_in(tmp_path, "--q=0.8")["thresholds"][0] < 18
-
-
 def test_shares_that_were_not_got_are_pointed_out(tmp_path, capsys):
-    arrays = write_run(tmp_path)
+    evaluation = write_run(tmp_path)
     chosen_in(tmp_path, "--q=2")
     assert "asks for" not in capsys.readouterr().out
     # Half of the images are equals at the first exit, so that they leave together or not at all.
-    equal = np.arange(3000) % 2 == 0
-    arrays["thresholds_log_odds"][0, equal] = arrays["thresholds_log_odds"].max()
-    write_arrays(tmp_path / "evaluation.npz", arrays)
+    scores = evaluation.held_out.log_odds
+    scores[0, ::2] = scores.max()
+    evaluation.save(tmp_path)
     assert chosen_in(tmp_path, "--q=2")["expected"]["share_1"] == 0.5
     assert "  but q=2 asks for shares of 14% 29% 57%" in capsys.readouterr().out
 
@@ -122,7 +96,7 @@ def test_shares_that_were_not_got_are_pointed_out(tmp_path, capsys):
 def test_a_latency_is_kept_by_measured_times(run, monkeypatch):
     monkeypatch.setattr(thresholds, "_milliseconds", lambda workdir, evaluation: [3.0, 4.0, 9.0])
     result = chosen(run[0], "--latency-ms=5")
-    exits = first_exits(run[1]["thresholds_log_odds"], result["thresholds"])
+    exits = first_exits(run[1].held_out.log_odds, result["thresholds"])
     mean = np.array([3.0, 4.0, 9.0])[exits].mean()
     assert result["chosen_by"]["expected_ms"] == pytest.approx(mean)
     assert 4 < mean <= 5
@@ -133,15 +107,15 @@ def test_a_promise_says_what_it_rests_on(run, capsys):
     assert result["chosen_by"]["risk"] == 0.03
     assert result["chosen_by"]["p_value"] <= 0.1
     assert result["expected"]["mul_adds"] < 4e6
-    lost = run[1]["test_correct"][-1].mean() - result["test"]["top1"] / 100
+    lost = run[1].test.correct[-1].mean() - result["test"]["top1"] / 100
     assert lost <= 0.03
     assert "promise: with 90% confidence at most 3 points" in capsys.readouterr().out
 
 
 def test_a_promise_that_allows_no_early_exit_says_so(run, tmp_path, capsys):
-    arrays = write_run(tmp_path / "hopeless")
-    arrays["thresholds_correct"][:2] = False
-    write_arrays(tmp_path / "hopeless" / "evaluation.npz", arrays)
+    evaluation = write_run(tmp_path / "hopeless")
+    evaluation.held_out.correct[:2] = False
+    evaluation.save(tmp_path / "hopeless")
     result = chosen(tmp_path / "hopeless", "--risk=0.01")
     assert result["thresholds"][:2] == [NOBODY_LEAVES] * 2
     assert result["q"] is None
@@ -152,7 +126,7 @@ def test_thresholds_lie_beside_the_checkpoint_and_can_be_read_back(tmp_path, cap
     write_run(tmp_path)
     thresholds.main([f"--workdir={tmp_path}", "--q=0.5"])
     path = tmp_path / "thresholds.json"
-    evaluation = results.read_results(tmp_path)
+    evaluation = results.Evaluation.load(tmp_path)
     read = results.read_policy(path, evaluation)
     assert read.thresholds.tolist() == json.loads(path.read_text())["thresholds"]
     assert read.rule == "log_odds"
@@ -173,10 +147,9 @@ def test_thresholds_lie_beside_the_checkpoint_and_can_be_read_back(tmp_path, cap
 
 
 def test_thresholds_of_before_there_were_rules_are_probabilities(tmp_path):
-    write_run(tmp_path)
     path = tmp_path / "thresholds.json"
     path.write_text('{"thresholds": [0.5, 0.5, 0]}')
-    assert results.read_policy(path, results.read_results(tmp_path)).rule == "confidence"
+    assert results.read_policy(path, write_run(tmp_path)).rule == "confidence"
 
 
 def test_a_file_that_cannot_be_written_is_named(run, tmp_path):

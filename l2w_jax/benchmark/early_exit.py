@@ -12,7 +12,6 @@ from l2w_jax.benchmark.runtimes import RUNTIMES, Runtime
 from l2w_jax.config import stored
 from l2w_jax.data import open_source
 from l2w_jax.early_exit import rules
-from l2w_jax.early_exit.budget import first_exits, operating_point
 from l2w_jax.early_exit.latency import all_leave_at, milliseconds
 from l2w_jax.early_exit.selection import thresholds_of
 from l2w_jax.evaluation import results
@@ -20,7 +19,7 @@ from l2w_jax.files import told_if_unwritable, write_atomically, write_json
 from l2w_jax.interop.exported_folder import ImageFormat
 from l2w_jax.models import create_network
 from l2w_jax.models.preprocessing import channel_statistics
-from l2w_jax.report import png as plots
+from l2w_jax.report import figures, png
 from l2w_jax.run.restore import restore_evaluated
 
 BATCH_SIZES = (1, 32, 256)
@@ -58,7 +57,7 @@ def benchmark_early_exit(
             is not installed or cannot run this network.
     """
     config = stored.read_config(workdir)
-    evaluation = results.read_results(workdir)
+    evaluation = results.Evaluation.load(workdir)
     state = restore_evaluated(config, workdir, evaluation)
     model = create_network(config)
     mean, deviation = channel_statistics(config.dataset.name)
@@ -77,10 +76,10 @@ def benchmark_early_exit(
         "step": int(state.step),
         "batch_sizes": timed,
     }
-    figure = plots.latency_figure(timed)
+    picture = png.png(png.figure(figures.latency(timed)))
     with told_if_unwritable(workdir):
         write_json(workdir / results.LATENCY_FILE, latency)
-        write_atomically(workdir / "plots" / "latency.png", plots.png(figure))
+        write_atomically(workdir / "plots" / "latency.png", picture)
     return latency
 
 
@@ -88,7 +87,7 @@ def time_network(
     runtimes: Sequence[Runtime],
     images: NDArray[Any],
     batch_size: int,
-    evaluation: results.Results,
+    evaluation: results.Evaluation,
     repeats: int,
 ) -> list[dict[str, Any]]:
     """The entries of latency.json's batch_sizes for one batch size, one for each runtime.
@@ -110,7 +109,7 @@ def time_network(
 
     num_exits = len(evaluation.mul_adds)
     of_exits = [all_leave_at(k, num_exits) for k in range(num_exits)]
-    held_out = evaluation.scores("thresholds", rules.DEFAULT_RULE)
+    held_out = evaluation.threshold_images().scores(rules.DEFAULT_RULE)
     of_budgets = [thresholds_of(q, held_out) for q in TIMED_QS]
     ways = [
         way
@@ -121,16 +120,13 @@ def time_network(
         )
     ]
     measured = milliseconds(list(map(in_batches, ways)), images, repeats)
-    points = []
-    for thresholds in of_budgets:
-        left_at = first_exits(evaluation.scores("test", rules.DEFAULT_RULE), thresholds)
-        point = operating_point(left_at, evaluation.arrays["test_correct"], evaluation.mul_adds)
-        points.append({"mul_adds": point["mul_adds"], "top1": point["top1"]})
+    outcomes = [evaluation.outcome(evaluation.test, thresholds) for thresholds in of_budgets]
+    points = [{"mul_adds": point["mul_adds"], "top1": point["top1"]} for point in outcomes]
     entries = []
     for runtime, times in zip(runtimes, np.split(measured, len(runtimes)), strict=True):
         full_ms, *rest = times.tolist()
         exits = [
-            {"exit": k + 1, "ms": rest[k], "top1": evaluation.summary["anytime"][k]["top1"]}
+            {"exit": k + 1, "ms": rest[k], "top1": evaluation.anytime[k]["top1"]}
             for k in range(num_exits)
         ]
         budgeted = [

@@ -42,6 +42,13 @@ class Candidate:
     top1: float
 
 
+def shares_of(q: float, num_exits: int) -> NDArray[np.float32]:
+    """`exit_shares` for a q that may be 0 (all at the first exit) or infinity (all at the last)."""
+    if q == math.inf or q == 0:
+        return np.eye(num_exits, dtype=np.float32)[num_exits - 1 if q else 0]
+    return exit_shares(q, num_exits)
+
+
 def thresholds_of(q: float, confidences: NDArray[np.floating]) -> NDArray[np.float32]:
     """`find_thresholds` for the shares of q, which may be 0 or infinity: float32 [K]."""
     num_exits = len(confidences)
@@ -87,3 +94,17 @@ def cheapest_reaching(among: Sequence[Candidate], top1: float) -> Candidate | No
     """The cheapest that reaches an accuracy in percent; None if none does."""
     accurate = [candidate for candidate in among if candidate.top1 >= top1]
     return min(accurate, key=lambda candidate: candidate.cost, default=None)
+
+
+def cheapest_without_loss(
+    confidences: NDArray[np.floating], correct: NDArray[np.bool_], costs: ArrayLike
+) -> Candidate:
+    """The cheapest candidate that is as accurate as the full network on the data that set it.
+
+    Args:
+        confidences: held-out confidences [K, N].
+        correct: whether each exit classifies each sample correctly [K, N].
+        costs: of stopping at each exit [K], in any unit.
+    """
+    full_network, *others = candidates(confidences, correct, costs)
+    return cheapest_reaching([full_network, *others], full_network.top1)

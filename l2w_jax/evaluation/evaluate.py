@@ -1,8 +1,7 @@
 """Evaluation of a trained network: every exit by itself, and with images leaving early."""
 
-from collections.abc import Mapping
+import dataclasses
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -12,31 +11,24 @@ from numpy.typing import NDArray
 from l2w_jax.data import Source
 from l2w_jax.early_exit import exit_shares, find_thresholds, mul_adds_per_exit
 from l2w_jax.early_exit.budget import budgeted_curve_from_confidences
+from l2w_jax.early_exit.selection import shares_of
 from l2w_jax.errors import UserError
 from l2w_jax.evaluation.exit_examples import read_examples
-from l2w_jax.evaluation.predictions import Arrays, Predictions, predict_all
-from l2w_jax.files import write_arrays, write_atomically, write_csv, write_json
+from l2w_jax.evaluation.predictions import Predictions, predict_all
+from l2w_jax.evaluation.results import Evaluation, SampleWeights
 from l2w_jax.models import MultiExitNetwork, create_network
-from l2w_jax.report import png as plots
 from l2w_jax.training.state import TrainState
 from l2w_jax.training.weighting import create_weighting
 
 # How many images the learned weights are shown for: more dots would hide one another.
 MAX_IMAGES_WEIGHTED = 5000
 
+# Between the shares of images that were asked for at the exits and those found: more is told.
+LARGEST_SHIFT = 0.05
 
-def evaluate(
-    config: ConfigDict, state: TrainState, source: Source, workdir: str | Path
-) -> dict[str, Any]:
-    """Evaluates a state on the test images and leaves the results in the workdir.
 
-    Written by the first process, each file atomically: anytime.csv (exit, mul_adds, top1, top5,
-    loss), budgeted.csv (q, mul_adds, top1, share_1 to share_K), for a long-tailed data set
-    shots.csv (`shots_table`), evaluation.json (the same numbers
-    and which images they come from), evaluation.npz (`Predictions` of the test images as test_*, of
-    those that set the thresholds as thresholds_*; `sample_weights` as weighted_*; test images that
-    leave at each exit, when about as many leave at each, as examples_*) and plots/*.png.
-    Percentages are 0 to 100, shares 0 to 1, losses in nats.
+def evaluate(config: ConfigDict, state: TrainState, source: Source, workdir: Path) -> Evaluation:
+    """Evaluates a state on the test images; the first process saves the results in the workdir.
 
     Args:
         config: a run's configuration.
@@ -45,7 +37,7 @@ def evaluate(
         workdir: the folder of the run.
 
     Returns:
-        What evaluation.json holds.
+        The results, with examples in the first process only.
 
     Raises:
         UserError: there are no images to set thresholds from, or an answer is not finite.
@@ -57,37 +49,30 @@ def evaluate(
             "set it, or take thresholds from 'train'"
         )
     model = create_network(config)
-    variables = state.variables
-    test = predict_all(config, model, variables, source, "test")
-    held_out = predict_all(config, model, variables, source, thresholds_split)
+    test = predict_all(config, model, state.variables, source, "test")
+    held_out = predict_all(config, model, state.variables, source, thresholds_split)
     mul_adds = mul_adds_per_exit(model, config.dataset.image_size)
-
-    results = {
-        "step": int(state.step),
-        "dataset": config.dataset.name,
-        "class_names": list(source.class_names),
-        "test_images": len(test.labels),
-        "thresholds_from": thresholds_split,
-        "thresholds_images": len(held_out.labels),
-        "anytime": anytime_table(test, mul_adds),
-        "budgeted": budgeted_curve_from_confidences(
+    long_tailed = config.dataset.imbalance_factor
+    evaluation = Evaluation(
+        step=int(state.step),
+        dataset=config.dataset.name,
+        class_names=list(source.class_names),
+        thresholds_from=thresholds_split,
+        anytime=anytime_table(test, mul_adds),
+        budgeted=budgeted_curve_from_confidences(
             held_out.log_odds, test.log_odds, test.correct, mul_adds
         ),
-    }
-    if config.dataset.imbalance_factor:
-        results["shots"] = shots_table(test, source.train_class_counts)
-    weighted = sample_weights(config, model, state, held_out)
+        test=test,
+        held_out=held_out,
+        shots=shots_table(test, source.train_class_counts) if long_tailed else None,
+        sample_weights=sample_weights(config, model, state, held_out),
+    )
     if jax.process_index() == 0:
         even_thresholds = find_thresholds(held_out.log_odds, exit_shares(1, model.num_exits))
-        examples = read_examples(source, vars(test), even_thresholds)
-        groups = {
-            "test": vars(test),
-            "thresholds": vars(held_out),
-            "weighted": weighted,
-            "examples": examples,
-        }
-        _write(Path(workdir), results, groups)
-    return results
+        examples = read_examples(source, test, even_thresholds)
+        evaluation = dataclasses.replace(evaluation, examples=examples)
+        evaluation.save(workdir)
+    return evaluation
 
 
 def anytime_table(
@@ -133,7 +118,7 @@ def shots_table(
 
 def sample_weights(
     config: ConfigDict, model: MultiExitNetwork, state: TrainState, predictions: Predictions
-) -> dict[str, NDArray[np.float32]]:
+) -> SampleWeights | None:
     """Weights that training with this state would give some of these images, as one batch.
 
     Args:
@@ -143,57 +128,50 @@ def sample_weights(
         predictions: of the images, of which at most MAX_IMAGES_WEIGHTED are chosen at random.
 
     Returns:
-        losses and weights of the chosen images, each [n, K]; empty for plain training.
+        Those of the chosen images; None for plain training.
     """
     if config.weighting.kind == "none":
-        return {}
+        return None
     chosen = np.random.default_rng(0).permutation(len(predictions.labels))[:MAX_IMAGES_WEIGHTED]
     losses = predictions.losses[:, chosen].T
     weighting = create_weighting(config.weighting, model, axis_name=None)
     wpn_params = jax.device_get(state.wpn_params)
     weights = weighting(wpn_params, losses, predictions.confidences[:, chosen].T)
-    return {"losses": losses, "weights": np.asarray(weights, dtype=np.float32)}
+    return SampleWeights(losses, np.asarray(weights, dtype=np.float32))
 
 
-def summary_lines(results: Mapping[str, Any]) -> list[str]:
-    """The results for a person to read: the anytime table, and the best of the budgeted curve."""
+def summary_lines(evaluation: Evaluation) -> list[str]:
+    """The results for a person to read: every exit, and what stopping early saves without loss."""
     lines = ["exit  mul-adds [M]  top-1 [%]  top-5 [%]  loss"]
-    for row in results["anytime"]:
+    for row in evaluation.anytime:
         lines.append(
             f"{row['exit']:4d}  {row['mul_adds'] / 1e6:12.2f}  {row['top1']:9.2f}  "
             f"{row['top5']:9.2f}  {row['loss']:.4f}"
         )
-    last = results["anytime"][-1]
-    best = max(results["budgeted"], key=lambda row: (row["top1"], -row["mul_adds"]))
+    if evaluation.held_out is None:
+        lines.append(
+            f"no images of {evaluation.thresholds_from!r} are at hand: without them no thresholds "
+            "for early exit, no budgeted curve, no examples and no sample weights can be made"
+        )
+        return lines
+    # Chosen before the test images are looked at: the best of the curve on them would flatter.
+    choice = evaluation.without_loss
+    point = evaluation.outcome(evaluation.test, choice.thresholds)
     lines.append(
-        f"images leaving early: up to {best['top1']:.2f}% with {best['mul_adds'] / 1e6:.2f} M "
-        f"mul-adds ({100 * best['mul_adds'] / last['mul_adds']:.0f}% of the last exit's), "
-        f"thresholds from {results['thresholds_images']} images of "
-        f"{results['thresholds_from']!r}"
+        f"images leaving early: {point['top1']:.2f}% with {point['mul_adds'] / 1e6:.2f} M "
+        f"mul-adds ({100 * point['mul_adds'] / evaluation.mul_adds[-1]:.0f}% of the last exit's), "
+        f"with the cheapest thresholds that lose no accuracy on the "
+        f"{len(evaluation.held_out.labels)} images of {evaluation.thresholds_from!r}"
     )
+    asked = shares_of(choice.q, len(evaluation.mul_adds))
+    found = np.array([point[f"share_{k}"] for k in range(1, len(asked) + 1)])
+    if np.abs(found - asked).max() > LARGEST_SHIFT:
+        lines.append(
+            f"at exits 1 to {len(asked)} leave {_percentages(found)} of the test images, where "
+            f"{_percentages(asked)} were asked for"
+        )
     return lines
 
 
-def _write(workdir: Path, results: Mapping[str, Any], groups: Mapping[str, Arrays]) -> None:
-    write_csv(workdir / "anytime.csv", results["anytime"])
-    write_csv(workdir / "budgeted.csv", results["budgeted"])
-    if "shots" in results:
-        write_csv(workdir / "shots.csv", results["shots"])
-    write_arrays(
-        workdir / "evaluation.npz",
-        {
-            f"{group}_{field}": array
-            for group, fields in groups.items()
-            for field, array in fields.items()
-        },
-    )
-    figures = {
-        "accuracy": plots.accuracy_figure(results["anytime"], results["budgeted"]),
-        "exits": plots.exit_shares_figure(results["budgeted"]),
-    }
-    if weighted := groups["weighted"]:
-        figures["weights"] = plots.weights_figure(weighted["losses"], weighted["weights"])
-    for name, figure in figures.items():
-        write_atomically(workdir / "plots" / f"{name}.png", plots.png(figure))
-    # Last: whoever finds it finds the others too.
-    write_json(workdir / "evaluation.json", results)
+def _percentages(shares: NDArray[np.floating]) -> str:
+    return ", ".join(f"{100 * share:.0f}%" for share in shares)

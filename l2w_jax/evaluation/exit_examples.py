@@ -1,6 +1,6 @@
 """Test images that leave the network at each exit, to be looked at."""
 
-from collections.abc import Mapping
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ from PIL import Image
 
 from l2w_jax.data import Source
 from l2w_jax.early_exit.budget import first_exits
+from l2w_jax.evaluation.predictions import Predictions
 
 # Of each kind at each exit.
 EXAMPLES = 6
@@ -17,6 +18,27 @@ EXAMPLES = 6
 CANDIDATES = 2000
 
 THUMBNAIL_SIZE = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class ExitExamples:
+    """Some images, and what the network made of them.
+
+    Attributes:
+        images: thumbnails, uint8 [n, h, w, 3].
+        exits: which exit each left at, from 0, int [n].
+        kinds: "sure" or "unsure" for those of highest and of lowest confidence at it [n].
+        labels: true classes, int [n].
+        predicted: most probable classes at the exit, int [n].
+        confidences: largest softmax probability there, float [n].
+    """
+
+    images: NDArray[np.uint8]
+    exits: NDArray[np.integer]
+    kinds: NDArray[np.str_]
+    labels: NDArray[np.integer]
+    predicted: NDArray[np.integer]
+    confidences: NDArray[np.floating]
 
 
 def choose_examples(
@@ -44,37 +66,32 @@ def choose_examples(
 
 
 def read_examples(
-    source: Source, predictions: Mapping[str, Any], thresholds: NDArray[Any]
-) -> dict[str, NDArray[Any]]:
-    """Thumbnails of the chosen test images and what the network made of them.
+    source: Source, predictions: Predictions, thresholds: NDArray[Any]
+) -> ExitExamples:
+    """Chooses examples among the test images and reads them.
 
     Args:
         source: the data.
-        predictions: positions [N], labels [N], confidences, log_odds and predicted [K, N] of the
-            test images.
+        predictions: of the test images.
         thresholds: T_k [K], of log-odds.
-
-    Returns:
-        For n examples: images uint8 [n, h, w, 3], exits (from 0), kinds, labels, predicted and
-        confidences [n].
     """
-    candidates = predictions["positions"] % source.spacing("test", CANDIDATES) == 0
-    chosen = choose_examples(predictions["log_odds"][:, candidates], thresholds)
+    candidates = predictions.positions % source.spacing("test", CANDIDATES) == 0
+    chosen = choose_examples(predictions.log_odds[:, candidates], thresholds)
     exits, kinds, samples = (np.array(column) for column in zip(*chosen, strict=True))
-    wanted = predictions["positions"][candidates][samples]
+    wanted = predictions.positions[candidates][samples]
     thumbnails = {
         int(batch["index"][0]): _thumbnail(batch["image"][0])
         for batch in source.spread_images("test", CANDIDATES)
         if batch["index"][0] in wanted
     }
-    return {
-        "images": np.stack([thumbnails[position] for position in wanted.tolist()]),
-        "exits": exits,
-        "kinds": kinds,
-        "labels": predictions["labels"][candidates][samples],
-        "predicted": predictions["predicted"][:, candidates][exits, samples],
-        "confidences": predictions["confidences"][:, candidates][exits, samples],
-    }
+    return ExitExamples(
+        images=np.stack([thumbnails[position] for position in wanted.tolist()]),
+        exits=exits,
+        kinds=kinds,
+        labels=predictions.labels[candidates][samples],
+        predicted=predictions.predicted[:, candidates][exits, samples],
+        confidences=predictions.confidences[:, candidates][exits, samples],
+    )
 
 
 def _thumbnail(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

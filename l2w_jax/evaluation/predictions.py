@@ -37,20 +37,30 @@ class Predictions:
         labels: true classes, int32 [N].
         losses: cross-entropy in nats, float32 [K, N].
         confidences: largest softmax probability, float32 [K, N].
-        log_odds: of that probability, which do not saturate, float32 [K, N].
         predicted: most probable classes, int32 [K, N].
         correct: whether the most probable class is the true one, bool [K, N].
         correct_top5: whether the true class is among the five most probable, bool [K, N].
+        log_odds: of the confidences, without their saturation, float32 [K, N]. In an evaluation
+            that has confidences alone they are made of these.
     """
 
     positions: NDArray[np.int32]
     labels: NDArray[np.int32]
     losses: NDArray[np.float32]
     confidences: NDArray[np.float32]
-    log_odds: NDArray[np.float32]
     predicted: NDArray[np.int32]
     correct: NDArray[np.bool_]
     correct_top5: NDArray[np.bool_]
+    log_odds: NDArray[np.float32] | None = None
+
+    def __post_init__(self):
+        if self.log_odds is None:
+            odds = rules.log_odds_of_confidences(self.confidences)
+            object.__setattr__(self, "log_odds", odds)
+
+    def scores(self, rule: str) -> NDArray[np.float32]:
+        """By the rule of that name, float32 [K, N]."""
+        return {"confidence": self.confidences, "log_odds": self.log_odds}[rule]
 
     @property
     def top1(self) -> NDArray[np.float64]:

@@ -1,89 +1,232 @@
-"""Reading what training and evaluation left in a run folder."""
+"""The results of evaluating a run, and what was chosen and measured after them, on disk."""
 
 import dataclasses
+import functools
 import json
-import zipfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+from zipfile import BadZipFile
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from l2w_jax.config import stored
 from l2w_jax.early_exit import rules
-from l2w_jax.early_exit.budget import checked_thresholds
+from l2w_jax.early_exit.budget import checked_thresholds, first_exits, operating_point
+from l2w_jax.early_exit.selection import Candidate, cheapest_without_loss
 from l2w_jax.errors import UserError
+from l2w_jax.evaluation.exit_examples import ExitExamples
+from l2w_jax.evaluation.predictions import Predictions
+from l2w_jax.files import write_arrays, write_csv, write_json
 
 THRESHOLDS_FILE = "thresholds.json"
 LATENCY_FILE = "latency.json"
 
 
 @dataclasses.dataclass(frozen=True)
-class Results:
-    """An evaluation, as `evaluate.evaluate` wrote it.
+class SampleWeights:
+    """Weights that training would give some images, as one batch.
 
     Attributes:
-        summary: what evaluation.json holds.
-        arrays: what evaluation.npz holds.
+        losses: cross-entropy in nats, float32 [n, K].
+        weights: in the training loss, 1 in plain training, float32 [n, K].
     """
 
-    summary: dict[str, Any]
-    arrays: dict[str, NDArray[Any]]
+    losses: NDArray[np.float32]
+    weights: NDArray[np.float32]
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What a trained network is worth, as a run folder keeps it.
+
+    A folder holds the tables as anytime.csv, budgeted.csv and shots.csv, all that is no array in
+    evaluation.json, and the arrays in evaluation.npz. A field that is added with a default gets it
+    where an older file has none. Percentages are 0 to 100, shares 0 to 1, losses in nats.
+
+    Attributes:
+        step: of the network.
+        dataset: its name.
+        class_names: by class index.
+        thresholds_from: split of `held_out`, "holdout" or "train".
+        anytime: for each exit, if all images stop there: exit (from 1), mul_adds, top1, top5, loss.
+        budgeted: for each q of the budgeted curve: q, mul_adds, top1, share_1 to share_K; none
+            without images that set thresholds.
+        test: the network's answers to the test images,
+        held_out: and to those that set thresholds, if there are any.
+        shots: for each exit of a long-tailed data set: exit, and top-1 on the many, medium and few
+            shot classes (`evaluate.shots_table`).
+        sample_weights: of some of the `held_out` images; None for plain training.
+        examples: test images that leave at each exit, when about as many leave at each.
+    """
+
+    step: int
+    dataset: str
+    class_names: list[str]
+    thresholds_from: str
+    anytime: list[dict[str, float]]
+    budgeted: list[dict[str, float]]
+    test: Predictions
+    held_out: Predictions | None = None
+    shots: list[dict[str, float | None]] | None = None
+    sample_weights: SampleWeights | None = None
+    examples: ExitExamples | None = None
 
     @property
     def mul_adds(self) -> list[float]:
         """Of stopping at each exit [K]."""
-        return [row["mul_adds"] for row in self.summary["anytime"]]
+        return [row["mul_adds"] for row in self.anytime]
 
-    def scores(self, images: str, rule: str) -> NDArray[np.float32]:
-        """Scores by a rule of the "test" images or of those of the "thresholds", [K, N].
+    @property
+    def curve(self) -> list[dict[str, float]]:
+        """The budgeted curve as it is drawn and read off: by rising cost, and with both its ends.
 
-        An evaluation of before there were rules has confidences alone; log-odds are made of them.
+        At its ends all images leave at the first exit (q = 0) and at the last (q = infinity). Rows
+        have mul_adds, top1 and share_1 to share_K. Empty where there is no curve.
         """
-        confidences = self.arrays[f"{images}_confidences"]
-        if rule == rules.confidence.__name__:
-            return confidences
-        if f"{images}_{rule}" not in self.arrays:
-            return rules.log_odds_of_confidences(confidences)
-        return self.arrays[f"{images}_{rule}"]
+        if not self.budgeted:
+            return []
+        first, last = (
+            {
+                "mul_adds": row["mul_adds"],
+                "top1": row["top1"],
+                **{f"share_{k + 1}": float(k == place) for k in range(len(self.anytime))},
+            }
+            for place, row in ((0, self.anytime[0]), (len(self.anytime) - 1, self.anytime[-1]))
+        )
+        return sorted([first, *self.budgeted, last], key=lambda row: row["mul_adds"])
+
+    def threshold_images(self) -> Predictions:
+        """The answers to the images that set thresholds.
+
+        Raises:
+            UserError: the run was evaluated without such images.
+        """
+        if self.held_out is None:
+            raise UserError(
+                f"the run was evaluated without images of {self.thresholds_from!r}, which "
+                "thresholds are chosen on: give a file of thresholds, or evaluate the run with "
+                "such images"
+            )
+        return self.held_out
+
+    @functools.cached_property
+    def without_loss(self) -> Candidate:
+        """The cheapest thresholds that lose no accuracy on the images that set thresholds.
+
+        Raises:
+            UserError: as `threshold_images`.
+        """
+        images = self.threshold_images()
+        return cheapest_without_loss(
+            images.scores(rules.DEFAULT_RULE), images.correct, self.mul_adds
+        )
+
+    def outcome(
+        self, images: Predictions, thresholds: ArrayLike, rule: str = rules.DEFAULT_RULE
+    ) -> dict[str, float]:
+        """mul_adds, top1 and share_1 to share_K of images that leave at a rule's thresholds [K]."""
+        exits = first_exits(images.scores(rule), thresholds)
+        return operating_point(exits, images.correct, self.mul_adds)
 
     def check_step(self, step: int, what: str) -> None:
         """Raises UserError if `what` is of another step than the one that was evaluated."""
-        evaluated = self.summary["step"]
-        if step != evaluated:
+        if step != self.step:
             raise UserError(
-                f"{what} is of step {step}, but the run was last evaluated at step {evaluated}; "
+                f"{what} is of step {step}, but the run was last evaluated at step {self.step}; "
                 "evaluate the run (python -m l2w_jax.main with its --config and --workdir, "
                 "--mode=evaluate), then choose thresholds anew"
             )
 
+    def save(self, workdir: Path) -> None:
+        """Writes the files of the folder, each atomically.
 
-def read_results(workdir: Path) -> Results:
-    """The last evaluation of a run.
+        Raises:
+            OSError: a file cannot be written.
+        """
+        for name in ("anytime", "budgeted", "shots"):
+            path = workdir / f"{name}.csv"
+            if rows := getattr(self, name):
+                write_csv(path, rows)
+            else:
+                # That of an earlier evaluation would pass for this one's.
+                path.unlink(missing_ok=True)
+        arrays = {
+            f"{prefix}_{name}": array
+            for field, (prefix, _) in _ARRAYS.items()
+            if (group := getattr(self, field)) is not None
+            for name, array in vars(group).items()
+        }
+        write_arrays(workdir / _ARRAYS_FILE, arrays)
+        summary = {
+            field.name: value
+            for field in _summary_fields()
+            if (value := getattr(self, field.name)) is not None
+        }
+        summary["test_images"] = len(self.test.labels)
+        summary["thresholds_images"] = 0 if self.held_out is None else len(self.held_out.labels)
+        # Last: whoever finds it finds the others too.
+        write_json(workdir / _SUMMARY_FILE, summary)
 
-    Raises:
-        UserError: the folder is not that of a run, or it was not evaluated, or not completely.
-    """
-    stored.read_config(workdir)
-    name = "evaluation.json"
-    try:
-        summary = json.loads((workdir / name).read_text())
-        name = "evaluation.npz"
-        with np.load(workdir / name) as arrays:
-            return Results(summary, dict(arrays))
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{workdir}: {Path(error.filename).name} is missing; evaluate the run first "
-            "(python -m l2w_jax.main with its --config and --workdir, --mode=evaluate)"
-        ) from error
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"{workdir / name} is damaged ({error}); evaluate the run "
-            "again (python -m l2w_jax.main with its --config and --workdir, --mode=evaluate)"
-        ) from error
+    @classmethod
+    def load(cls, workdir: Path) -> Self:
+        """The last evaluation of a run.
+
+        Raises:
+            UserError: the folder is not that of a run, or it was not evaluated, or not completely.
+        """
+        stored.read_config(workdir)
+        name = _SUMMARY_FILE
+        try:
+            summary = json.loads((workdir / name).read_text())
+            fields = {
+                field.name: summary[field.name]
+                for field in _summary_fields()
+                if field.name in summary or field.default is dataclasses.MISSING
+            }
+            name = _ARRAYS_FILE
+            with np.load(workdir / name) as arrays:
+                groups = {
+                    field: kind(**found)
+                    for field, (prefix, kind) in _ARRAYS.items()
+                    if (found := _with_prefix(arrays, prefix))
+                }
+            return cls(**fields, **groups)
+        except FileNotFoundError as error:
+            raise UserError(
+                f"{workdir}: {Path(error.filename).name} is missing; evaluate the run first "
+                "(python -m l2w_jax.main with its --config and --workdir, --mode=evaluate)"
+            ) from error
+        except (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile) as error:
+            raise UserError(
+                f"{workdir / name} is damaged ({error}); evaluate the run "
+                "again (python -m l2w_jax.main with its --config and --workdir, --mode=evaluate)"
+            ) from error
 
 
-def read_latency(workdir: Path, evaluation: Results) -> dict[str, Any] | None:
+_SUMMARY_FILE = "evaluation.json"
+_ARRAYS_FILE = "evaluation.npz"
+
+# The fields of `Evaluation` that hold arrays: how their names begin in the file, and their type.
+_ARRAYS: dict[str, tuple[str, type]] = {
+    "test": ("test", Predictions),
+    "held_out": ("thresholds", Predictions),
+    "sample_weights": ("weighted", SampleWeights),
+    "examples": ("examples", ExitExamples),
+}
+
+
+def _summary_fields() -> list[dataclasses.Field]:
+    return [field for field in dataclasses.fields(Evaluation) if field.name not in _ARRAYS]
+
+
+def _with_prefix(arrays: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:
+    start = f"{prefix}_"
+    return {name.removeprefix(start): arrays[name] for name in arrays if name.startswith(start)}
+
+
+def read_latency(workdir: Path, evaluation: Evaluation) -> dict[str, Any] | None:
     """What was measured on the network that was evaluated; None if it was not, or on another.
 
     Raises:
@@ -96,10 +239,10 @@ def read_latency(workdir: Path, evaluation: Results) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: is damaged ({error}); delete it or measure again") from error
-    return latency if latency.get("step") == evaluation.summary["step"] else None
+    return latency if latency.get("step") == evaluation.step else None
 
 
-def read_policy(path: Path, evaluation: Results) -> rules.ExitPolicy:
+def read_policy(path: Path, evaluation: Evaluation) -> rules.ExitPolicy:
     """Thresholds that `l2w_jax.thresholds` wrote for what was evaluated, and their rule.
 
     A file without a rule is of before there were others, and holds probabilities.
@@ -123,5 +266,5 @@ def read_policy(path: Path, evaluation: Results) -> rules.ExitPolicy:
         raise UserError(
             f"{path}: not a file of thresholds for {num_exits} exits: {error}"
         ) from error
-    evaluation.check_step(content.get("step", evaluation.summary["step"]), str(path))
+    evaluation.check_step(content.get("step", evaluation.step), str(path))
     return rules.ExitPolicy(thresholds, rule)

@@ -36,7 +36,6 @@ from l2w_jax.early_exit.budget import checked_thresholds
 from l2w_jax.early_exit.predictor import BATCH_SIZES
 from l2w_jax.early_exit.stages import StageFunction, folded_variables, narrowed, stage_function
 from l2w_jax.errors import UserError
-from l2w_jax.evaluation import results
 from l2w_jax.files import told_if_unwritable, write_arrays, write_atomically, write_json
 from l2w_jax.interop.exported_folder import ImageFormat, description
 from l2w_jax.models import MultiExitNetwork, create_network
@@ -60,6 +59,7 @@ def main(argv: Sequence[str]) -> None:
         UserError: an argument is wrong, the run is not evaluated or has no good checkpoint, or the
             folder cannot be written.
     """
+    from l2w_jax.evaluation.results import Evaluation
     from l2w_jax.predict import choose_policy
 
     arguments = _parse(argv)
@@ -67,7 +67,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"--quantize: not allowed with --format={arguments.format}: must be onnx")
     write, loader = writer(arguments.format)
     config = stored.read_config(arguments.workdir)
-    evaluation = results.read_results(arguments.workdir)
+    evaluation = Evaluation.load(arguments.workdir)
     policy = choose_policy(arguments.workdir, arguments.thresholds, evaluation)
 
     # Imported late: they bring Orbax and TensorFlow, which take seconds.
@@ -91,11 +91,15 @@ def main(argv: Sequence[str]) -> None:
         state.variables,
         policy.thresholds,
         image_format,
-        evaluation.summary["class_names"],
+        evaluation.class_names,
     )
     with told_if_unwritable(arguments.output, "--output="):
         if arguments.quantize:
-            print("\n".join(_quantize(config, evaluation, rules.RULES[policy.rule], *exported)))
+            print(
+                "\n".join(
+                    _quantize(config, evaluation.mul_adds, rules.RULES[policy.rule], *exported)
+                )
+            )
         else:
             write(*exported, rule=rules.RULES[policy.rule])
     num_stages = len(policy.thresholds)
@@ -103,17 +107,20 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _quantize(
-    config: ConfigDict, evaluation: results.Results, rule: rules.Rule, *exported: Any
+    config: ConfigDict, mul_adds: Sequence[float], rule: rules.Rule, *exported: Any
 ) -> list[str]:
     """Writes the network in 8 bits, with the images of the run; the summary of `export_quantized`.
 
     Raises:
-        UserError: the data set is not there.
+        UserError: the data set is not there, or no image of it sets thresholds.
     """
     from l2w_jax.data import open_source
     from l2w_jax.interop.export_onnx import export_quantized
 
     source = open_source(config)
+    split = config.dataset.thresholds_from
+    if split == "holdout" and not source.num_holdout:
+        raise UserError("--quantize: thresholds are set anew, but this run holds no images out")
 
     def images_of(split: str) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
         images = list(source.spread_images(split, MOST_IMAGES))
@@ -121,9 +128,9 @@ def _quantize(
             np.concatenate([image[part] for image in images]) for part in ("image", "label")
         )
 
-    held_out, _ = images_of(config.dataset.thresholds_from)
+    held_out, _ = images_of(split)
     test = images_of("test")
-    return export_quantized(*exported, rule, held_out, test, evaluation.mul_adds)
+    return export_quantized(*exported, rule, held_out, test, mul_adds)
 
 
 def writer(name: str) -> tuple[Callable[..., None], str]:

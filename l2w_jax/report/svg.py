@@ -1,176 +1,118 @@
 """Charts as SVG for a web page: they take the page's colours and scale with it.
 
 Series are told apart by colour, and by dashes and marks where a chart says so; colours are the CSS
-classes s0, s1 ... of the page.
+classes s0, s1 ... of the page, those of bands e0, e1 ... No chart of the page has ranges, so that
+they are not drawn.
 """
 
 import dataclasses
-import html
 import math
 from collections.abc import Sequence
+from typing import Any
 
+from markupsafe import Markup
 from matplotlib.ticker import LogLocator, MaxNLocator
+
+from l2w_jax.report.charts import Axis, Chart, Series
+from l2w_jax.report.templating import render
 
 WIDTH, HEIGHT = 440, 300
 LEFT, RIGHT, TOP, BOTTOM = 60, 14, 10, 44
 
+# The page has so many colours; from then on they come again, dashed the other way round.
+SERIES_COLOURS = 6
 
-@dataclasses.dataclass(frozen=True)
-class Series:
-    """Points that belong together.
-
-    Attributes:
-        label: its name.
-        points: (x, y), in the order in which a line joins them.
-        colour: which of the page's colours, from 0.
-        dashed: whether the line is dashed.
-        marks: whether each point has a mark, which says its values when pointed at.
-    """
-
-    label: str
-    points: Sequence[tuple[float, float]]
-    colour: int = 0
-    dashed: bool = False
-    marks: bool = False
+# So many points of a series say their values: more would lie on each other.
+MOST_MARKS = 100
 
 
 @dataclasses.dataclass(frozen=True)
-class _Axis:
-    """From values to places on a chart."""
+class Scale:
+    """From values of an axis to places on the drawing."""
 
-    low: float
-    high: float
+    axis: Axis
+    limits: tuple[float, float]
     start: float
     end: float
-    logarithmic: bool = False
 
     def place(self, value: float) -> float:
-        low, high = self.low, self.high
-        if self.logarithmic:
+        """Where a value stands, in the drawing's units."""
+        low, high = self.limits
+        if self.axis.logarithmic:
             low, high, value = math.log(low), math.log(high), math.log(value)
-        return self.start + (value - low) / (high - low) * (self.end - self.start)
+        return round(self.start + (value - low) / (high - low) * (self.end - self.start), 1)
 
-    def ticks(self) -> list[float]:
-        locator = LogLocator(numticks=6) if self.logarithmic else MaxNLocator(5, min_n_ticks=3)
-        found = locator.tick_values(self.low, self.high)
-        slack = 1e-9 * (self.high - self.low)
-        return [float(v) for v in found if self.low - slack <= v <= self.high + slack]
-
-
-def line_chart(
-    series: Sequence[Series],
-    x_label: str,
-    y_label: str,
-    title: str,
-    log_x: bool = False,
-    least_y_range: float = 0.0,
-    highest_y: float = math.inf,
-) -> str:
-    """Lines over one pair of axes.
-
-    Args:
-        series: what to draw; x must be positive where log_x is set.
-        x_label: with unit.
-        y_label: with unit.
-        title: read out in place of the picture.
-        log_x: whether the x-axis is logarithmic.
-        least_y_range: the y-axis spans at least this much,
-        highest_y: but ends at what can be no higher.
-    """
-    xs = [x for each in series for x, _ in each.points]
-    ys = [y for each in series for _, y in each.points]
-    x_axis = _Axis(*_widened(xs, 0, log_x), LEFT, WIDTH - RIGHT, log_x)
-    low, high = _widened(ys, least_y_range)
-    # Room for half a mark stays above the highest value there can be.
-    above = max(high - (highest_y + 0.02 * (high - low)), 0)
-    y_axis = _Axis(low - above, high - above, HEIGHT - BOTTOM, TOP)
-    body = [_frame(x_axis, y_axis, x_label, y_label)]
-    for each in series:
-        places = [(x_axis.place(x), y_axis.place(y)) for x, y in each.points]
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-        dashes = ' stroke-dasharray="5 4"' if each.dashed else ""
-        body.append(f'<polyline class="line s{each.colour}"{dashes} points="{path}"/>')
-        if each.marks:
-            for (x, y), (x_value, y_value) in zip(places, each.points, strict=True):
-                body.append(
-                    f'<circle class="mark s{each.colour}" cx="{x:.1f}" cy="{y:.1f}" r="3.5">'
-                    f"<title>{_escaped(each.label)}: {x_value:.4g}, {y_value:.4g}</title></circle>"
-                )
-    return _svg(body, title)
+    @property
+    def ticks(self) -> list[tuple[str, float]]:
+        """The values that stand along the axis, and where."""
+        low, high = self.limits
+        locator = LogLocator(numticks=6) if self.axis.logarithmic else MaxNLocator(5, min_n_ticks=3)
+        slack = 1e-9 * (high - low)
+        found = [v for v in locator.tick_values(low, high) if low - slack <= v <= high + slack]
+        return [(f"{value:g}", self.place(value)) for value in found]
 
 
-def stacked_chart(
-    x: Sequence[float], bands: Sequence[Series], x_label: str, y_label: str, title: str
-) -> str:
-    """Bands on top of each other that together reach 100%.
+def svg(chart: Chart) -> Markup:
+    """The chart as an element of a page; pointed at, its points say their values."""
+    x = Scale(chart.x, chart.x_limits, LEFT, WIDTH - RIGHT)
+    y = Scale(chart.y, chart.y_limits, HEIGHT - BOTTOM, TOP)
+    return render(
+        "chart.svg",
+        chart=chart,
+        x=x,
+        y=y,
+        width=WIDTH,
+        height=HEIGHT,
+        middle=((x.start + x.end) / 2, (y.start + y.end) / 2),
+        rules=_rules(chart, x, y),
+        bands=_bands(chart, x, y) if chart.stacked else [],
+        lines=[] if chart.stacked else [_line(chart, each, x, y) for each in chart.series],
+    )
 
-    Args:
-        x: where the bands are known, rising.
-        bands: from the lowest up; the y of their points, in percent, are their thicknesses.
-        x_label: with unit.
-        y_label: with unit.
-        title: read out in place of the picture.
-    """
-    x_axis = _Axis(*_widened(x, 0, margin=0), LEFT, WIDTH - RIGHT)
-    y_axis = _Axis(0, 100, HEIGHT - BOTTOM, TOP)
-    body = [_frame(x_axis, y_axis, x_label, y_label)]
-    floor = [0.0] * len(x)
-    for band in bands:
-        ceiling = [low + y for low, (_, y) in zip(floor, band.points, strict=True)]
-        outline = list(zip(x, ceiling, strict=True)) + list(zip(x, floor, strict=True))[::-1]
-        path = " ".join(f"{x_axis.place(a):.1f},{y_axis.place(b):.1f}" for a, b in outline)
-        label = _escaped(band.label)
-        body.append(
-            f'<polygon class="band e{band.colour}" points="{path}"><title>{label}</title></polygon>'
-        )
+
+def style_of(series: Series, stacked: bool = False) -> str:
+    """The CSS classes that say how a series looks, in the chart and in its legend."""
+    if stacked:
+        return f"band e{series.colour}"
+    again = series.colour // SERIES_COLOURS % 2 == 1
+    dashed = " dashed" if series.dashed != again else ""
+    return f"s{series.colour % SERIES_COLOURS}{dashed}"
+
+
+def _rules(chart: Chart, x: Scale, y: Scale) -> list[dict[str, Any]]:
+    return [
+        {"x1": x.place(rule.x), "x2": x.place(rule.x), "y1": y.start, "y2": y.end}
+        if rule.y is None
+        else {"x1": x.start, "x2": x.end, "y1": y.place(rule.y), "y2": y.place(rule.y)}
+        for rule in chart.rules
+    ]
+
+
+def _line(chart: Chart, series: Series, x: Scale, y: Scale) -> dict[str, Any]:
+    places = [(x.place(a), y.place(b)) for a, b in series.points]
+    step = max(1, math.ceil(len(places) / MOST_MARKS))
+    return {
+        "style": style_of(series),
+        "path": _path(places) if series.joined else "",
+        "marked": series.marked or not series.joined,
+        "marks": [(*places[i], chart.told(series, i)) for i in range(0, len(places), step)],
+    }
+
+
+def _bands(chart: Chart, x: Scale, y: Scale) -> list[dict[str, Any]]:
+    """The outline of each band, and for the last of them what stands at each x."""
+    xs = [x.place(value) for value, _ in chart.series[0].points]
+    floor, bands = [0.0] * len(xs), []
+    for band in chart.series:
+        ceiling = [low + thickness for low, (_, thickness) in zip(floor, band.points, strict=True)]
+        upper = list(zip(xs, map(y.place, ceiling), strict=True))
+        lower = list(zip(xs, map(y.place, floor), strict=True))
+        style = style_of(band, stacked=True)
+        bands.append({"style": style, "path": _path(upper + lower[::-1]), "told": []})
         floor = ceiling
-    return _svg(body, title)
+    bands[-1]["told"] = [(place, chart.told_at(i)) for i, place in enumerate(xs)]
+    return bands
 
 
-def _widened(
-    values: Sequence[float], least_range: float, log: bool = False, margin: float = 0.05
-) -> tuple[float, float]:
-    """The range of an axis: that of the values, with a margin, and never empty."""
-    low, high = min(values), max(values)
-    if log:
-        return low, max(high, 2 * low)
-    missing = max(least_range - (high - low), 0) or (0 if high > low else 1)
-    border = margin * (high - low) + missing / 2
-    return low - border, high + border
-
-
-def _frame(x_axis: _Axis, y_axis: _Axis, x_label: str, y_label: str) -> str:
-    """Grid, numbers and labels of both axes."""
-    parts = []
-    bottom, middle = HEIGHT - BOTTOM, (LEFT + WIDTH - RIGHT) / 2
-    for value in y_axis.ticks():
-        y = y_axis.place(value)
-        parts.append(
-            f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        )
-        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
-    for value in x_axis.ticks():
-        x = x_axis.place(value)
-        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{bottom}"/>')
-        parts.append(f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{value:g}</text>')
-    parts.append(
-        f'<text x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">{_escaped(x_label)}</text>'
-    )
-    height = (TOP + bottom) / 2
-    parts.append(
-        f'<text transform="rotate(-90)" x="{-height}" y="13" text-anchor="middle">'
-        f"{_escaped(y_label)}</text>"
-    )
-    return "".join(parts)
-
-
-def _svg(body: Sequence[str], title: str) -> str:
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{_escaped(title)}">'
-        + "".join(body)
-        + "</svg>"
-    )
-
-
-def _escaped(text: str) -> str:
-    return html.escape(text, quote=True)
+def _path(places: Sequence[tuple[float, float]]) -> str:
+    return " ".join(f"{x},{y}" for x, y in places)

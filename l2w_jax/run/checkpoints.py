@@ -24,7 +24,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint.checkpoint_managers import PreservationContext
 
-from l2w_jax.errors import RunFailed, UserError
+from l2w_jax.errors import RunFailed, UserError, first_line
 from l2w_jax.run import processes
 
 PyTree = Any
@@ -109,7 +109,7 @@ class CheckpointWriter:
         # A copy, because on CPU a view of an array keeps its memory from being donated.
         state = jax.tree.map(lambda array: np.array(jax.device_get(array)), state)
         step = int(state.step)
-        for name, array in _named_arrays(state).items():
+        for name, array in named_arrays(state).items():
             if not np.all(np.isfinite(array)):
                 raise RunFailed(
                     f"step {step}: {name} is not finite, so this state is not saved; "
@@ -149,7 +149,7 @@ class CheckpointWriter:
         except Exception as error:
             raise RunFailed(
                 f"the checkpoint of step {self._saving} could not be saved "
-                f"({_first_line(error)}); {self.resume_advice()}"
+                f"({type(error).__name__}: {first_line(error)}); {self.resume_advice()}"
             ) from error
 
 
@@ -205,7 +205,7 @@ def has_checkpoint(workdir: Path) -> bool:
 
 def array_types(tree: PyTree) -> dict[str, str]:
     """The element type and the shape of every array of a tree, by its path."""
-    return {name: _describe(array) for name, array in _named_arrays(tree).items()}
+    return {name: _describe(array) for name, array in named_arrays(tree).items()}
 
 
 def first_difference(found: dict[str, str], wanted: dict[str, str]) -> str:
@@ -291,7 +291,7 @@ def _read_state(step_directory: Path, template: PyTree) -> PyTree:
     host_template = jax.tree.map(lambda array: np.empty(array.shape, array.dtype), template)
     with _reading("state"), ocp.StandardCheckpointer() as checkpointer:
         state = checkpointer.restore(step_directory / "state", host_template)
-    for name, array in _named_arrays(state).items():
+    for name, array in named_arrays(state).items():
         if _checksum(array) != recorded[name]["sha256"]:
             raise _DamagedCheckpoint(f"array {name} differs from what was saved")
     return state
@@ -318,7 +318,9 @@ def _reading(item: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise _DamagedCheckpoint(f"its {item} cannot be read ({_first_line(error)})") from error
+        raise _DamagedCheckpoint(
+            f"its {item} cannot be read ({type(error).__name__}: {first_line(error)})"
+        ) from error
 
 
 def _make_record(state: PyTree, score: float | None) -> dict[str, Any]:
@@ -326,13 +328,14 @@ def _make_record(state: PyTree, score: float | None) -> dict[str, Any]:
         "score": score,
         "arrays": {
             name: {"type": _describe(array), "sha256": _checksum(array)}
-            for name, array in _named_arrays(state).items()
+            for name, array in named_arrays(state).items()
         },
     }
     return record | {"sha256": _json_checksum(record)}
 
 
-def _named_arrays(tree: PyTree) -> dict[str, Any]:
+def named_arrays(tree: PyTree) -> dict[str, Any]:
+    """The arrays of a tree by paths such as "params/head/kernel", in the order of its leaves."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): array
         for path, array in jax.tree_util.tree_leaves_with_path(tree)
@@ -349,8 +352,3 @@ def _checksum(array: np.ndarray) -> str:
 
 def _json_checksum(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

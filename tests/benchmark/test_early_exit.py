@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from written_runs import made_evaluation, made_predictions
 
 from l2w_jax.benchmark import early_exit as early_exit_benchmark
 from l2w_jax.benchmark.early_exit import TIMED_QS, benchmark_early_exit, time_network
@@ -22,12 +23,11 @@ from l2w_jax.interop.exported_folder import ImageFormat
 @pytest.fixture
 def evaluation():
     rng = np.random.default_rng(0)
-    arrays = {}
-    for split in ("thresholds", "test"):
-        arrays[f"{split}_confidences"] = rng.random((3, 100)).astype(np.float32)
-        arrays[f"{split}_correct"] = rng.random((3, 100)) < 0.7
-    anytime = [{"mul_adds": 1e6 * k, "top1": 60.0 + k} for k in (1, 2, 3)]
-    return results.Results({"anytime": anytime}, arrays)
+    return made_evaluation(
+        anytime=[{"mul_adds": 1e6 * k, "top1": 60.0 + k} for k in (1, 2, 3)],
+        held_out=made_predictions(rng.random((3, 100)), rng.random((3, 100)) < 0.7),
+        test=made_predictions(rng.random((3, 100)), rng.random((3, 100)) < 0.7),
+    )
 
 
 def test_every_exit_and_the_curve_are_timed_in_batches_in_each_runtime(tiny_network, evaluation):
@@ -84,7 +84,7 @@ def test_files_lie_beside_the_run(tiny_network, evaluation, tmp_path, monkeypatc
     State.variables = variables
 
     monkeypatch.setattr(stored, "read_config", lambda workdir: config)
-    monkeypatch.setattr(results, "read_results", lambda workdir: evaluation)
+    monkeypatch.setattr(results.Evaluation, "load", lambda workdir: evaluation)
     for name, value in {
         "restore_evaluated": lambda config, workdir, evaluation: State,
         "create_network": lambda config: model,

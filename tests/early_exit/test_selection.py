@@ -9,6 +9,8 @@ from l2w_jax.early_exit.selection import (
     best_within,
     candidates,
     cheapest_reaching,
+    cheapest_without_loss,
+    shares_of,
     thresholds_of,
 )
 
@@ -60,3 +62,22 @@ def test_an_accuracy_is_reached_as_cheaply_as_possible(held_out):
         assert chosen.top1 >= target
         assert not [c for c in found if c.top1 >= target and c.cost < chosen.cost]
     assert cheapest_reaching(found, best + 0.01) is None
+
+
+def test_what_loses_nothing_is_the_cheapest_that_is_as_accurate_as_the_full_network(held_out):
+    chosen = cheapest_without_loss(*held_out, COSTS)
+    full = 100 * held_out[1][-1].mean()
+    assert chosen.top1 >= full - 1e-9
+    cheaper = [c for c in candidates(*held_out, COSTS) if c.cost < chosen.cost]
+    assert cheaper and all(candidate.top1 < full for candidate in cheaper)
+
+
+def test_where_early_exits_always_lose_all_go_on_to_the_last(held_out):
+    confidences, correct = held_out
+    correct = np.concatenate([np.zeros_like(correct[:2]), np.ones_like(correct[2:])])
+    assert cheapest_without_loss(confidences, correct, COSTS).q == math.inf
+
+
+@pytest.mark.parametrize(("q", "shares"), [(0, [1, 0, 0]), (1, [1 / 3] * 3), (math.inf, [0, 0, 1])])
+def test_shares_reach_from_all_at_the_first_to_all_at_the_last(q, shares):
+    assert shares_of(q, 3).tolist() == pytest.approx(shares)

@@ -1,4 +1,7 @@
+import dataclasses
+
 import numpy as np
+from written_runs import made_predictions
 
 from l2w_jax.config import default_config
 from l2w_jax.data.source import LabelledImages, MemorySource
@@ -46,15 +49,10 @@ def test_images_that_lie_class_by_class_are_shown_of_all_classes(monkeypatch):
     monkeypatch.setattr(examples_of_exits, "CANDIDATES", 13)
     labels = np.repeat(np.arange(4, dtype=np.int32), 15)
     source = make_source(np.zeros((60, 8, 8, 3), np.uint8), labels)
-    predictions = {
-        "positions": np.arange(60),
-        "labels": labels,
-        "confidences": np.full((3, 60), 0.5, np.float32),
-        "log_odds": np.full((3, 60), 0.5, np.float32),
-        "predicted": np.zeros((3, 60), int),
-    }
+    answers = made_predictions(np.full((3, 60), 0.5), np.ones((3, 60), bool))
+    predictions = dataclasses.replace(answers, labels=labels)
     # All leave at the second exit, where twelve of them are shown.
-    shown = read_examples(source, predictions, THRESHOLDS)["labels"]
+    shown = read_examples(source, predictions, THRESHOLDS).labels
     assert np.bincount(shown).tolist() == [3, 3, 3, 3]
 
 
@@ -65,18 +63,17 @@ def test_thumbnails_are_the_images_at_their_positions():
     source = make_source(images, labels)
     # Image 7 could not be read.
     positions = np.delete(np.arange(60), 7)
-    predictions = {
-        "positions": positions,
-        "labels": labels[positions],
-        "confidences": rng.random((3, 59)).astype(np.float32),
-        "log_odds": rng.random((3, 59)).astype(np.float32),
-        "predicted": rng.integers(0, 4, (3, 59)),
-    }
+    predictions = dataclasses.replace(
+        made_predictions(rng.random((3, 59)), np.ones((3, 59), bool)),
+        positions=positions,
+        labels=labels[positions],
+        predicted=rng.integers(0, 4, (3, 59)),
+    )
     examples = read_examples(source, predictions, THRESHOLDS)
-    chosen = choose_examples(predictions["log_odds"], THRESHOLDS)
+    chosen = choose_examples(predictions.log_odds, THRESHOLDS)
     for row, (k, kind, sample) in enumerate(chosen):
-        assert (examples["exits"][row], examples["kinds"][row]) == (k, kind)
-        np.testing.assert_array_equal(examples["images"][row], images[positions[sample]])
-        assert examples["labels"][row] == labels[positions[sample]]
-        assert examples["predicted"][row] == predictions["predicted"][k, sample]
-        assert examples["confidences"][row] == predictions["confidences"][k, sample]
+        assert (examples.exits[row], examples.kinds[row]) == (k, kind)
+        np.testing.assert_array_equal(examples.images[row], images[positions[sample]])
+        assert examples.labels[row] == labels[positions[sample]]
+        assert examples.predicted[row] == predictions.predicted[k, sample]
+        assert examples.confidences[row] == predictions.confidences[k, sample]

@@ -1,12 +1,15 @@
 """The page holds the runs' figures, and nothing that it would have to fetch."""
 
+import dataclasses
 import re
 from html.parser import HTMLParser
 
 import pytest
 from written_runs import write_run
 
+from l2w_jax.early_exit.selection import cheapest_without_loss
 from l2w_jax.errors import UserError
+from l2w_jax.evaluation.results import Evaluation
 from l2w_jax.files import write_json
 from l2w_jax.report import __main__ as report
 
@@ -49,14 +52,32 @@ def read(runs):
     return Reader(report.write_report(runs).read_text())
 
 
-def test_every_figure_of_the_tables_is_on_the_page(two_runs):
+def test_every_exit_is_in_the_tables(two_runs):
     rows = read(two_runs).rows
     for seed in (0, 1):
         for k in (1, 2, 3):
             cells = [str(k), f"{1.5 * k:.2f}", f"{70.25 + seed + k:.2f}", "90.50", f"{0.5 / k:.4f}"]
             assert cells in rows
-    first = ["learned", "3", "73.25", "4.50", "76.50", "2.50", "360", "180 (holdout)", "40"]
-    assert first in rows
+
+
+def test_results_name_early_exits_that_were_not_chosen_on_test_images(two_runs):
+    evaluation = Evaluation.load(two_runs[0])
+    held_out = evaluation.held_out
+    choice = cheapest_without_loss(held_out.log_odds, held_out.correct, evaluation.mul_adds)
+    early = evaluation.outcome(evaluation.test, choice.thresholds)
+    told = [f"{early['top1']:.2f}", f"{early['mul_adds'] / 1e6:.2f}"]
+    assert [
+        *["learned", "3", "73.25", "4.50", *told],
+        *["360", "180 (holdout)", "40"],
+    ] in read(two_runs).rows
+
+
+def test_exits_above_the_curve_are_said_to_be(tmp_path):
+    folder = write_run(tmp_path / "run")
+    evaluation = Evaluation.load(folder)
+    evaluation.anytime[1]["top1"] = 99.0
+    evaluation.save(folder)
+    assert "Above the curve: exit 2." in report.write_report([folder]).read_text()
 
 
 def test_runs_are_told_apart_by_what_differs_in_their_configurations(two_runs):
@@ -73,7 +94,7 @@ def test_one_run_is_compared_with_the_defaults(tmp_path):
 
 def test_runs_alike_say_so(tmp_path):
     runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b")]
-    assert "the runs have the same configuration" in report.write_report(runs).read_text()
+    assert "The runs have the same configuration" in report.write_report(runs).read_text()
 
 
 def test_images_show_what_the_network_made_of_them(two_runs):
@@ -107,19 +128,46 @@ def test_every_section_is_there_and_plain_training_has_no_weights(two_runs):
     assert "every image has weight 1" in report.write_report(two_runs).read_text()
 
 
-def test_measured_latency_is_shown_where_there_is_some(two_runs):
-    assert "Not measured" in report.write_report(two_runs).read_text()
+def measured(step):
     rows = [{"exit": k, "ms": 0.5 * k, "top1": 70.0 + k} for k in (1, 2, 3)]
     entry = {"batch_size": 32, "full_ms": 1.25, "exits": rows, "budgeted": rows}
-    write_json(
-        two_runs[0] / "latency.json", {"device": "some cpu", "step": 40, "batch_sizes": [entry]}
-    )
+    return {"device": "some cpu", "step": step, "batch_sizes": [entry]}
+
+
+def test_measured_latency_is_shown(two_runs):
+    write_json(two_runs[0] / "latency.json", measured(step=40))
     page = read(two_runs)
     assert "Batch of 32" in page.headings
     assert ["exit 3", "1.500"] in page.rows
     assert ["full network", "1.250"] in page.rows
-    write_json(two_runs[0] / "latency.json", {"device": "some cpu", "step": 20, "batch_sizes": []})
-    assert "Not measured" in report.write_report(two_runs).read_text()
+
+
+def test_latency_of_another_step_or_of_none_is_not_measured(two_runs):
+    write_json(two_runs[0] / "latency.json", measured(step=20))
+    assert report.write_report(two_runs).read_text().count("Not measured") == 2
+
+
+def test_an_evaluation_without_examples_is_shown(two_runs):
+    evaluation = dataclasses.replace(Evaluation.load(two_runs[1]), examples=None)
+    evaluation.save(two_runs[1])
+    assert "The evaluation has none." in report.write_report(two_runs).read_text()
+
+
+def test_an_evaluation_without_images_for_thresholds_is_shown(two_runs):
+    folder = two_runs[0]
+    report.write_report(two_runs)
+    without = {"held_out": None, "budgeted": [], "examples": None, "sample_weights": None}
+    dataclasses.replace(Evaluation.load(folder), **without).save(folder)
+    page = read(two_runs)
+    assert ["learned", "3", "73.25", "4.50", "360", "none", "40"] in page.rows
+    text = (folder / "report.html").read_text()
+    assert text.count("Evaluated without held-out images") == 3
+    assert [path.name for path in (folder / "plots").iterdir()] == ["accuracy.png"]
+
+
+def test_a_run_without_metrics_is_shown(two_runs):
+    (two_runs[0] / "metrics.jsonl").unlink()
+    assert "No metrics.jsonl" in report.write_report(two_runs[:1]).read_text()
 
 
 def test_damaged_and_unwritable_files_are_named(two_runs, tmp_path):
@@ -142,12 +190,19 @@ def test_folders_of_one_name_are_told_apart(tmp_path):
     assert len({run.name for run in runs}) == 2
 
 
-def test_the_command_writes_where_it_is_told(two_runs, tmp_path, capsys):
+def test_figures_are_drawn_beside_the_page_of_a_run(two_runs):
+    report.main([*map(str, two_runs)])
+    drawn = {path.name for path in (two_runs[0] / "plots").iterdir()}
+    assert drawn == {"accuracy.png", "exits.png", "weights.png"}
+    assert not (two_runs[1] / "plots").exists()
+
+
+def test_a_page_elsewhere_leaves_the_runs_as_they_are(two_runs, tmp_path, capsys):
+    before = sorted(two_runs[0].iterdir())
     report.main([*map(str, two_runs), f"--output={tmp_path / 'page.html'}"])
     assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
     assert "page.html" in capsys.readouterr().out
-    report.main([str(two_runs[1])])
-    assert (two_runs[1] / "report.html").exists()
+    assert sorted(two_runs[0].iterdir()) == before
 
 
 def test_a_folder_without_an_evaluation_is_named(two_runs, tmp_path):

@@ -42,8 +42,29 @@ frame.onload = () => {
     const [one, other] = [style(e)[property], background(e.closest("svg") || e)].map(luminance);
     return (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
   }
-  const texts = all("body *").filter(e => e.tagName !== "title" && [...e.childNodes].some(
-    n => n.nodeType === Node.TEXT_NODE && n.textContent.trim()));
+  const texts = all("body *").filter(e => !["title", "SCRIPT"].includes(e.tagName)
+    && [...e.childNodes].some(n => n.nodeType === Node.TEXT_NODE && n.textContent.trim()));
+  const tip = page.querySelector(".tip");
+  const told = () => style(tip).display === "none" ? null : {
+    text: tip.innerText, inside: box(tip).left >= 0
+      && box(tip).right <= page.documentElement.clientWidth};
+  function at(chart, type, beside) {
+    const svg = all("svg")[chart], mark = svg.querySelector(".mark, .at"), place = box(mark);
+    svg.dispatchEvent(new frame.contentWindow.PointerEvent(type, {bubbles: true,
+      pointerType: "touch", clientX: place.left - beside, clientY: place.top + place.height / 2}));
+    return told();
+  }
+  function focused() {
+    const svg = all("svg")[0], stops = all("[tabindex='0']", svg);
+    stops[0].focus();
+    const seen = [told()];
+    for (const key of ["ArrowRight", "End", "Home", "Escape"]) {
+      page.activeElement.dispatchEvent(
+        new frame.contentWindow.KeyboardEvent("keydown", {key, bubbles: true}));
+      seen.push(told());
+    }
+    return {stops: stops.length, texts: seen.map(each => each && each.text.split("\\n")[0])};
+  }
   const inside = (e, outer) => box(e).left >= outer.left - 1 && box(e).right <= outer.right + 1
     && box(e).top >= outer.top - 1 && box(e).bottom <= outer.bottom + 1;
   document.getElementById("measured").textContent = JSON.stringify({
@@ -65,7 +86,7 @@ frame.onload = () => {
       letters: Math.min(...all("text", svg).map(e =>
         parseFloat(style(e).fontSize) * box(svg).width / svg.viewBox.baseVal.width)),
       within: all("text, polyline, polygon, circle", svg).every(e => inside(e, box(svg))),
-      marks: all("circle", svg).map(e =>
+      marks: all("circle:not(.unseen)", svg).map(e =>
         [e.textContent, box(e).left + box(e).width / 2, box(e).top + box(e).height / 2]),
     })),
     columns: new Set(all("section:nth-of-type(4) .card").map(e => box(e).left)).size,
@@ -74,6 +95,9 @@ frame.onload = () => {
     faint_lines: all("svg .line").filter(e => contrast(e, "stroke") < LEAST_LINE)
       .map(e => e.getAttribute("class")),
     num_texts: texts.length,
+    pointed: at(0, "pointermove", 3), tapped: at(1, "pointerdown", 20),
+    beside: at(0, "pointermove", 90),
+    focused: focused(),
   });
 };
 </script></body></html>
@@ -151,9 +175,6 @@ def test_every_figure_is_seen(shown):
         for k in (1, 2, 3):
             cells = [str(k), f"{1.5 * k:.2f}", f"{70.25 + seed + k:.2f}", "90.50", f"{0.5 / k:.4f}"]
             assert cells in seen["rows"]
-    assert ["plain", "3", "74.25", "4.50", "76.50", "2.50", "360", "180 (holdout)", "40"] in (
-        seen["rows"]
-    )
     assert ["weighting.kind", "'meta'", "'none'"] in seen["rows"]
     assert ["exit 3", "1.500"] in seen["rows"]
     assert ["full network", "1.250"] in seen["rows"]
@@ -173,7 +194,10 @@ def test_charts_place_what_they_say_within_them(shown):
         assert chart["height"] > 0.5 * chart["width"]
         assert chart["letters"] >= SMALLEST_LETTERS
     marks = seen["charts"][titles.index("Accuracy over compute")]["marks"]
-    values = [tuple(map(float, text.rsplit(": ")[-1].split(", "))) for text, _, _ in marks]
+    values = [
+        tuple(float(re.search(r": ([\d.]+)", line)[1]) for line in text.splitlines()[1:])
+        for text, _, _ in marks
+    ]
     assert values == [
         (1.5 * k, pytest.approx(70.25 + seed + k, abs=0.01)) for seed in (0, 1) for k in (1, 2, 3)
     ]
@@ -190,3 +214,23 @@ def test_texts_and_lines_stand_out_from_what_is_behind_them(shown):
     assert seen["num_texts"] > 100
     assert seen["faint_texts"] == []
     assert seen["faint_lines"] == []
+
+
+def test_the_mark_that_is_pointed_at_or_tapped_says_its_values(shown):
+    _, _, seen = shown
+    run = "a_run_with_a_long_name_for_a_phone"
+    expected = f"{run}, one exit, exit 1\nmean mul-adds per image: 1.5 M\n"
+    assert seen["pointed"]["text"] == expected + "top-1 on test images: 71.25%"
+    shares = "exit 3: 0.0%\nexit 2: 0.0%\nexit 1: 100.0%"
+    assert seen["tapped"]["text"] == "mean mul-adds per image: 1.5 M\n" + shares
+    assert seen["pointed"]["inside"] and seen["tapped"]["inside"]
+    assert seen["beside"] is None
+
+
+def test_a_chart_is_one_stop_of_the_keyboard_and_its_marks_are_reached_by_arrows(shown):
+    _, _, seen = shown
+    first = "a_run_with_a_long_name_for_a_phone, one exit, exit 1"
+    assert seen["focused"] == {
+        "stops": 1,
+        "texts": [first, first[:-1] + "2", "plain, early exit", first, None],
+    }

@@ -1,0 +1,157 @@
+"""What a chart is, before it is drawn: series over a pair of axes, and how far the axes reach.
+
+`png` and `svg` draw the same charts. They choose looks; what is shown, and between which limits,
+stands here.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+
+# Of what an axis spans, left free at each end, so that no mark is cut.
+MARGIN = 0.09
+
+# Of what an axis spans, above the highest value there can be: room for half a mark.
+ROOM_ABOVE = 0.03
+
+
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """One of the two axes of a chart.
+
+    Attributes:
+        name: what its values are.
+        unit: of the values.
+        digits: how a value is told, as a format of Python's.
+        logarithmic: whether equal ratios stand at equal distances; values must be positive.
+        from_zero: whether it begins at 0.
+        least_range: it spans at least this much,
+        highest: but hardly reaches beyond what no value can exceed.
+        shown: values that it reaches anyway, so that several charts can be compared.
+    """
+
+    name: str
+    unit: str = ""
+    digits: str = ".4g"
+    logarithmic: bool = False
+    from_zero: bool = False
+    least_range: float = 0.0
+    highest: float = math.inf
+    shown: tuple[float, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """Name and unit, as they stand along the axis."""
+        return f"{self.name} [{self.unit}]" if self.unit else self.name
+
+    def told(self, value: float) -> str:
+        """A value in words."""
+        space = "" if self.unit in ("", "%") else " "
+        return f"{self.name}: {value:{self.digits}}{space}{self.unit}"
+
+    def limits(self, values: Iterable[float]) -> tuple[float, float]:
+        """From where to where it reaches to show these values: never an empty range."""
+        values = [*values, *self.shown]
+        low, high = min(values), max(values)
+        if self.logarithmic:
+            high = max(high, 2 * low)
+            border = (high / low) ** MARGIN
+            return low / border, high * border
+        if self.from_zero:
+            low = min(low, 0.0)
+        missing = max(self.least_range - (high - low), 0) or (0 if high > low else 1)
+        border = MARGIN * (high - low) + missing / 2
+        span = high - low + 2 * border
+        above = max(high + border - (self.highest + ROOM_ABOVE * span), 0)
+        bottom = low - border - above
+        return (max(bottom, 0.0) if self.from_zero else bottom), high + border - above
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """Points that belong together.
+
+    Attributes:
+        label: its name.
+        points: (x, y), in the order in which a line joins them; those of a band, whose y is its
+            thickness, by rising x.
+        colour: which of the colours, from 0; neighbours in number are told apart.
+        joined: whether a line joins the points; without one they are a cloud of small dots.
+        dashed: whether the line is dashed.
+        marked: whether each point has a mark.
+        names: of the points, if they have any.
+        ranges: (low, high) around each y, where a point is a mean.
+    """
+
+    label: str
+    points: Sequence[tuple[float, float]]
+    colour: int = 0
+    joined: bool = True
+    dashed: bool = False
+    marked: bool = False
+    names: Sequence[str] = ()
+    ranges: Sequence[tuple[float, float]] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """A straight line across a chart, at an x or at a y."""
+
+    label: str
+    x: float | None = None
+    y: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Chart:
+    """Series over one pair of axes, or bands on top of each other that reach 100 together.
+
+    Attributes:
+        title: of the chart.
+        x: its axis.
+        y: likewise.
+        series: what is shown.
+        stacked: whether the series are bands, from the lowest up, known at the same x.
+        rules: what the series are to be compared with.
+    """
+
+    title: str
+    x: Axis
+    y: Axis
+    series: Sequence[Series]
+    stacked: bool = False
+    rules: Sequence[Rule] = ()
+
+    @property
+    def x_limits(self) -> tuple[float, float]:
+        """From where to where the x-axis reaches; bands fill it."""
+        values = [x for each in self.series for x, _ in each.points]
+        values += [rule.x for rule in self.rules if rule.x is not None]
+        if self.stacked and min(values) < max(values):
+            return min(values), max(values)
+        return self.x.limits(values)
+
+    @property
+    def y_limits(self) -> tuple[float, float]:
+        """From where to where the y-axis reaches."""
+        if self.stacked:
+            return 0.0, 100.0
+        values = [y for each in self.series for _, y in each.points]
+        values += [end for each in self.series for ends in each.ranges for end in ends]
+        values += [rule.y for rule in self.rules if rule.y is not None]
+        return self.y.limits(values)
+
+    def told(self, series: Series, index: int) -> str:
+        """A point in words: whose it is and its values, a line each."""
+        x, y = series.points[index]
+        name = f"{series.label}, {series.names[index]}" if series.names else series.label
+        return "\n".join([name, self.x.told(x), self.y.told(y)])
+
+    def told_at(self, index: int) -> str:
+        """All bands at one x in words, from the highest down as they are seen."""
+        x, _ = self.series[0].points[index]
+        shares = [
+            f"{band.label}: {band.points[index][1]:{self.y.digits}}{self.y.unit}"
+            for band in self.series
+        ]
+        return "\n".join([self.x.told(x), *reversed(shares)])

@@ -1,0 +1,270 @@
+"""What each figure shows, computed once for every way of drawing it.
+
+Builders turn evaluations, timings and metrics into charts. With one run, a chart's two series
+have a colour each; with several, each run has its own.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from l2w_jax.evaluation.results import Evaluation, SampleWeights
+from l2w_jax.report.charts import Axis, Chart, Rule, Series
+
+# Colours of a run's curve, and of its exits where it is the only run.
+EARLY_COLOUR, FIXED_COLOUR = 0, 1
+
+# Fewer percent of accuracy than this would make a drama of single images.
+LEAST_ACCURACY_RANGE = 2.0
+
+# A loss below this is as good as none: the network gives the true class 99.99%.
+SMALLEST_LOSS_SHOWN = 1e-4
+
+# Ranges of loss that the mean weight is taken over; a mean of one or two is no mean.
+LOSS_RANGES = 12
+LEAST_SAMPLES = 3
+
+ACCURACY = Axis("top-1 on test images", "%", ".2f", least_range=LEAST_ACCURACY_RANGE, highest=100.0)
+
+
+def accuracy(evaluations: Mapping[str, Evaluation]) -> Chart:
+    """Top-1 over mul-adds: of every fixed exit, and with images leaving early.
+
+    The curve ends where all images leave at the first or at the last exit, so that these exits
+    lie on it. Another that lies above the curve is named so: there, early exit gains nothing.
+
+    Args:
+        evaluations: by the names of their runs.
+    """
+    divisor, unit = _mul_adds_unit(max(each.mul_adds[-1] for each in evaluations.values()))
+    series = []
+    for i, (run, evaluation) in enumerate(evaluations.items()):
+        alone = len(evaluations) == 1
+        above = exits_above_curve(evaluation)
+        names = [
+            f"exit {row['exit']}" + (", above the curve" if row["exit"] in above else "")
+            for row in evaluation.anytime
+        ]
+        series.append(
+            Series(
+                "all images stop at one exit" if alone else f"{run}, one exit",
+                _points(evaluation.anytime, "mul_adds", "top1", divisor),
+                FIXED_COLOUR if alone else i,
+                dashed=True,
+                marked=True,
+                names=names,
+            )
+        )
+        if curve := evaluation.curve:
+            series.append(
+                Series(
+                    "each image stops when confident" if alone else f"{run}, early exit",
+                    _points(curve, "mul_adds", "top1", divisor),
+                    EARLY_COLOUR if alone else i,
+                )
+            )
+    return Chart("Accuracy over compute", _mul_adds_axis(unit), ACCURACY, series)
+
+
+def exits_above_curve(evaluation: Evaluation) -> list[int]:
+    """Exits, from 1, at which all images do better than early exits of the same mean cost."""
+    curve = [(row["mul_adds"], row["top1"]) for row in evaluation.curve]
+    if not curve:
+        return []
+    above = []
+    for row in evaluation.anytime:
+        # Several points of the curve may share one cost, with the first or the last exit.
+        there = [top1 for cost, top1 in curve if cost == row["mul_adds"]]
+        if row["top1"] > max(there, default=np.interp(row["mul_adds"], *np.transpose(curve))):
+            above.append(int(row["exit"]))
+    return above
+
+
+def exit_shares(evaluation: Evaluation) -> Chart:
+    """Share of the test images that leave at each exit, over their mean cost along the curve."""
+    curve = evaluation.curve
+    divisor, unit = _mul_adds_unit(evaluation.mul_adds[-1])
+    bands = [
+        Series(
+            f"exit {k}",
+            [(row["mul_adds"] / divisor, 100 * row[f"share_{k}"]) for row in curve],
+            k - 1,
+        )
+        for k in range(1, len(evaluation.anytime) + 1)
+    ]
+    share = Axis("share of test images", "%", ".1f")
+    return Chart("Where images leave the network", _mul_adds_axis(unit), share, bands, stacked=True)
+
+
+def weight_panels(sampled: SampleWeights) -> list[Chart]:
+    """The learned weight of each image over its loss, a chart for each exit, and its mean.
+
+    The mean is taken over the images in each of LOSS_RANGES ranges of loss of equal ratio, where
+    there are at least LEAST_SAMPLES.
+    """
+    # Logarithmic: of a trained network most losses are tiny, and a few are large.
+    losses = np.maximum(sampled.losses, SMALLEST_LOSS_SHOWN)
+    edges = np.geomspace(losses.min(), max(losses.max(), 2 * losses.min()), LOSS_RANGES + 1)
+    shown = (float(losses.min()), float(losses.max()))
+    x = Axis("loss at the exit", "nats", ".2g", logarithmic=True, shown=shown)
+    return [
+        Chart(
+            f"exit {k + 1}",
+            x,
+            Axis("weight", digits=".3f"),
+            _weights_of_exit(losses[:, k], sampled.weights[:, k], edges),
+            rules=[Rule("plain training", y=1.0)],
+        )
+        for k in range(losses.shape[1])
+    ]
+
+
+def _weights_of_exit(
+    losses: NDArray[np.floating], weights: NDArray[np.floating], edges: NDArray[np.floating]
+) -> list[Series]:
+    """All images [n] by themselves, and the means of those between two edges."""
+    of_range = np.digitize(losses, edges[1:-1])
+    ranges = [of_range == i for i in range(LOSS_RANGES)]
+    means = [
+        (float(losses[members].mean()), float(weights[members].mean()))
+        for members in ranges
+        if np.count_nonzero(members) >= LEAST_SAMPLES
+    ]
+    images = list(zip(losses.tolist(), weights.tolist(), strict=True))
+    return [
+        Series("one image", images, EARLY_COLOUR, joined=False),
+        Series("mean of images of like loss", means, FIXED_COLOUR, marked=True),
+    ]
+
+
+def mean_weights(sampled: SampleWeights) -> Chart:
+    """The means of `weight_panels` in one chart, to compare the exits."""
+    panels = weight_panels(sampled)
+    series = [
+        Series(panel.title, panel.series[-1].points, k, marked=True)
+        for k, panel in enumerate(panels)
+        if panel.series[-1].points
+    ]
+    first = panels[0]
+    return Chart("Mean weight over loss", first.x, first.y, series, rules=first.rules)
+
+
+def latency(timed: Sequence[Mapping[str, Any]]) -> list[Chart]:
+    """Top-1 over measured time, a chart for each batch size and runtime.
+
+    Args:
+        timed: entries with batch_size, runtime where several were timed, full_ms, and exits and budgeted, rows with ms and top1.
+    """
+    runtimes = {"jax": " in JAX", "onnx": " in ONNX Runtime"}
+    return [
+        Chart(
+            f"Batch of {entry['batch_size']}" + runtimes.get(entry.get("runtime"), ""),
+            Axis("time per image", "ms", from_zero=True),
+            ACCURACY,
+            [
+                Series(
+                    "all images stop at one exit",
+                    _points(entry["exits"], "ms", "top1"),
+                    FIXED_COLOUR,
+                    dashed=True,
+                    marked=True,
+                ),
+                Series(
+                    "each image stops when confident",
+                    sorted(_points(entry["budgeted"], "ms", "top1")),
+                    EARLY_COLOUR,
+                ),
+            ],
+            rules=[Rule("full network", x=entry["full_ms"])],
+        )
+        for entry in timed
+    ]
+
+
+def training(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Chart]:
+    """What was logged of the last exit, over the steps; nothing where nothing was logged.
+
+    Args:
+        metrics: the lines of metrics.jsonl, by the names of their runs.
+    """
+    charts = []
+    top1 = Axis("top-1", "%", ".2f", highest=100.0)
+    for field, title, y in (
+        ("loss", "Training loss of the last exit", Axis("loss", "nats")),
+        ("top1", "Training accuracy of the last exit", top1),
+        ("holdout_top1", "Held-out accuracy of the last exit", top1),
+    ):
+        series = [
+            Series(run, points, i, marked=field == "holdout_top1")
+            for i, (run, lines) in enumerate(metrics.items())
+            if (points := [(line["step"], line[field][-1]) for line in lines if field in line])
+        ]
+        if series:
+            charts.append(Chart(title, Axis("step", digits=".0f"), y, series))
+    return charts
+
+
+class WayOfTraining(Protocol):
+    """What `comparison` shows of several runs; see `l2w_jax.compare.Way`."""
+
+    name: str
+    mul_adds: NDArray[np.float64]
+    anytime: NDArray[np.float64]
+
+    def top1_at(self, mul_adds: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Top-1 with images leaving early, in percent, [runs, n]."""
+
+
+def comparison(ways: Sequence[WayOfTraining]) -> Chart:
+    """Top-1 over mul-adds of several ways of training: means over runs, and their range.
+
+    Of each way, first the curve of images that leave early, then the exits that all stop at.
+    """
+    largest = max(way.mul_adds[-1] for way in ways)
+    divisor, unit = _mul_adds_unit(largest)
+    budgets = np.linspace(0, largest, 400)
+    series = []
+    for i, way in enumerate(ways):
+        early = way.top1_at(budgets)
+        everywhere = ~np.isnan(early).any(axis=0)
+        number = f"{len(early)} runs" if len(early) > 1 else "1 run"
+        label = f"{way.name} ({number})"
+        series.append(_spread(label, budgets[everywhere] / divisor, early[:, everywhere], i))
+        series.append(_spread(label, way.mul_adds / divisor, way.anytime, i, joined=False))
+    axis = _mul_adds_axis(unit, from_zero=True)
+    return Chart("Accuracy over compute", axis, ACCURACY, series)
+
+
+def _spread(
+    label: str,
+    x: NDArray[np.floating],
+    values: NDArray[np.floating],
+    colour: int,
+    joined: bool = True,
+) -> Series:
+    """Means of values [runs, n] at x [n], with their range."""
+    lows, highs = values.min(axis=0).tolist(), values.max(axis=0).tolist()
+    return Series(
+        label,
+        list(zip(x.tolist(), values.mean(axis=0).tolist(), strict=True)),
+        colour,
+        joined=joined,
+        marked=not joined,
+        ranges=list(zip(lows, highs, strict=True)),
+    )
+
+
+def _points(
+    rows: Sequence[Mapping[str, float]], x: str, y: str, divisor: float = 1.0
+) -> list[tuple[float, float]]:
+    return [(row[x] / divisor, row[y]) for row in rows]
+
+
+def _mul_adds_axis(unit: str, from_zero: bool = False) -> Axis:
+    return Axis("mean mul-adds per image", unit, from_zero=from_zero)
+
+
+def _mul_adds_unit(largest: float) -> tuple[float, str]:
+    return (1e9, "G") if largest >= 1e10 else (1e6, "M")

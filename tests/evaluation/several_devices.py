@@ -1,0 +1,34 @@
+"""Predicts the test images of the tiny data set as one of the processes of an evaluation.
+
+    python several_devices.py DEVICES PROCESS PROCESSES PORT
+
+Prints two numbers that depend on every image and on their order.
+"""
+
+import sys
+
+import jax
+import numpy as np
+from conftest import TinyNetwork
+from tiny_images import TEST, make_config, open_tiny_source
+
+from l2w_jax.evaluation.predictions import predict_all
+
+
+def main(devices, process, processes, port):
+    if processes > 1:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(f"127.0.0.1:{port}", processes, process)
+    assert (jax.local_device_count(), jax.process_count()) == (devices, processes)
+    config = make_config()
+    config.dataset.eval_batch_size = 10
+    model = TinyNetwork()
+    variables = model.init(jax.random.key(0), np.zeros((1, 8, 8, 3)), train=False)
+    predictions = predict_all(config, model, variables, open_tiny_source(config), "test")
+    np.testing.assert_array_equal(predictions.labels, TEST.labels)
+    places = np.arange(len(TEST.labels))
+    print((predictions.confidences @ places).sum(), (predictions.losses @ places).sum())
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))

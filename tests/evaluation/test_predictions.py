@@ -1,0 +1,111 @@
+"""Every image is answered once, whatever the batch size and the number of devices."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from tiny_images import TEST, all_log_probs
+
+from l2w_jax.errors import UserError
+from l2w_jax.evaluation import predictions as split_predictions
+
+PROGRAM = Path(__file__).with_name("several_devices.py")
+
+
+@pytest.mark.parametrize("batch_size", [1, 16, 37, 64])
+def test_every_image_counts_once_whatever_the_batch_size(config, source, tiny_network, batch_size):
+    config.dataset.eval_batch_size = batch_size
+    predictions = split_predictions.predict_all(config, *tiny_network, source, "test")
+    log_probs = all_log_probs(tiny_network, TEST.images)
+    losses = -log_probs[:, np.arange(37), TEST.labels]
+    np.testing.assert_array_equal(predictions.labels, TEST.labels)
+    confidences = np.exp(log_probs.max(axis=-1))
+    np.testing.assert_allclose(predictions.confidences, confidences, rtol=1e-5)
+    odds = np.log(confidences / (1 - confidences))
+    np.testing.assert_allclose(predictions.log_odds, odds, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(predictions.losses, losses, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(predictions.predicted, log_probs.argmax(axis=-1))
+    np.testing.assert_array_equal(predictions.correct, log_probs.argmax(axis=-1) == TEST.labels)
+    assert predictions.correct_top5.all()
+    assert 10 < predictions.top1[-1] < 90
+
+
+def evaluated_on(devices, processes):
+    """What each process finds, as numbers that depend on the order of the images."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    tests = Path(__file__).parents[1]
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)]),
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    }
+    # -P: from the program's own folder it would take this folder's conftest for that of all tests.
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-P", str(PROGRAM), *map(str, (devices, process, processes, port))],
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for process in range(processes)
+    ]
+    outputs = [process.communicate(timeout=120)[0] for process in running]
+    assert [process.returncode for process in running] == [0] * processes
+    return [[float(word) for word in output.splitlines()[-1].split()] for output in outputs]
+
+
+def test_any_number_of_devices_and_processes_finds_the_same():
+    (expected,) = evaluated_on(devices=1, processes=1)
+    for found in evaluated_on(devices=3, processes=2):
+        assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_top5_counts_the_label_among_the_five_most_probable():
+    logits = np.zeros((1, 3, 7), np.float32)
+    logits[0, 0] = [5, 4, 3, 2, 1, 0, -1]
+    logits[0, 1] = [5, 4, 3, 2, 1, 0, -1]
+    labels = np.array([4, 5, 4])
+    # The third image's classes are all alike: the lower index comes first, as in argmax.
+    assert split_predictions._rank_of_label(logits, labels).tolist() == [[4, 5, 4]]
+    np.testing.assert_array_equal(
+        split_predictions._rank_of_label(logits, np.array([0, 1, 0])) == 0,
+        logits.argmax(axis=-1) == np.array([0, 1, 0]),
+    )
+
+
+def test_answers_that_are_not_finite_are_refused(config, source, tiny_network):
+    model, variables = tiny_network
+    broken = jax.tree.map(np.array, variables)
+    broken["params"]["head_1"]["bias"][2] = np.nan
+    with pytest.raises(UserError, match=r"37 of 37 images .* \(exits \[2\]\)"):
+        split_predictions.predict_all(config, model, broken, source, "test")
+
+
+@pytest.mark.parametrize("change", ["repeat a batch", "leave one out"])
+def test_an_image_counted_twice_or_not_at_all_is_noticed(
+    config, source, tiny_network, monkeypatch, change
+):
+    batches = list(source.evaluation_batches("test", 16))
+    wrong = batches + batches[:1] if change == "repeat a batch" else batches[1:]
+    monkeypatch.setattr(source, "evaluation_batches", lambda *_: wrong)
+    with pytest.raises(RuntimeError, match="exactly once"):
+        split_predictions.predict_all(config, *tiny_network, source, "test")
+
+
+def test_an_image_that_could_not_be_read_is_left_out(config, source, tiny_network, monkeypatch):
+    batches = list(source.evaluation_batches("test", 16))
+    batches[1]["mask"] = batches[1]["mask"] & (batches[1]["index"] != 20)
+    batches[1]["image"] = np.zeros_like(batches[1]["image"])
+    everything = split_predictions.predict_all(config, *tiny_network, source, "test")
+    monkeypatch.setattr(source, "evaluation_batches", lambda *_: batches)
+    read = split_predictions.predict_all(config, *tiny_network, source, "test")
+    assert read.positions.tolist() == [*range(20), *range(21, 37)]
+    np.testing.assert_array_equal(read.labels, np.delete(everything.labels, 20))
+    np.testing.assert_allclose(read.losses[:, 32 - 1 :], everything.losses[:, 32:], rtol=1e-5)

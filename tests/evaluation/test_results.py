@@ -1,0 +1,174 @@
+"""An evaluation comes back from its files as it was, those of earlier versions included."""
+
+import csv
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from written_runs import made_evaluation, made_examples, random_predictions, write_config
+
+from l2w_jax.errors import UserError
+from l2w_jax.evaluation.results import Evaluation, SampleWeights
+from l2w_jax.files import write_arrays
+
+PREDICTED = random_predictions(np.random.default_rng(3), 20)
+OPTIONAL = ("shots", "sample_weights", "examples")
+
+
+def whole_evaluation():
+    rng = np.random.default_rng(0)
+    return made_evaluation(
+        shots=[{"exit": 1, "many": 50.0, "medium": None, "few": 25.0}],
+        sample_weights=SampleWeights(*rng.random((2, 5, 3)).astype(np.float32)),
+        examples=made_examples(rng),
+    )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_config(tmp_path)
+    return tmp_path
+
+
+def assert_same(one, other):
+    assert type(one) is type(other)
+    if dataclasses.is_dataclass(one):
+        for field in dataclasses.fields(one):
+            assert_same(getattr(one, field.name), getattr(other, field.name))
+    elif isinstance(one, np.ndarray):
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one, other)
+    else:
+        assert one == other
+
+
+@pytest.mark.parametrize("without", [(), *((name,) for name in OPTIONAL), OPTIONAL])
+def test_what_is_saved_is_loaded(folder, without):
+    evaluation = dataclasses.replace(whole_evaluation(), **dict.fromkeys(without))
+    evaluation.save(folder)
+    assert_same(Evaluation.load(folder), evaluation)
+
+
+def test_tables_are_files_too(folder):
+    evaluation = whole_evaluation()
+    evaluation.save(folder)
+    for name in ("anytime", "budgeted"):
+        with open(folder / f"{name}.csv", newline="") as file:
+            rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+        assert rows == getattr(evaluation, name)
+    assert (folder / "shots.csv").read_text() == "exit,many,medium,few\n1,50.0,,25.0\n"
+
+
+def test_the_curve_goes_by_rising_cost_from_the_first_exit_to_the_last():
+    rows = [{"mul_adds": 3e6, "top1": 80}, {"mul_adds": 2e6, "top1": 75}]
+    evaluation = made_evaluation(budgeted=rows)
+    first, *inner, last = evaluation.curve
+    assert inner == rows[::-1]
+    assert first == {"mul_adds": 1.5e6, "top1": 71.25, "share_1": 1, "share_2": 0, "share_3": 0}
+    assert last == {"mul_adds": 4.5e6, "top1": 73.25, "share_1": 0, "share_2": 0, "share_3": 1}
+
+
+def test_thresholds_without_loss_are_as_accurate_as_the_last_exit_on_what_set_them():
+    evaluation = made_evaluation()
+    held_out = evaluation.held_out
+    point = evaluation.outcome(held_out, evaluation.without_loss.thresholds)
+    assert point["top1"] >= held_out.top1[-1]
+    assert point["mul_adds"] == evaluation.without_loss.cost < evaluation.mul_adds[-1]
+
+
+def without_held_out():
+    return dataclasses.replace(whole_evaluation(), held_out=None, budgeted=[])
+
+
+def test_without_images_that_set_thresholds_there_is_no_curve_and_no_choice():
+    assert without_held_out().curve == []
+    with pytest.raises(UserError, match="evaluated without images of 'holdout'"):
+        without_held_out().threshold_images()
+
+
+def test_a_table_that_is_no_more_is_taken_away(folder):
+    whole_evaluation().save(folder)
+    without_held_out().save(folder)
+    assert not (folder / "budgeted.csv").exists()
+    assert_same(Evaluation.load(folder), without_held_out())
+
+
+def write_as_before(folder):
+    """The files of a plain run of two exits, as they were before there was `Evaluation`."""
+    summary = {
+        "step": 5,
+        "dataset": "digits",
+        "class_names": ["0", "1"],
+        "test_images": 20,
+        "thresholds_from": "holdout",
+        "thresholds_images": 20,
+        "anytime": [{"exit": 1, "mul_adds": 1e6, "top1": 50.0, "top5": 60.0, "loss": 1.0}],
+        "budgeted": [{"q": 1.0, "mul_adds": 1e6, "top1": 50.0, "share_1": 1.0}],
+    }
+    (folder / "evaluation.json").write_text(json.dumps(summary))
+    fields = ("positions", "labels", "losses", "confidences", "predicted", "correct")
+    arrays = {
+        f"{split}_{field}": getattr(PREDICTED, field)
+        for split in ("test", "thresholds")
+        for field in (*fields, "correct_top5")
+    }
+    examples = {
+        "images": np.zeros((1, 8, 8, 3), np.uint8),
+        "exits": np.array([0]),
+        "kinds": np.array(["sure"]),
+        "labels": np.array([1]),
+        "predicted": np.array([1]),
+        "confidences": np.float32([0.5]),
+    }
+    arrays |= {f"examples_{name}": array for name, array in examples.items()}
+    write_arrays(folder / "evaluation.npz", arrays)
+    return summary, arrays
+
+
+def test_an_evaluation_of_an_earlier_version_is_loaded(folder):
+    summary, _ = write_as_before(folder)
+    evaluation = Evaluation.load(folder)
+    assert evaluation.budgeted == summary["budgeted"]
+    # The log-odds, which that version did not keep, are made of the confidences.
+    assert_same(evaluation.held_out, PREDICTED)
+    assert evaluation.examples.kinds.tolist() == ["sure"]
+    assert (evaluation.sample_weights, evaluation.shots) == (None, None)
+
+
+def test_the_files_keep_the_names_of_earlier_versions(folder):
+    summary, arrays = write_as_before(folder)
+    Evaluation.load(folder).save(folder)
+    assert json.loads((folder / "evaluation.json").read_text()) == summary
+    with np.load(folder / "evaluation.npz") as written:
+        assert set(written) == set(arrays) | {"test_log_odds", "thresholds_log_odds"}
+
+
+@pytest.mark.parametrize("missing", ["evaluation.json", "evaluation.npz"])
+def test_a_run_that_was_not_evaluated_is_told_how(folder, missing):
+    made_evaluation().save(folder)
+    (folder / missing).unlink()
+    with pytest.raises(UserError, match=f"{missing} is missing; evaluate the run first"):
+        Evaluation.load(folder)
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path):
+    with pytest.raises(UserError, match="not the folder of a run"):
+        Evaluation.load(tmp_path)
+
+
+@pytest.mark.parametrize("damaged", ["evaluation.json", "evaluation.npz"])
+def test_a_damaged_file_is_named(folder, damaged):
+    made_evaluation().save(folder)
+    (folder / damaged).write_text("{half")
+    with pytest.raises(UserError, match=f"{damaged} is damaged"):
+        Evaluation.load(folder)
+
+
+def test_what_lacks_a_number_is_damaged(folder):
+    write_as_before(folder)
+    summary = json.loads((folder / "evaluation.json").read_text())
+    del summary["anytime"]
+    (folder / "evaluation.json").write_text(json.dumps(summary))
+    with pytest.raises(UserError, match=r"evaluation\.json is damaged \('anytime'\)"):
+        Evaluation.load(folder)

@@ -1,0 +1,116 @@
+"""What the figures show are the numbers of the evaluation, named and with units."""
+
+import numpy as np
+import pytest
+from written_runs import made_evaluation
+
+from l2w_jax.evaluation.results import SampleWeights
+from l2w_jax.report import figures
+
+BUDGETED = [
+    {"mul_adds": 2e7, "top1": 85, "share_1": 0.2, "share_2": 0.6, "share_3": 0.2},
+    {"mul_adds": 1.2e7, "top1": 75, "share_1": 0.8, "share_2": 0.2, "share_3": 0.0},
+]
+
+
+def evaluation_of(top1=(70, 80, 90), scale=1.0):
+    return made_evaluation(
+        anytime=[
+            {"exit": k + 1, "mul_adds": scale * 1e7 * (k + 1), "top1": value}
+            for k, value in enumerate(top1)
+        ],
+        budgeted=[row | {"mul_adds": scale * row["mul_adds"]} for row in BUDGETED],
+    )
+
+
+def test_accuracy_of_fixed_exits_and_of_early_exits_by_rising_cost():
+    chart = figures.accuracy({"run": evaluation_of()})
+    fixed, early = chart.series
+    assert fixed.points == [(10, 70), (20, 80), (30, 90)]
+    assert early.points == [(10, 70), (12, 75), (20, 85), (30, 90)]
+    assert chart.x.label == "mean mul-adds per image [M]"
+    assert chart.y.label.endswith("[%]")
+
+
+def test_large_networks_are_told_in_billions():
+    chart = figures.accuracy({"run": evaluation_of(scale=1000)})
+    assert chart.x.unit == "G"
+    assert [x for x, _ in chart.series[0].points] == [10, 20, 30]
+
+
+def test_each_of_several_runs_has_its_colour():
+    chart = figures.accuracy({"a": evaluation_of(), "b": evaluation_of()})
+    assert [(s.label, s.colour) for s in chart.series] == [
+        ("a, one exit", 0),
+        ("a, early exit", 0),
+        ("b, one exit", 1),
+        ("b, early exit", 1),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("top1", "above"), [((70, 80, 90), []), ((70, 86, 90), [2]), ((99, 80, 100), [])]
+)
+def test_exits_above_the_curve_are_named_and_its_ends_are_not(top1, above):
+    evaluation = evaluation_of(top1)
+    assert figures.exits_above_curve(evaluation) == above
+    names = figures.accuracy({"run": evaluation}).series[0].names
+    assert [k + 1 for k, name in enumerate(names) if "above the curve" in name] == above
+
+
+def test_share_of_every_exit_is_a_band_from_all_at_the_first_to_all_at_the_last():
+    chart = figures.exit_shares(evaluation_of())
+    assert [band.label for band in chart.series] == ["exit 1", "exit 2", "exit 3"]
+    assert chart.series[0].points == [(10, 100), (12, 80), (20, 20), (30, 0)]
+    assert chart.series[2].points == [(10, 0), (12, 0), (20, 20), (30, 100)]
+
+
+def sampled_weights(num_exits=3):
+    losses = np.random.default_rng(0).exponential(size=(50, num_exits))
+    return SampleWeights(losses, 1 + losses)
+
+
+def test_mean_weight_lies_over_the_mean_loss_of_the_same_images():
+    for panel in figures.weight_panels(sampled_weights()):
+        images, mean = panel.series
+        assert len(images.points) == 50
+        assert 4 <= len(mean.points) < 50
+        np.testing.assert_allclose([y for _, y in mean.points], [1 + x for x, _ in mean.points])
+
+
+def test_one_or_two_images_are_no_mean():
+    losses = np.concatenate([np.full((10, 1), 0.01), np.full((2, 1), 10.0)])
+    (panel,) = figures.weight_panels(SampleWeights(losses, losses))
+    assert panel.series[1].points == [(pytest.approx(0.01), pytest.approx(0.01))]
+
+
+def test_the_means_of_all_exits_are_those_of_the_panels():
+    sampled = sampled_weights()
+    means = [panel.series[1].points for panel in figures.weight_panels(sampled)]
+    assert [series.points for series in figures.mean_weights(sampled).series] == means
+
+
+def test_equal_losses_are_shown_too():
+    chart = figures.mean_weights(SampleWeights(np.zeros((5, 2)), np.ones((5, 2))))
+    assert [series.points for series in chart.series] == 2 * [[(pytest.approx(1e-4), 1.0)]]
+
+
+def test_latency_has_a_chart_for_each_batch_size_and_the_full_network_as_a_rule():
+    rows = [{"ms": 2.0, "top1": 80}, {"ms": 1.0, "top1": 70}]
+    entries = [
+        {"batch_size": size, "full_ms": 3.0, "exits": rows, "budgeted": rows} for size in (1, 32)
+    ]
+    charts = figures.latency(entries)
+    assert [chart.title for chart in charts] == ["Batch of 1", "Batch of 32"]
+    for chart in charts:
+        assert chart.x.label == "time per image [ms]"
+        assert chart.series[1].points == [(1, 70), (2, 80)]
+        assert [rule.x for rule in chart.rules] == [3]
+
+
+def test_training_shows_what_was_logged_and_nothing_where_nothing_was():
+    lines = [{"step": 20, "loss": [1.0, 0.8]}, {"step": 40, "loss": [0.5, 0.3]}]
+    (chart,) = figures.training({"a": lines, "b": []})
+    (series,) = chart.series
+    assert (series.label, series.points) == ("a", [(20, 0.8), (40, 0.3)])
+    assert figures.training({"b": []}) == []
