@@ -180,11 +180,18 @@ def _elementwise(
         return Tensor(name, shape, axes, shape, eqn.outvars[0].aval.dtype)
 
     computed = [value for value in operands if not isinstance(value, Known)]
+    if operation == "Max" and any(_is_least(value) for value in operands):
+        return computed[0]
     if len(computed) == 1 and isinstance(computed[0], Joined):
         return _of_each_part(computed[0], operands, of_plain)
     return of_plain(
         [value if isinstance(value, Known) else graph.plain(value) for value in operands]
     )
+
+
+def _is_least(value: Known | Value) -> bool:
+    """Whether this is -inf, which is where JAX begins to look for a maximum."""
+    return isinstance(value, Known) and value.size == 1 and bool(np.all(value == -np.inf))
 
 
 def _worded(
@@ -316,8 +323,9 @@ def _square(graph: Graph, eqn: core.JaxprEqn, operand: Value) -> Tensor:
 
 def _is_finite(graph: Graph, eqn: core.JaxprEqn, operand: Value) -> Tensor:
     tensor = graph.plain(operand)
-    broken = [graph.emit(test, [tensor.name]) for test in ("IsNaN", "IsInf")]
-    name = graph.emit("Not", [graph.emit("Or", broken)])
+    infinity = graph.constant(np.array(np.inf, tensor.dtype))
+    # NaN is not less than anything.
+    name = graph.emit("Less", [graph.emit("Abs", [tensor.name]), infinity])
     return Tensor(name, tensor.stored, tensor.axes, tensor.shape, np.dtype(bool))
 
 
