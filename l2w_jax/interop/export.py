@@ -17,6 +17,7 @@ run's held-out images. In 8 bits they are set anew, so that as many held-out ima
 """
 
 import argparse
+import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -142,11 +143,14 @@ def writer(name: str) -> tuple[Callable[..., None], str]:
     if name == "stablehlo":
         return export_network, LOADER
     try:
-        from l2w_jax.interop import export_onnx
+        for needed in ("onnx", "onnxruntime"):
+            importlib.import_module(needed)
     except ModuleNotFoundError as error:
         raise UserError(
             f"onnx: {error.name} is not installed; pip install 'l2w_jax[onnx]' brings it"
         ) from error
+    from l2w_jax.interop import export_onnx
+
     return export_onnx.export_network, export_onnx.LOADER
 
 

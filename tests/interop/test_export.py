@@ -187,8 +187,6 @@ def test_a_run_is_exported_and_runs_alone(run_folder, tmp_path, capsys):
 
 
 def test_that_onnx_is_not_installed_is_told(monkeypatch):
-    for name in [name for name in sys.modules if name.startswith("l2w_jax.interop.")]:
-        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(UserError, match=r"onnx is not installed; pip install 'l2w_jax\[onnx\]'"):
         export.writer("onnx")
