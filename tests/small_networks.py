@@ -66,7 +66,8 @@ def lively_variables(model, images):
 
     def varied(path, value):
         if path[-1].key == "kernel":
-            return np.asarray(value)
+            # Neither does the signal die out on its way to the last exit, nor grow.
+            return np.asarray(value * np.sqrt(2 / np.prod(value.shape[:-1])) / value.std())
         middle = 1.0 if path[-1].key in ("scale", "var") else 0.0
         drawn = middle + generator.uniform(-0.5, 0.5, value.shape)
         return drawn.astype(value.dtype)

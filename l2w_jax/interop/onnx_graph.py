@@ -75,6 +75,9 @@ class Joined:
 
 Value = Tensor | Joined
 
+# What is known while the graph is made. An axis of one element stands for any number of equal ones.
+Known = np.ndarray
+
 
 class Graph:
     """Nodes and constants, in the order in which they are made.
@@ -183,7 +186,6 @@ class Graph:
         inputs: Sequence[Tensor],
         answers: Mapping[str, Tensor],
         features: Sequence[Tensor],
-        metadata: Mapping[str, str],
     ) -> onnx.ModelProto:
         """The graph as a model that `onnx.checker` has passed.
 
@@ -191,7 +193,6 @@ class Graph:
             inputs: what it takes, under their names.
             answers: what it gives under other names than theirs.
             features: what it gives besides, under their names.
-            metadata: to be written into the model.
         """
         renamed = [
             helper.make_node("Identity", [tensor.name], [name]) for name, tensor in answers.items()
@@ -212,7 +213,6 @@ class Graph:
             ir_version=IR_VERSION,
             producer_name="l2w_jax",
         )
-        helper.set_model_props(model, dict(metadata))
         onnx.checker.check_model(model, full_check=True)
         return model
 

@@ -186,6 +186,23 @@ def test_a_run_is_exported_and_runs_alone(run_folder, tmp_path, capsys):
     )
 
 
+def test_that_onnx_is_not_installed_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(UserError, match=r"onnx is not installed; pip install 'l2w_jax\[onnx\]'"):
+        export.writer("onnx")
+
+
+def test_a_run_is_exported_to_onnx(run_folder, tmp_path, capsys):
+    workdir, _ = run_folder
+    export.main([f"--workdir={workdir}", f"--output={tmp_path}", "--format=onnx"])
+    assert capsys.readouterr().out == f"{tmp_path}: 3 stages of step 60, and run_onnx.py\n"
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "network.json",
+        "run_onnx.py",
+        *(f"stage_{k}.onnx" for k in (1, 2, 3)),
+    }
+
+
 def test_faults_are_told_in_one_line(run_folder, tmp_path):
     workdir, _ = run_folder
     with pytest.raises(UserError, match="--output"):
@@ -193,6 +210,8 @@ def test_faults_are_told_in_one_line(run_folder, tmp_path):
     with pytest.raises(UserError, match="no such file"):
         none = tmp_path / "none.json"
         export.main([f"--workdir={workdir}", f"--output={tmp_path}", f"--thresholds={none}"])
+    with pytest.raises(UserError, match="--quantize: not allowed with --format=stablehlo"):
+        export.main([f"--workdir={workdir}", f"--output={tmp_path}", "--quantize"])
     (tmp_path / "file").write_text("")
     for output in (tmp_path / "file", tmp_path / "file" / "inner"):
         with pytest.raises(UserError, match=f"{output}: is no folder and cannot be made one"):
