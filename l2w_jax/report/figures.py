@@ -155,7 +155,8 @@ def latency(timed: Sequence[Mapping[str, Any]]) -> list[Chart]:
     """Top-1 over measured time, a chart for each batch size and runtime.
 
     Args:
-        timed: entries with batch_size, runtime where several were timed, full_ms, and exits and budgeted, rows with ms and top1.
+        timed: entries with batch_size, runtime where several were timed, full_ms, and exits and
+            budgeted, rows with ms and top1.
     """
     runtimes = {"jax": " in JAX", "onnx": " in ONNX Runtime"}
     return [
