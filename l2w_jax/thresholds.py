@@ -59,6 +59,7 @@ def main(argv: Sequence[str]) -> None:
     """
     arguments = _parse(argv)
     evaluation = results.read_results(arguments.workdir)
+    evaluation.check_thresholds()
     output = arguments.output or arguments.workdir / results.THRESHOLDS_FILE
     chosen = choose(arguments, evaluation)
     with told_if_unwritable(output, "--output=" if arguments.output else ""):

@@ -69,6 +69,7 @@ _RULES = {
     "dataset.thresholds_from": _one_of("holdout", "train"),
     "dataset.augmentation": _one_of(*IN_MEMORY, "resized_crop"),
     "dataset.max_bad_share": _BELOW_ONE,
+    "dataset.max_pixels": _at_least(1),
     "model.name": _one_of("msdnet", "ranet"),
     "model.num_exits": _at_least(1),
     "model.base": _at_least(1),

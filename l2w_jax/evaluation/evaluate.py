@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from l2w_jax.data import Source
 from l2w_jax.early_exit import exit_shares, find_thresholds, mul_adds_per_exit
 from l2w_jax.early_exit.budget import budgeted_curve_from_confidences
-from l2w_jax.errors import UserError
 from l2w_jax.evaluation.exit_examples import read_examples
 from l2w_jax.evaluation.predictions import Arrays, Predictions, predict_all
 from l2w_jax.files import write_arrays, write_atomically, write_csv, write_json
@@ -36,7 +35,8 @@ def evaluate(
     and which images they come from), evaluation.npz (`Predictions` of the test images as test_*, of
     those that set the thresholds as thresholds_*; `sample_weights` as weighted_*; test images that
     leave at each exit, when about as many leave at each, as examples_*) and plots/*.png.
-    Percentages are 0 to 100, shares 0 to 1, losses in nats.
+    Percentages are 0 to 100, shares 0 to 1, losses in nats. Without images to set thresholds from,
+    as where only test images are at hand, all but the anytime table is left out.
 
     Args:
         config: a run's configuration.
@@ -48,44 +48,41 @@ def evaluate(
         What evaluation.json holds.
 
     Raises:
-        UserError: there are no images to set thresholds from, or an answer is not finite.
+        UserError: an answer is not finite.
     """
     thresholds_split = config.dataset.thresholds_from
-    if thresholds_split == "holdout" and source.num_holdout == 0:
-        raise UserError(
-            "dataset.thresholds_from: 'holdout' needs held-out images, but dataset.holdout is 0; "
-            "set it, or take thresholds from 'train'"
-        )
     model = create_network(config)
     variables = state.variables
     test = predict_all(config, model, variables, source, "test")
-    held_out = predict_all(config, model, variables, source, thresholds_split)
+    held_out = None
+    if {"train": source.num_train, "holdout": source.num_holdout}[thresholds_split]:
+        held_out = predict_all(config, model, variables, source, thresholds_split)
     mul_adds = mul_adds_per_exit(model, config.dataset.image_size)
 
     results = {
         "step": int(state.step),
         "dataset": config.dataset.name,
         "class_names": list(source.class_names),
+        "splits": dict(source.origins),
         "test_images": len(test.labels),
         "thresholds_from": thresholds_split,
-        "thresholds_images": len(held_out.labels),
+        "thresholds_images": len(held_out.labels) if held_out else 0,
         "anytime": anytime_table(test, mul_adds),
-        "budgeted": budgeted_curve_from_confidences(
-            held_out.confidences, test.confidences, test.correct, mul_adds
-        ),
+        "budgeted": [],
     }
-    if config.dataset.imbalance_factor:
+    if config.dataset.imbalance_factor and source.num_train:
         results["shots"] = shots_table(test, source.train_class_counts)
-    weighted = sample_weights(config, model, state, held_out)
+    groups = {"test": vars(test)}
+    if held_out:
+        results["budgeted"] = budgeted_curve_from_confidences(
+            held_out.confidences, test.confidences, test.correct, mul_adds
+        )
+        groups["thresholds"] = vars(held_out)
+        groups["weighted"] = sample_weights(config, model, state, held_out)
     if jax.process_index() == 0:
-        even_thresholds = find_thresholds(held_out.confidences, exit_shares(1, model.num_exits))
-        examples = read_examples(source, vars(test), even_thresholds)
-        groups = {
-            "test": vars(test),
-            "thresholds": vars(held_out),
-            "weighted": weighted,
-            "examples": examples,
-        }
+        if held_out:
+            even_thresholds = find_thresholds(held_out.confidences, exit_shares(1, model.num_exits))
+            groups["examples"] = read_examples(source, vars(test), even_thresholds)
         _write(Path(workdir), results, groups)
     return results
 
@@ -164,6 +161,12 @@ def summary_lines(results: Mapping[str, Any]) -> list[str]:
             f"{row['top5']:9.2f}  {row['loss']:.4f}"
         )
     last = results["anytime"][-1]
+    if not results["budgeted"]:
+        lines.append(
+            f"no images of {results['thresholds_from']!r} are at hand: without them no thresholds "
+            "for early exit, no budgeted curve, no examples and no sample weights can be made"
+        )
+        return lines
     best = max(results["budgeted"], key=lambda row: (row["top1"], -row["mul_adds"]))
     lines.append(
         f"images leaving early: up to {best['top1']:.2f}% with {best['mul_adds'] / 1e6:.2f} M "
@@ -176,7 +179,14 @@ def summary_lines(results: Mapping[str, Any]) -> list[str]:
 
 def _write(workdir: Path, results: Mapping[str, Any], groups: Mapping[str, Arrays]) -> None:
     write_csv(workdir / "anytime.csv", results["anytime"])
-    write_csv(workdir / "budgeted.csv", results["budgeted"])
+    figures = {"accuracy": plots.accuracy_figure(results["anytime"], results["budgeted"])}
+    if results["budgeted"]:
+        write_csv(workdir / "budgeted.csv", results["budgeted"])
+        figures["exits"] = plots.exit_shares_figure(results["budgeted"])
+    else:
+        # Of an earlier evaluation: they would pass for this one's.
+        for stale in ("budgeted.csv", "plots/exits.png", "plots/weights.png"):
+            (workdir / stale).unlink(missing_ok=True)
     if "shots" in results:
         write_csv(workdir / "shots.csv", results["shots"])
     write_arrays(
@@ -187,11 +197,7 @@ def _write(workdir: Path, results: Mapping[str, Any], groups: Mapping[str, Array
             for field, array in fields.items()
         },
     )
-    figures = {
-        "accuracy": plots.accuracy_figure(results["anytime"], results["budgeted"]),
-        "exits": plots.exit_shares_figure(results["budgeted"]),
-    }
-    if weighted := groups["weighted"]:
+    if weighted := groups.get("weighted"):
         figures["weights"] = plots.weights_figure(weighted["losses"], weighted["weights"])
     for name, figure in figures.items():
         write_atomically(workdir / "plots" / f"{name}.png", plots.png(figure))

@@ -34,6 +34,15 @@ class Results:
         """Of stopping at each exit [K]."""
         return [row["mul_adds"] for row in self.summary["anytime"]]
 
+    def check_thresholds(self) -> None:
+        """Raises UserError if there were no images to choose thresholds from."""
+        if not self.summary["budgeted"]:
+            raise UserError(
+                "the run was evaluated without images of "
+                f"{self.summary['thresholds_from']!r}, which thresholds are chosen on: give a file "
+                "of thresholds, or evaluate the run with such images"
+            )
+
     def check_step(self, step: int, what: str) -> None:
         """Raises UserError if `what` is of another step than the one that was evaluated."""
         evaluated = self.summary["step"]

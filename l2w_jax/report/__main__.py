@@ -135,7 +135,7 @@ def page(runs: Sequence[Run]) -> str:
     bands = matplotlib.colormaps["cividis"](np.linspace(0.05, 0.95, most_exits))
     names = ", ".join(run.name for run in runs)
     sections = [
-        section("Results", "", _results_table(runs)),
+        section("Results", "", _results_table(runs) + _splits(runs)),
         section("Configuration", _CONFIG_TEXT[len(runs) > 1], _config_table(runs)),
         section("Accuracy over compute", _ACCURACY_TEXT, _accuracy(runs)),
         section("Where images leave", _SHARES_TEXT, _cards(runs, _shares)),
@@ -171,6 +171,8 @@ _WEIGHTS_TEXT = (
     "Mean learned weight of images of like loss, at each exit; 1 is the weight in plain training."
 )
 
+_WITHOUT_HELD_OUT = "<p>Evaluated without held-out images, which this is made from.</p>"
+
 _LATENCY_TEXT = (
     "Top-1 accuracy over the measured time per image, for images that come one by one or in "
     "batches. The full network in one piece is the last row of each table."
@@ -181,15 +183,15 @@ def _results_table(runs: Sequence[Run]) -> str:
     rows = []
     for run in runs:
         summary, last = run.results.summary, run.anytime[-1]
-        best = max(run.budgeted, key=lambda row: (row["top1"], -row["mul_adds"]))
+        best = max(run.budgeted, key=lambda row: (row["top1"], -row["mul_adds"]), default=None)
         rows.append(
             [
                 run.name,
                 f"{len(run.anytime)}",
                 f"{last['top1']:.2f}",
                 f"{last['mul_adds'] / 1e6:.2f}",
-                f"{best['top1']:.2f}",
-                f"{best['mul_adds'] / 1e6:.2f}",
+                f"{best['top1']:.2f}" if best else "",
+                f"{best['mul_adds'] / 1e6:.2f}" if best else "",
                 f"{summary['test_images']}",
                 f"{summary['thresholds_images']} ({summary['thresholds_from']})",
                 f"{summary['step']}",
@@ -209,6 +211,17 @@ def _results_table(runs: Sequence[Run]) -> str:
         ],
         rows,
     )
+
+
+def _splits(runs: Sequence[Run]) -> str:
+    """Where each run's images come from; runs that an older version evaluated do not say."""
+    lines = (
+        f"{run.name}: "
+        + "; ".join(f"{split}: {origin}" for split, origin in run.results.summary["splits"].items())
+        for run in runs
+        if "splits" in run.results.summary
+    )
+    return "".join(f"<p>{text(line)}</p>" for line in lines)
 
 
 def _config_table(runs: Sequence[Run]) -> str:
@@ -239,7 +252,8 @@ def _accuracy(runs: Sequence[Run]) -> str:
         fixed = [(row["mul_adds"] / 1e6, row["top1"]) for row in run.anytime]
         early = [(row["mul_adds"] / 1e6, row["top1"]) for row in run.budgeted]
         series.append(Series(f"{run.name}, one exit", fixed, run.colour, True, True))
-        series.append(Series(f"{run.name}, early exit", early, run.colour))
+        if early:
+            series.append(Series(f"{run.name}, early exit", early, run.colour))
     chart = line_chart(
         series,
         "mean mul-adds per image [M]",
@@ -272,6 +286,8 @@ def _exits_table(run: Run) -> str:
 
 
 def _shares(run: Run) -> str:
+    if not run.budgeted:
+        return _WITHOUT_HELD_OUT
     x = [row["mul_adds"] / 1e6 for row in run.budgeted]
     bands = [
         Series(
@@ -290,6 +306,8 @@ def _shares(run: Run) -> str:
 
 def _examples(run: Run) -> str:
     arrays, parts = run.results.arrays, []
+    if "examples_exits" not in arrays:
+        return _WITHOUT_HELD_OUT
     names = run.results.summary["class_names"]
     for k in range(len(run.anytime)):
         parts.append(f"<h3>exit {k + 1}</h3>")
@@ -316,8 +334,10 @@ def _figure(arrays: Mapping[str, NDArray[Any]], row: int, names: Sequence[str]) 
 
 
 def _weights(run: Run) -> str:
-    if "weighted_weights" not in run.results.arrays:
+    if run.config.weighting.kind == "none":
         return "<p>Plain training: every image has weight 1.</p>"
+    if "weighted_weights" not in run.results.arrays:
+        return _WITHOUT_HELD_OUT
     losses = np.maximum(run.results.arrays["weighted_losses"], SMALLEST_LOSS_SHOWN)
     weights = run.results.arrays["weighted_weights"]
     edges = np.geomspace(losses.min(), max(losses.max(), 2 * losses.min()), 11)

@@ -46,7 +46,7 @@ def accuracy_figure(
 
     Args:
         anytime: rows with exit, mul_adds and top1 (percent).
-        budgeted: rows with mul_adds and top1 (percent).
+        budgeted: rows with mul_adds and top1 (percent), if any.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.5, 5), layout="constrained")
@@ -67,15 +67,15 @@ def accuracy_figure(
                 color=ANYTIME_COLOUR,
                 fontsize=10,
             )
-        curve = sorted(budgeted, key=lambda row: row["mul_adds"])
-        axes.plot(
-            [row["mul_adds"] / divisor for row in curve],
-            [row["top1"] for row in curve],
-            "o-",
-            color=BUDGETED_COLOUR,
-            markersize=4,
-            label="each image stops when confident (budgeted batch)",
-        )
+        if curve := sorted(budgeted, key=lambda row: row["mul_adds"]):
+            axes.plot(
+                [row["mul_adds"] / divisor for row in curve],
+                [row["top1"] for row in curve],
+                "o-",
+                color=BUDGETED_COLOUR,
+                markersize=4,
+                label="each image stops when confident (budgeted batch)",
+            )
         axes.set_title("Accuracy over compute")
         axes.set_xlabel(f"mean mul-adds per image [{unit}]")
         axes.set_ylabel("top-1 accuracy on test images [%]")
