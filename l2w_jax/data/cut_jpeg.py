@@ -4,11 +4,11 @@ A decoder does not say how much of the picture was lost. But what depends on the
 differs with what is put in their place.
 """
 
+import io
 import re
 
 import numpy as np
-
-from l2w_jax.data.tensorflow_import import tf
+from PIL import Image
 
 # Of the pixels: what may be missing from a picture that is used nevertheless.
 _MOST_LOST = 0.01
@@ -39,13 +39,20 @@ def with_end(encoded: bytes) -> bytes | None:
     has_restarts = any(marker == _RESTART_INTERVAL for marker, _ in segments)
     try:
         picture, *others = (
-            tf.image.decode_jpeg(kept + tail + _END, channels=3).numpy()
+            _decoded(kept + tail + _END)
             for tail in (b"", *(_noise(len(kept), seed, has_restarts) for seed in range(2)))
         )
-    except tf.errors.OpError:
+    # Pillow raises many kinds of errors.
+    except Exception:
         return None
-    depends = np.any([(other != picture).any(axis=-1) for other in others], axis=0)
+    depends = np.any([other != picture for other in others], axis=0).any(axis=-1)
     return kept + _END if _lost(depends) <= _MOST_LOST * depends.size else None
+
+
+def _decoded(encoded: bytes) -> np.ndarray:
+    # Not by TensorFlow, which prints what it thinks of such files.
+    with Image.open(io.BytesIO(encoded)) as image:
+        return np.atleast_3d(image)
 
 
 def _segments(encoded: bytes) -> list[tuple[int, bytes]]:

@@ -36,7 +36,7 @@ class Results:
 
     def check_thresholds(self) -> None:
         """Raises UserError if there were no images to choose thresholds from."""
-        if not self.summary["budgeted"]:
+        if "thresholds_confidences" not in self.arrays:
             raise UserError(
                 "the run was evaluated without images of "
                 f"{self.summary['thresholds_from']!r}, which thresholds are chosen on: give a file "

@@ -114,11 +114,11 @@ def test_streamed_evaluation_over_processes_sees_every_image_once(folder):
 def test_absent_splits_are_cut_from_the_training_images_the_same_every_time(tmp_path):
     write_split(tmp_path / "train", 10, 0)
     config = folder_config(tmp_path)
-    found, _ = image_folder.list_images(tmp_path)
-    first, second = (image_folder.complete_splits(config, found) for _ in range(2))
+    found = image_folder.list_images(tmp_path)
+    first, second = (image_folder.complete_splits(config, found).images for _ in range(2))
     assert [len(first[split]) for split in ("train", "holdout", "test")] == [18, 6, 6]
     paths = np.concatenate([first[split].paths for split in first])
-    assert sorted(paths) == sorted(found["train"].paths)
+    assert sorted(paths) == sorted(found.splits["train"].paths)
     for split in first:
         np.testing.assert_array_equal(first[split].paths, second[split].paths)
         assert set(first[split].labels) == {0, 1, 2}
