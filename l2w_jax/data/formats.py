@@ -15,6 +15,9 @@ _NOT_DECODED = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
 
 _WITH_ALPHA = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
 
+# Kinds whose grey of 16 bits Pillow puts into the 32 of mode "I", some only in older versions.
+_GREY_OF_16_BITS = frozenset({"PNG", "PPM"})
+
 # Every file is held against `config.dataset.max_pixels`, which may allow more than this does.
 Image.MAX_IMAGE_PIXELS = None
 
@@ -84,7 +87,7 @@ def exif_orientation(encoded: bytes) -> int:
 
 def _on_white(image: Image.Image) -> Image.Image:
     """Returns an image as RGB, composed over white where it is transparent."""
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in _GREY_OF_16_BITS):
         image = _in_8_bits(image)
     if image.mode not in _WITH_ALPHA and "transparency" not in image.info:
         return image.convert("RGB")

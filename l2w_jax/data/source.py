@@ -194,8 +194,8 @@ def check_batch(config: ConfigDict, num_train: int) -> None:
 def describe_origins(origins: Mapping[str, str], counts: Mapping[str, int]) -> dict[str, str]:
     """Adds to where each split comes from how many images it has; "none" where it has none."""
     return {
-        split: f"{origin} ({counts[split]:,} images)" if counts[split] else "none"
-        for split, origin in origins.items()
+        split: f"{origins[split]} ({counts[split]:,} images)" if counts[split] else "none"
+        for split in ("train", "holdout", "test")
     }
 
 

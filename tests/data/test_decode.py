@@ -14,6 +14,7 @@ from l2w_jax.data.tensorflow_import import tf
 
 MAX_PIXELS = 10**6
 
+
 def encoded(image: Image.Image, kind: str, orientation: int | None = None) -> bytes:
     buffer = io.BytesIO()
     if orientation is None:
@@ -90,7 +91,9 @@ def test_a_crop_is_that_part_of_the_upright_picture(file):
     expected = whole[whole.shape[0] // 2 :, : whole.shape[1] // 2]
     # Decoders differ by a few levels, and at an edge in the colours that lie beyond it.
     inner = (slice(1, -1), slice(1, -1))
-    np.testing.assert_allclose(decode.crop(file, MAX_PIXELS, lower_left)[inner], expected[inner], atol=12)
+    np.testing.assert_allclose(
+        decode.crop(file, MAX_PIXELS, lower_left)[inner], expected[inner], atol=12
+    )
 
 
 @pytest.mark.parametrize("file", [b"", b"no image", PLAIN[0][:200], b"\xff\xd8\xff"])
