@@ -116,7 +116,9 @@ def _read_way(name: str, workdirs: Sequence[Path]) -> Way:
 
 
 def _budgeted_curve(rows: Sequence[Mapping[str, float]]) -> NDArray[np.float64]:
-    return np.array(sorted((row["mul_adds"], row["top1"]) for row in rows))
+    # A run that was evaluated without held-out images has no curve.
+    points = sorted((row["mul_adds"], row["top1"]) for row in rows)
+    return np.array(points or [(np.nan, np.nan)])
 
 
 def table_lines(ways: Sequence[Way]) -> list[str]:

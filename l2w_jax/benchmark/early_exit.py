@@ -51,6 +51,7 @@ def benchmark_early_exit(
     """
     config = stored.read_config(workdir)
     evaluation = results.read_results(workdir)
+    evaluation.check_thresholds()
     state = restore_evaluated(config, workdir, evaluation)
     variables = state.variables
     model = create_network(config)

@@ -62,6 +62,6 @@ def ending(name: str) -> str:
 
 
 def skipped_line(skipped: Counter[str]) -> str:
-    """Says how many files were skipped because they are no images."""
+    """Says how many files were skipped because they are no images, by their endings."""
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in skipped.most_common())
-    return f"skipped {skipped.total():,} files that are no images by their endings: {kinds}"
+    return f"skipped what is no image by its ending: {kinds}"

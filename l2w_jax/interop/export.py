@@ -39,6 +39,9 @@ LOADER = "run_exported.py"
 class ImageFormat:
     """How an image becomes what the exported network takes, and what it makes of that.
 
+    Before, an image is turned upright as its EXIF says and composed over white where it is
+    transparent, as for training, see `data.decode`.
+
     Attributes:
         size: of the square that the network sees, in pixels.
         centre_share: share of the shorter side of the original image that this square shows.

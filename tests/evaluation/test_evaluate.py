@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from l2w_jax.config import default_config
-from l2w_jax.data.source import LabelledImages, MemorySource
+from l2w_jax.config import default_config, to_json
+from l2w_jax.data.source import ORIGINS, LabelledImages, MemorySource
 from l2w_jax.early_exit import budgeted_curve, mul_adds_per_exit
 from l2w_jax.errors import UserError
 from l2w_jax.evaluation import evaluate
 from l2w_jax.evaluation import predictions as split_predictions
 from l2w_jax.models.preprocessing import channel_statistics, normalize
+from l2w_jax.report import __main__ as report
 from l2w_jax.training.state import TrainState
 from l2w_jax.training.weighting import create_predictor, create_weighting
 
@@ -230,14 +231,27 @@ def test_plain_training_has_no_weights_to_show(config, source, state, tiny_netwo
     assert not (tmp_path / "plots" / "weights.png").exists()
 
 
-def test_no_held_out_images_to_set_thresholds_from_is_refused(
-    config, state, tiny_network, tmp_path
+def test_without_held_out_images_there_is_the_anytime_table(
+    config, source, state, tiny_network, tmp_path
 ):
-    config.dataset.holdout = 0
-    source = open_tiny_source(config, num_holdout=0)
-    with pytest.raises(UserError, match=r"dataset\.thresholds_from"):
-        evaluate.evaluate(with_network(config, tiny_network[0]), state, source, tmp_path)
-    assert not list(tmp_path.iterdir())
+    network_config = with_network(config, tiny_network[0])
+    before = evaluate.evaluate(network_config, state, source, tmp_path)
+    splits = {"train": images_of(0, 0), "holdout": images_of(2, 0), "test": TEST}
+    alone = MemorySource(config, splits, ("a", "b", "c", "d"), ORIGINS)
+    results = evaluate.evaluate(network_config, state, alone, tmp_path)
+    assert results["anytime"] == before["anytime"]
+    assert results["splits"] == {"train": "none", "holdout": "none", "test": "test (37 images)"}
+    assert (results["budgeted"], results["thresholds_images"]) == ([], 0)
+    # What an earlier evaluation made is not left behind as if it were of this one.
+    assert sorted(path.name for path in tmp_path.rglob("*.*")) == [
+        "accuracy.png",
+        "anytime.csv",
+        "evaluation.json",
+        "evaluation.npz",
+    ]
+    assert "no images of 'holdout' are at hand" in evaluate.summary_lines(results)[-1]
+    (tmp_path / "config.json").write_text(to_json(config))
+    assert "Evaluated without held-out images" in report.write_report([tmp_path]).read_text()
 
 
 def test_answers_that_are_not_finite_are_refused(config, source, tiny_network):
