@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from l2w_jax.data import Source
 from l2w_jax.early_exit import exit_shares, find_thresholds, mul_adds_per_exit
 from l2w_jax.early_exit.budget import budgeted_curve_from_confidences
+from l2w_jax.early_exit.calibration import calibration_table
 from l2w_jax.early_exit.selection import shares_of
 from l2w_jax.errors import UserError
 from l2w_jax.evaluation.exit_examples import read_examples
@@ -65,6 +66,7 @@ def evaluate(config: ConfigDict, state: TrainState, source: Source, workdir: Pat
         test=test,
         held_out=held_out,
         shots=shots_table(test, source.train_class_counts) if long_tailed else None,
+        calibration=calibration_table(test.confidences, test.correct),
         sample_weights=sample_weights(config, model, state, held_out),
     )
     if jax.process_index() == 0:
