@@ -2,36 +2,53 @@
 
 import argparse
 import gc
+import logging
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from l2w_jax.config import paths
 from l2w_jax.errors import UserError
 
 # Keeps notices of TensorFlow, which only reads data here, out of what a command prints. Libraries
 # look at these as they are loaded, so they are set here: commands import this module first.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """Argparse's, but a wrong argument is a UserError: one line, without a page of usage."""
+    """Argparse's, but a wrong argument is a UserError: one line, without a page of usage.
+
+    An argument of `type=Path` has to be on this machine.
+    """
+
+    def __init__(self, **settings: Any):
+        super().__init__(**settings)
+        self.register("type", Path, _local_path)
 
     def error(self, message: str) -> NoReturn:
         """Raises UserError."""
         raise UserError(message)
 
 
+def _local_path(text: str) -> Path:
+    try:
+        return paths.local_path(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def set_up_libraries() -> None:
     """Keeps compiled programs from one start of a command to the next; quiets Orbax."""
     import jax
-    from absl import logging
+    from absl import logging as absl_logging
 
     # A damaged checkpoint or a failed save is told in one line by `checkpoints`. Orbax adds pages
     # of tracebacks to it, and leaves reads behind that find their event loop closed.
-    logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
+    absl_logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
     sys.unraisablehook = _ignore_closed_loop
 
     # Tracing a network makes millions of objects that stay. To look through them for cycles every
@@ -40,10 +57,30 @@ def set_up_libraries() -> None:
     gc.set_threshold(100_000)
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = Path.home() / ".cache" / "l2w_jax" / "compiled"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_compilation_cache_dir", _compilation_cache())
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _compilation_cache() -> str | None:
+    """The user's folder for compiled programs; None, with a warning, where there can be none.
+
+    No other folder takes its place: programs in one that everybody can write to might be anybody's.
+    """
+    try:
+        cache = Path.home() / ".cache" / "l2w_jax" / "compiled"
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache):
+            return str(cache)
+    except (OSError, RuntimeError) as error:
+        print(
+            f"compiled programs are not kept, so that every start compiles anew ({error}); name a "
+            "folder for them in JAX_COMPILATION_CACHE_DIR",
+            file=sys.stderr,
+        )
+        # Matplotlib finds itself another folder, and would tell so in two more lines.
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)
+        return None
 
 
 def _ignore_closed_loop(unraisable: "sys.UnraisableHookArgs") -> None:

@@ -1,32 +1,46 @@
-"""Compares ways of training over several seeds: a table, and on request a picture.
+"""Compares ways of training over several seeds: tables, and on request a picture.
 
-    python -m l2w_jax.compare RUN RUN [RUN ...] [--output=FILE.png]
+    python -m l2w_jax.compare RUN|FILE.json ... [--output=FILE.png] [--save=FILE.json]
+        [--images=test|holdout]
 
 The runs must have been evaluated. Those whose configurations differ in the seed alone are one way
-of training, named by the first one's folder without the -NUMBER that it may end in. The table has,
-for each way, the mean and the standard deviation over its runs of top-1 at every exit, and of top-1
-with images leaving early at 40, 60 and 80% of the mul-adds of the last exit.
+of training, named by the first one's folder without the -NUMBER that it may end in. The first table
+has, for each way, the mean and the standard deviation over its runs of top-1 at every exit, and of
+top-1 with images leaving early: at 40, 60 and 80% of the mul-adds of the last exit, and on average
+between 20 and 80%. The second has what each way gains on average over the first one, by pairs of
+runs of the same seed, with the 95% interval of Student's t.
+
+--save keeps the numbers of all runs in a file, which can be given in place of the runs. --images=
+holdout takes held-out images instead of test images: half of them set the thresholds with which the
+other half is read, and the other way round.
 """
 
 import argparse
 import dataclasses
+import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import t as student_t
 
 from l2w_jax import command_line
 from l2w_jax.config import stored, to_json
+from l2w_jax.early_exit.budget import budgeted_curve_from_confidences
+from l2w_jax.early_exit.rules import DEFAULT_RULE
 from l2w_jax.errors import UserError
 from l2w_jax.evaluation.results import Evaluation
-from l2w_jax.files import told_if_unwritable, write_atomically
+from l2w_jax.files import told_if_unwritable, write_atomically, write_json
 from l2w_jax.report import figures, png
 
-# Of the last exit's mul-adds: what the budgeted curves are read at.
+# Of the last exit's mul-adds: what the budgeted curves are read at, and averaged between.
 BUDGETS = (0.4, 0.6, 0.8)
+AVERAGED_BUDGETS = (0.2, 0.8)
+_CONFIDENCE = 0.95
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,13 +49,15 @@ class Way:
 
     Attributes:
         name: of the way.
+        seeds: of each run.
         mul_adds: of each exit, float [K].
-        anytime: top-1 of all test images at each exit in percent, [runs, K].
+        anytime: top-1 of all images at each exit in percent, [runs, K].
         budgeted: of each run, (mul-adds, top-1 in percent) of its budgeted curve and its ends,
-            [41, 2], by rising mul-adds.
+            [n, 2], by rising mul-adds.
     """
 
     name: str
+    seeds: Sequence[int]
     mul_adds: NDArray[np.float64]
     anytime: NDArray[np.float64]
     budgeted: Sequence[NDArray[np.float64]]
@@ -51,6 +67,17 @@ class Way:
         return np.stack(
             [np.interp(mul_adds, *curve.T, left=np.nan, right=np.nan) for curve in self.budgeted]
         )
+
+    def mean_top1(self) -> NDArray[np.float64]:
+        """The runs' mean top-1 over the budgets AVERAGED_BUDGETS that their curves reach: [runs].
+
+        A curve begins where all images leave at the first exit, which may cost more than the least
+        budget. NaN where it reaches none.
+        """
+        budgets = self.mul_adds[-1] * np.linspace(*AVERAGED_BUDGETS, 601)
+        early = self.top1_at(budgets)
+        reached = ~np.isnan(early).any(axis=0)
+        return early[:, reached].mean(axis=1) if reached.any() else np.full(len(early), np.nan)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -67,37 +94,60 @@ def main(argv: Sequence[str]) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run")
+    parser.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN", help="folder of a run, or a file of --save"
+    )
     parser.add_argument("--output", type=Path, help="where to draw the curves")
+    parser.add_argument("--save", type=Path, help="where to keep the numbers")
+    parser.add_argument("--images", choices=("test", "holdout"), default="test")
     arguments = parser.parse_args(argv)
-    ways = read_ways(arguments.runs)
+    ways = read_ways(arguments.runs, arguments.images)
     print("\n".join(table_lines(ways)))
+    if len(ways) > 1:
+        print("", *gain_lines(ways), sep="\n")
+    if arguments.save:
+        with told_if_unwritable(arguments.save, "--save="):
+            write_json(arguments.save, [_numbers(way) for way in ways])
     if arguments.output:
         picture = png.png(png.figure([figures.comparison(ways)]))
         with told_if_unwritable(arguments.output, "--output="):
             write_atomically(arguments.output, picture)
 
 
-def read_ways(workdirs: Sequence[Path]) -> list[Way]:
-    """The runs in these folders, by way of training, in the order of the folders.
+def read_ways(paths: Sequence[Path], images: str = "test") -> list[Way]:
+    """The runs in these folders, by way of training, and the ways in these files, in their order.
+
+    Args:
+        paths: folders of evaluated runs, and files that --save wrote.
+        images: "test" or "holdout": which images of the runs in folders count.
 
     Raises:
-        UserError: a folder is not that of an evaluated run, or is given twice.
+        UserError: a path is neither, or is given twice.
     """
-    grouped: dict[str, list[Path]] = {}
-    given = [workdir.resolve() for workdir in workdirs]
-    for workdir in workdirs:
-        if given.count(workdir.resolve()) > 1:
-            raise UserError(f"{workdir}: is given twice; a run counts once")
-        config = stored.read_config(workdir)
+    resolved = [path.resolve() for path in paths]
+    for path in paths:
+        if resolved.count(path.resolve()) > 1:
+            raise UserError(f"{path}: is given twice; a run counts once")
+    ways: list[list[Path] | Way] = []
+    groups: dict[str, list[Path]] = {}
+    for path in paths:
+        if path.suffix == ".json":
+            ways += _read_numbers(path)
+            continue
+        config = stored.read_config(path)
         config.seed = 0
-        grouped.setdefault(to_json(config), []).append(workdir)
-    groups = list(grouped.values())
-    names = [_without_number(group[0].absolute().name) for group in groups]
-    return [
-        _read_way(name if names.count(name) == 1 else str(group[0]), group)
-        for name, group in zip(names, groups, strict=True)
-    ]
+        way = to_json(config)
+        if way not in groups:
+            groups[way] = []
+            ways.append(groups[way])
+        groups[way].append(path)
+    names = [_without_number(group[0].absolute().name) for group in groups.values()]
+
+    def read(group: list[Path]) -> Way:
+        name = _without_number(group[0].absolute().name)
+        return _read_way(name if names.count(name) == 1 else str(group[0]), group, images)
+
+    return [way if isinstance(way, Way) else read(way) for way in ways]
 
 
 def _without_number(name: str) -> str:
@@ -105,16 +155,81 @@ def _without_number(name: str) -> str:
     return re.sub(r"[-_]\d+$", "", name) or name
 
 
-def _read_way(name: str, workdirs: Sequence[Path]) -> Way:
+def _read_way(name: str, workdirs: Sequence[Path], images: str) -> Way:
     evaluations = [Evaluation.load(workdir) for workdir in workdirs]
+    read = _of_test_images if images == "test" else _of_held_out_images
+    anytime, budgeted = zip(*map(read, evaluations), strict=True)
     return Way(
         name=name,
+        seeds=[stored.read_config(workdir).seed for workdir in workdirs],
         mul_adds=np.asarray(evaluations[0].mul_adds, np.float64),
-        anytime=np.array([[row["top1"] for row in e.anytime] for e in evaluations]),
-        budgeted=[
-            np.array([(row["mul_adds"], row["top1"]) for row in e.curve]) for e in evaluations
-        ],
+        anytime=np.array(anytime),
+        budgeted=budgeted,
     )
+
+
+def _of_test_images(
+    evaluation: Evaluation,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Top-1 of each exit [K], and (mul-adds, top-1) of the curve's points [n, 2]."""
+    return np.array([row["top1"] for row in evaluation.anytime]), _points(evaluation.curve)
+
+
+def _of_held_out_images(
+    evaluation: Evaluation,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The same of held-out images, each half read with the thresholds of the other."""
+    images = evaluation.threshold_images()
+    scores, correct = images.scores(DEFAULT_RULE), images.correct
+    # Every second one: where images lie class by class, both halves have all of them.
+    halves = [slice(0, None, 2), slice(1, None, 2)]
+    curves = [
+        budgeted_curve_from_confidences(
+            scores[:, sets], scores[:, read], correct[:, read], evaluation.mul_adds
+        )
+        for sets, read in (halves, halves[::-1])
+    ]
+    points = np.mean(list(map(_points, curves)), axis=0)
+    return (100.0 * correct).mean(axis=1), points[np.argsort(points[:, 0])]
+
+
+def _points(rows: Sequence[Mapping[str, float]]) -> NDArray[np.float64]:
+    return np.array([(row["mul_adds"], row["top1"]) for row in rows])
+
+
+def _numbers(way: Way) -> dict[str, Any]:
+    """What --save keeps of a way."""
+    return {
+        "name": way.name,
+        "mul_adds": way.mul_adds.tolist(),
+        "runs": [
+            {"seed": seed, "anytime": anytime.tolist(), "budgeted": budgeted.tolist()}
+            for seed, anytime, budgeted in zip(way.seeds, way.anytime, way.budgeted, strict=True)
+        ],
+    }
+
+
+def _read_numbers(path: Path) -> list[Way]:
+    """Undoes `_numbers`.
+
+    Raises:
+        UserError: the file cannot be read, or --save did not write it.
+    """
+    try:
+        return [
+            Way(
+                name=way["name"],
+                seeds=[run["seed"] for run in way["runs"]],
+                mul_adds=np.array(way["mul_adds"], np.float64),
+                anytime=np.array([run["anytime"] for run in way["runs"]], np.float64),
+                budgeted=[np.array(run["budgeted"], np.float64) for run in way["runs"]],
+            )
+            for way in json.loads(path.read_text())
+        ]
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: must be a file that --save wrote ({error})") from error
 
 
 def table_lines(ways: Sequence[Way]) -> list[str]:
@@ -122,6 +237,7 @@ def table_lines(ways: Sequence[Way]) -> list[str]:
     num_exits = max(len(way.mul_adds) for way in ways)
     columns = [f"exit {k + 1}" for k in range(num_exits)]
     columns += [f"early, {budget:.0%}" for budget in BUDGETS]
+    columns.append("early, {:.0%} to {:.0%}".format(*AVERAGED_BUDGETS))
     lines = [
         "| top-1 [%] | runs | " + " | ".join(columns) + " |",
         "|---" * (2 + len(columns)) + "|",
@@ -129,9 +245,42 @@ def table_lines(ways: Sequence[Way]) -> list[str]:
     for way in ways:
         early = way.top1_at(way.mul_adds[-1] * np.asarray(BUDGETS))
         blank = np.full((len(early), num_exits - len(way.mul_adds)), np.nan)
-        cells = map(_mean_and_deviation, np.concatenate([way.anytime, blank, early], axis=1).T)
+        cells = map(
+            _mean_and_deviation,
+            np.concatenate([way.anytime, blank, early, way.mean_top1()[:, None]], axis=1).T,
+        )
         lines.append(f"| {way.name} | {len(early)} | " + " | ".join(cells) + " |")
     return lines
+
+
+def gain_lines(ways: Sequence[Way]) -> list[str]:
+    """A Markdown table of what each way gains over the first, by pairs of runs of one seed."""
+    first, *others = ways
+    of_first = dict(zip(first.seeds, first.mean_top1(), strict=True))
+    lines = [
+        f"| gain over {first.name} | pairs | "
+        + "top-1, early, {:.0%} to {:.0%}, mean and 95% interval |".format(*AVERAGED_BUDGETS),
+        "|---|---|---|",
+    ]
+    for way in others:
+        gains = [
+            top1 - of_first[seed]
+            for seed, top1 in zip(way.seeds, way.mean_top1(), strict=True)
+            if seed in of_first
+        ]
+        lines.append(f"| {way.name} | {len(gains)} | {_mean_and_interval(np.array(gains))} |")
+    return lines
+
+
+def _mean_and_interval(values: NDArray[np.float64]) -> str:
+    if not len(values) or np.isnan(values).any():
+        return "–"
+    if len(values) == 1:
+        return f"{values[0]:+.2f}"
+    error = values.std(ddof=1) / np.sqrt(len(values))
+    reach = error * student_t.ppf((1 + _CONFIDENCE) / 2, len(values) - 1)
+    mean = values.mean()
+    return f"{mean:+.2f} ({mean - reach:+.2f} to {mean + reach:+.2f})"
 
 
 def _mean_and_deviation(values: NDArray[np.float64]) -> str:

@@ -21,6 +21,15 @@ class RunFailed(UserError):
     exit_status = 1
 
 
+class Incomplete(UserError):
+    """A command that did what it could, while some of its input was bad.
+
+    The command line exits with status 1.
+    """
+
+    exit_status = 1
+
+
 class RunInterrupted(UserError):
     """A run that was asked to stop, and has saved its state.
 

@@ -1,19 +1,23 @@
-"""Writing result files so that a reader never sees half of one."""
+"""Writing result files so that a reader never sees half of one, and locks."""
 
 import contextlib
 import csv
+import fcntl
 import io
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from l2w_jax.errors import UserError
+
+_logger = logging.getLogger(__name__)
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -85,3 +89,27 @@ def write_json(path: Path, content: Any) -> None:
         ValueError: a number in it is NaN or infinite, which JSON does not have.
     """
     write_atomically(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def lock(file: IO[Any], wait: bool, danger: str) -> None:
+    """Locks an open file until it is closed, or the process ends in any way.
+
+    Not every file system has locks: Lustre and NFS only where they are set up for it, and what
+    mounts an object store often not. There a warning takes the lock's place.
+
+    Args:
+        file: what to lock.
+        wait: for another process to let go of it.
+        danger: what the lock would have kept from happening, for the warning.
+
+    Raises:
+        BlockingIOError: another process holds it, and this one is not to wait.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        _logger.warning(
+            "%s: cannot be locked on this file system (%s): %s", file.name, error.strerror, danger
+        )

@@ -7,7 +7,7 @@ The same command again goes on where the run stopped. Training ends with the eva
 --mode=evaluate does by itself: of the checkpoint with the best held-out top-1 at the last exit.
 
 Exit status: 0 done; 1 the run failed; 2 bad input, and nothing was written; 75 stopped by SIGTERM
-or SIGINT after saving, to be started again.
+or SIGINT, after saving what was not yet saved, to be started again.
 """
 
 import sys
@@ -17,6 +17,7 @@ from l2w_jax import command_line
 from l2w_jax.config import validate
 from l2w_jax.config.flags import Arguments, parse
 from l2w_jax.errors import UserError
+from l2w_jax.run import stop_signals
 from l2w_jax.run import workdir as run_folder
 
 
@@ -33,7 +34,8 @@ def main(argv: Sequence[str]) -> int:
         print(__doc__)
         return 0
     try:
-        run(parse(argv))
+        with stop_signals.ending_at_once():
+            run(parse(argv))
     except UserError as error:
         print(error, file=sys.stderr, flush=True)
         return error.exit_status

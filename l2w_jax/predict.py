@@ -4,8 +4,8 @@
 
 Prints, for every image, its class, how confident the network is, at which exit it left and the
 share of the full network's mul-adds that this saved: as a table, or with --json as one JSON object
-a line. Folders are searched for files, their sub-folders too. A file that is no image is reported
-and the rest go on.
+a line. Folders are searched for files, their sub-folders too. A file that is no image is reported,
+the rest go on, and the exit status is 1.
 
 Thresholds are those of --thresholds, or else of RUN/thresholds.json; without either, the cheapest
 with which stopping early lost no accuracy on the run's held-out images.
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from l2w_jax import command_line
 from l2w_jax.config import stored
 from l2w_jax.early_exit.rules import ExitPolicy
-from l2w_jax.errors import UserError
+from l2w_jax.errors import Incomplete, UserError
 from l2w_jax.evaluation import results
 
 # Read, classified and printed together.
@@ -42,7 +42,8 @@ def main(argv: Sequence[str]) -> None:
         argv: arguments without the program's name.
 
     Raises:
-        UserError: an argument is wrong, the run is not evaluated, or no file is an image.
+        UserError: an argument is wrong, the run is not evaluated, or there is no file.
+        Incomplete: a file is no image; the others were classified.
     """
     arguments = _parse(argv)
     config = stored.read_config(arguments.workdir)
@@ -55,18 +56,21 @@ def main(argv: Sequence[str]) -> None:
     predictor = restore_predictor(config, arguments.workdir, evaluation, policy)
     if not arguments.json:
         print(TABLE_HEADER)
-    found = 0
+    found = failed = 0
     for answer in answers(files_in(arguments.images), config, predictor, evaluation):
         if "error" in answer and not arguments.json:
             print(answer["error"], file=sys.stderr)
         else:
             print(json.dumps(answer) if arguments.json else table_row(answer, evaluation))
         found += "error" not in answer
+        failed += "error" in answer
     if not found:
         given = ", ".join(map(str, arguments.images))
-        raise UserError(
+        raise (Incomplete if failed else UserError)(
             f"{given}: no image found; must be JPEG, PNG, GIF, BMP or WebP files or hold some"
         )
+    if failed:
+        raise Incomplete(f"{failed} of {found + failed} files could not be classified")
 
 
 def choose_policy(workdir: Path, given: Path | None, evaluation: results.Evaluation) -> ExitPolicy:

@@ -1,16 +1,28 @@
 # shellcheck shell=bash
 # Sourced by the other scripts here: makes the clone's virtual environment and keeps it up to date.
 
+# The versions of Python that this project runs on, as in pyproject.toml, from the oldest on.
+supported_pythons=(3.11 3.12 3.13)
+
+# Prints the version of the Python $1 if this project runs on it; else fails.
+supported_version() {
+    local version
+    version=$("$1" -c 'import sys, venv; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) &&
+        [[ " ${supported_pythons[*]} " == *" $version "* ]] &&
+        echo "$version"
+}
+
 # Prints the first Python on PATH that this project runs on.
 find_python() {
     local candidate
-    for candidate in python3 python3.14 python3.13 python3.12 python3.11; do
-        if "$candidate" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+    for candidate in python3 python3.13 python3.12 python3.11; do
+        if supported_version "$candidate" >/dev/null; then
             echo "$candidate"
             return
         fi
     done
-    echo "No Python 3.11 or newer with the venv module was found on PATH: please install one." >&2
+    echo "None of Python ${supported_pythons[*]} with the venv module was found on PATH: please" \
+        "install one." >&2
     return 2
 }
 

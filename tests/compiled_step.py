@@ -3,7 +3,7 @@
 import jax
 
 from l2w_jax.training import make_train_step
-from l2w_jax.training.step import CompiledTrainStep
+from l2w_jax.training.compiled import CompiledTrainStep
 
 
 def compiled_step(config, total_steps):

@@ -5,6 +5,7 @@ import jax
 import numpy as np
 from flax import linen as nn
 
+from l2w_jax.early_exit.budget import NOBODY_LEAVES
 from l2w_jax.models import (
     CollaborativeExits,
     MultiExitNetwork,
@@ -65,9 +66,27 @@ def lively_variables(model, images):
 
     def varied(path, value):
         if path[-1].key == "kernel":
-            return np.asarray(value)
+            # Neither does the signal die out on its way to the last exit, nor grow.
+            return np.asarray(value * np.sqrt(2 / np.prod(value.shape[:-1])) / value.std())
         middle = 1.0 if path[-1].key in ("scale", "var") else 0.0
         drawn = middle + generator.uniform(-0.5, 0.5, value.shape)
         return drawn.astype(value.dtype)
 
     return jax.tree_util.tree_map_with_path(varied, variables)
+
+
+def thresholds_between(predictor, images, share):
+    """Of each exit, half-way between two confidences of these images, so that rounding is none.
+
+    About the share of the images stays; of the places thereabouts it is the widest.
+    """
+    num_exits = len(predictor.thresholds)
+    thresholds = []
+    for k in range(num_exits):
+        at_k = np.where(np.arange(num_exits) == k, 0, NOBODY_LEAVES)
+        confidences = np.sort(predictor.with_thresholds(at_k)(images).confidences)
+        first = int(share * len(images))
+        near = confidences[first : first + 2 + len(images) // 50]
+        widest = np.argmax(np.diff(near))
+        thresholds.append(near[widest : widest + 2].mean())
+    return np.float32(thresholds)

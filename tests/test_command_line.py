@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +21,38 @@ def test_quantities_are_read_as_people_write_them():
         "1.2G": 1.2e9,
     }.items():
         assert math.isclose(command_line.quantity(text), value)
+
+
+def test_an_argument_that_is_a_path_is_one_of_this_machine():
+    parser = command_line.ArgumentParser(prog="program")
+    parser.add_argument("--workdir", type=Path)
+    parser.add_argument("images", type=Path, nargs="*")
+    assert parser.parse_args(["--workdir=runs/a", "b"]).workdir == Path("runs/a")
+    for address in ("--workdir=gs://bucket/run", "s3://bucket/cat.png"):
+        with pytest.raises(UserError, match=r"argument .*://bucket/.* is not allowed: .*mount"):
+            parser.parse_args([address])
+
+
+def no_home():
+    raise RuntimeError("Could not determine home directory.")
+
+
+@pytest.mark.parametrize("home", [no_home, lambda: Path(os.devnull)])
+def test_without_a_home_to_write_to_programs_are_not_kept_and_one_line_says_so(
+    home, monkeypatch, capsys
+):
+    monkeypatch.setattr(Path, "home", home)
+    assert command_line._compilation_cache() is None
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "JAX_COMPILATION_CACHE_DIR" in line
+
+
+def test_programs_are_kept_in_the_users_home(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    cache = command_line._compilation_cache()
+    assert Path(cache).is_relative_to(tmp_path)
+    assert list(Path(cache).iterdir()) == []
+    assert capsys.readouterr().err == ""
 
 
 def test_a_fault_is_a_line_on_standard_error_and_status_2(capsys):

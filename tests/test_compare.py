@@ -1,7 +1,10 @@
 """Runs that differ in the seed alone are one way of training, told by mean and deviation."""
 
+import json
+
+import numpy as np
 import pytest
-from written_runs import made_evaluation, write_config
+from written_runs import made_evaluation, made_predictions, write_config
 
 from l2w_jax import compare
 from l2w_jax.errors import UserError
@@ -20,6 +23,10 @@ def write_run(folder, seed, kind, top1):
             {"mul_adds": 3e6, "top1": top1[1]},
             {"mul_adds": 1e6, "top1": top1[0] + 1},
         ],
+        held_out=made_predictions(
+            np.array([[0.1, 0.2, 0.8, 0.9], [0.5] * 4]),
+            np.array([[False, False, True, True], [True] * 4]),
+        ),
     ).save(folder)
     return folder
 
@@ -35,16 +42,61 @@ def workdirs(tmp_path):
 
 def test_table_has_mean_and_deviation_over_the_seeds(workdirs, capsys):
     compare.main(list(map(str, workdirs)))
-    header, _, weighted, plain = capsys.readouterr().out.splitlines()
+    header, _, weighted, plain, *_ = capsys.readouterr().out.splitlines()
     assert header == (
-        "| top-1 [%] | runs | exit 1 | exit 2 | early, 40% | early, 60% | early, 80% |"
+        "| top-1 [%] | runs | exit 1 | exit 2 | early, 40% | early, 60% | early, 80% "
+        "| early, 20% to 80% |"
     )
     # 40% of 3 million lies a tenth of the way from (1 million, 51 or 53%) to (3 million, 64%).
     assert weighted == (
         "| weighted | 2 | 51.00 ± 1.41 | 64.00 ± 0.00 "
-        "| 53.20 ± 1.27 | 56.80 ± 0.85 | 60.40 ± 0.42 |"
+        "| 53.20 ± 1.27 | 56.80 ± 0.85 | 60.40 ± 0.42 "
+        # From a third, where the curve begins, to 80% it is a line.
+        "| 56.21 ± 0.92 |"
     )
     assert plain.startswith("| plain | 2 | 51.00 ± 1.41 | 60.00 ± 0.00 |")
+
+
+def test_gains_are_paired_by_seed_with_the_interval_of_student(workdirs, capsys):
+    compare.main(list(map(str, workdirs[::-1])))
+    *_, header, _, gain = capsys.readouterr().out.splitlines()
+    assert header.startswith("| gain over plain | pairs |")
+    # The seeds alone differ by more; 12.71 is Student's factor for two pairs.
+    ways = compare.read_ways(workdirs)
+    gains = ways[0].mean_top1() - ways[1].mean_top1()
+    reach = 12.706 * gains.std(ddof=1) / np.sqrt(2)
+    low, high = gains.mean() - reach, gains.mean() + reach
+    assert gain == f"| weighted | 2 | {gains.mean():+.2f} ({low:+.2f} to {high:+.2f}) |"
+
+
+def test_runs_without_a_partner_do_not_count(workdirs, capsys):
+    compare.main(list(map(str, workdirs[:3])))
+    assert capsys.readouterr().out.splitlines()[-1].startswith("| plain | 1 | ")
+
+
+def test_kept_numbers_make_the_same_tables(workdirs, tmp_path, capsys):
+    compare.main([*map(str, workdirs), f"--save={tmp_path / 'numbers.json'}"])
+    of_runs = capsys.readouterr().out
+    compare.main([str(tmp_path / "numbers.json")])
+    assert capsys.readouterr().out == of_runs
+
+
+@pytest.mark.parametrize("content", ["", "[1]", json.dumps([{"name": "a"}])])
+def test_a_file_of_other_content_is_one_line(content, tmp_path):
+    path = tmp_path / "numbers.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match="must be a file that --save wrote") as error:
+        compare.read_ways([path])
+    assert "\n" not in str(error.value)
+
+
+def test_held_out_images_are_read_with_the_thresholds_of_the_others(workdirs):
+    (weighted, _) = compare.read_ways(workdirs, "holdout")
+    np.testing.assert_array_equal(weighted.anytime, [[50, 100]] * 2)
+    # Where half of the images are to leave at exit 1, the thresholds are 0.8 by one half and
+    # 0.9 by the other: one image of 0.9 leaves, at 1 instead of 3 million, and none of 0.8.
+    mul_adds, top1 = weighted.budgeted[0].T
+    assert mul_adds.min() == (2e6 + 3e6) / 2 and (top1 == 100).all()
 
 
 def test_figure_has_a_line_for_each_way_over_the_budgets_of_all_its_runs(workdirs):

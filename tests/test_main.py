@@ -60,6 +60,14 @@ MISTAKES = {
     "value out of range": ([f"--config={DIGITS}", "--config.weighting.q=-1"], r"weighting.q: -1"),
     "odd batch": ([f"--config={DIGITS}", "--config.dataset.batch_size=63"], r"batch_size: 63"),
     "too much held out": ([f"--config={DIGITS}", "--config.dataset.holdout=99999"], r"holdout"),
+    "run folder elsewhere": (
+        [f"--config={DIGITS}", "--workdir=gs://bucket/run"],
+        r"--workdir=gs://bucket/run is not allowed: .*mount",
+    ),
+    "data elsewhere": (
+        [f"--config={DIGITS}", "--config.dataset.data_dir=s3://bucket"],
+        r"config.dataset.data_dir: 's3://bucket' is not allowed: .*mount",
+    ),
     "unknown mode": ([f"--config={DIGITS}", "--mode=trian"], r"--mode=trian.*train"),
     "unknown flag": ([f"--config={DIGITS}", "--wrkdir=x"], r"wrkdir.*workdir"),
     "stray argument": ([f"--config={DIGITS}", "train"], r"'train': not understood"),
@@ -72,7 +80,7 @@ def test_a_mistake_is_one_clear_line(mistake, workdir, capsys, monkeypatch):
     monkeypatch.chdir(workdir.parent)
     arguments, expected = MISTAKES[mistake]
     started = time.monotonic()
-    assert run_main(*arguments, f"--workdir={workdir}") == 2
+    assert run_main(f"--workdir={workdir}", *arguments) == 2
     assert time.monotonic() - started < 20
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -154,6 +162,16 @@ def test_overrides_reach_the_config():
     assert config.optimizer.learning_rate == 0.05
     assert config.model.growth_factors == (2, 2)
     assert config.log.profile is True
+
+
+@pytest.mark.parametrize("named", [[f"--config={DIGITS}"], ["--config", DIGITS]])
+def test_the_order_of_arguments_does_not_matter(named):
+    overrides = ["--config.dataset.data_dir=X", "--workdir=W", "--noconfig.log.profile"]
+    for place in range(len(overrides) + 1):
+        ordered = [*overrides[:place], *named, *overrides[place:]]
+        arguments = main.parse(["main", *ordered])
+        assert arguments.config.dataset.data_dir == "X"
+        assert arguments.workdir == Path("W")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,9 @@
 """The command that classifies image files, with a run made on the spot."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ from written_runs import made_evaluation, made_predictions
 from l2w_jax import predict
 from l2w_jax.config import default_config, stored
 from l2w_jax.early_exit import EarlyExitPredictor
-from l2w_jax.errors import UserError
+from l2w_jax.errors import Incomplete, UserError
 from l2w_jax.evaluation import results
 from l2w_jax.run import restore
 
@@ -94,7 +97,9 @@ def command(config, evaluation, predictor, monkeypatch, tmp_path_factory):
 
 
 def test_the_table_names_class_confidence_exit_and_savings(command, folder, capsys):
-    command(folder)
+    with pytest.raises(Incomplete, match=r"^1 of 6 files could not be classified$") as failure:
+        command(folder)
+    assert failure.value.exit_status == 1
     shown = capsys.readouterr()
     header, *rows = shown.out.splitlines()
     assert header.split() == ["class", "confidence", "exit", "saved", "file"]
@@ -108,16 +113,45 @@ def test_the_table_names_class_confidence_exit_and_savings(command, folder, caps
 
 
 def test_json_is_one_object_a_line(command, folder, capsys):
-    command("--json", folder)
+    with pytest.raises(Incomplete):
+        command("--json", folder)
     objects = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(objects) == 6
     assert sum("error" in each for each in objects) == 1
 
 
 def test_no_image_at_all_is_a_fault(command, folder, capsys):
-    with pytest.raises(UserError, match=r"2_notes\.txt: no image found"):
+    with pytest.raises(Incomplete, match=r"2_notes\.txt: no image found"):
         command(folder / "2_notes.txt")
     assert "2_notes.txt" in capsys.readouterr().err
+    (folder / "empty").mkdir()
+    with pytest.raises(UserError, match=r"empty: no image found") as failure:
+        command(folder / "empty")
+    assert failure.value.exit_status == 2
+
+
+def test_images_alone_are_no_fault(command, folder, capsys):
+    command(folder / "inner", folder / "0.png")
+    assert len(capsys.readouterr().out.splitlines()) == 4
+
+
+def test_what_tensorflow_says_of_a_broken_file_stays_out_of_the_answers(tmp_path):
+    """In a process of its own: TensorFlow writes to the file, not to Python's sys.stderr."""
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    for ending in ("jpg", "png", "bmp", "gif"):
+        path = tmp_path / f"broken.{ending}"
+        Image.fromarray(pixels).save(path)
+        path.write_bytes(path.read_bytes()[:200])
+    completed = subprocess.run(
+        [sys.executable, "-m", "tests.read_images", *sorted(map(str, tmp_path.iterdir()))],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+    )
+    assert completed.stdout.splitlines() == [
+        f"{path}: is no image that can be decoded" for path in sorted(tmp_path.iterdir())
+    ]
+    assert completed.stderr == ""
 
 
 def test_who_leaves_is_as_given_or_as_set_for_the_run_or_loses_no_accuracy(evaluation, tmp_path):

@@ -5,7 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 
 
 def code_blocks(language):
@@ -37,8 +38,17 @@ def test_first_two_blocks_run_and_test_it():
 
 
 def test_every_file_that_is_named_exists():
-    root = Path(__file__).parents[1]
-    named = re.findall(r"(?:configs|launch|tests)/[\w/]+\.(?:py|sh|sbatch|yaml)", README)
-    assert len(named) > 20
-    missing = {name for name in named if not (root / name).is_file()}
+    pages = [path.read_text() for path in ROOT.glob("**/README.md") if ".venv" not in path.parts]
+    name = r"(?:configs|launch|tests|l2w_jax)/[\w/]+\.(?:py|sh|sbatch|yaml)"
+    named = re.findall(name, "".join(pages))
+    assert len(named) > 40
+    missing = {name for name in named if not (ROOT / name).is_file()}
     assert missing == {"configs/NAME.py"}
+
+
+def test_every_link_leads_somewhere():
+    for page in ROOT.glob("**/README.md"):
+        if ".venv" in page.parts:
+            continue
+        for target in re.findall(r"\]\(([\w./-]+\.\w+)\)", page.read_text()):
+            assert (page.parent / target).exists(), target

@@ -12,11 +12,12 @@ spent on. Images are random: no data set is read.
 
 --no-cache compiles anew. --compare prints the ratio of each number to that of an earlier output.
 
-    python -m l2w_jax.benchmark --early-exit --workdir=RUN
+    python -m l2w_jax.benchmark --early-exit --workdir=RUN [--runtime=jax,onnx]
 
 times, on test images of an evaluated run, the full network, each exit and stopping early along the
 budgeted curve, one image at a time and in batches; RUN/latency.json and RUN/plots/latency.png show
-it, and so does the run's next report.
+it, and so does the run's next report. "jax", the default, is this package's predictor, "onnx" what
+it exports to ONNX; of several, each is timed by turns.
 
     python -m l2w_jax.benchmark --input [--steps=N]
 
@@ -54,8 +55,10 @@ def main(argv: Sequence[str], started: float) -> None:
         if arguments.workdir is None or config_arguments:
             raise UserError("--early-exit: --workdir=RUN is required, and no other argument")
         from l2w_jax.benchmark.early_exit import benchmark_early_exit
+        from l2w_jax.benchmark.runtimes import checked_runtimes
 
-        print(json.dumps(benchmark_early_exit(arguments.workdir), indent=2))
+        runtimes = checked_runtimes(arguments.runtime.split(","))
+        print(json.dumps(benchmark_early_exit(arguments.workdir, runtimes), indent=2))
         return
     if arguments.input:
         if config_arguments or arguments.workdir:
@@ -101,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-cache", action="store_true")
     parser.add_argument("--compare", type=Path)
     parser.add_argument("--early-exit", action="store_true")
+    parser.add_argument("--runtime", default="jax")
     parser.add_argument("--input", action="store_true")
     parser.add_argument("--workdir", type=Path)
     return parser

@@ -1,6 +1,6 @@
 """Time, not only mul-adds: what stopping early saves on this machine, on a run's test images."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +8,17 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
+from l2w_jax.benchmark.runtimes import RUNTIMES, Runtime
 from l2w_jax.config import stored
 from l2w_jax.data import open_source
-from l2w_jax.early_exit import EarlyExitPredictor, rules
+from l2w_jax.early_exit import rules
 from l2w_jax.early_exit.latency import all_leave_at, milliseconds
 from l2w_jax.early_exit.selection import thresholds_of
 from l2w_jax.evaluation import results
 from l2w_jax.files import told_if_unwritable, write_atomically, write_json
-from l2w_jax.models import MultiExitNetwork, create_network
-from l2w_jax.models.preprocessing import channel_statistics, normalize
+from l2w_jax.interop.exported_folder import ImageFormat
+from l2w_jax.models import create_network
+from l2w_jax.models.preprocessing import channel_statistics
 from l2w_jax.report import figures, png
 from l2w_jax.run.restore import restore_evaluated
 
@@ -30,56 +32,47 @@ LEAST_IMAGES = 64
 
 
 def benchmark_early_exit(
-    workdir: Path, batch_sizes: Sequence[int] = BATCH_SIZES, repeats: int = 5
+    workdir: Path,
+    runtimes: Sequence[str] = ("jax",),
+    batch_sizes: Sequence[int] = BATCH_SIZES,
+    repeats: int = 5,
 ) -> dict[str, Any]:
     """Times the network of an evaluated run; writes latency.json and plots/latency.png beside it.
 
     Args:
         workdir: folder of the run.
+        runtimes: keys of `runtimes.RUNTIMES`; they take turns.
         batch_sizes: images that are classified together.
         repeats: how often each is timed; the median counts.
 
     Returns:
-        What latency.json holds: device, rule (that of the run's thresholds.json), step of the
-        network, and for each batch size the time per image in ms of the full network in one piece
-        (full_ms), of stopping at each exit (exits: exit, ms, top1) and along the budgeted curve
-        (budgeted: q, ms, mul_adds, top1). Timed are images from all over the test split; mul-adds
-        and accuracies are those of all of it.
+        What latency.json holds: device, step of the network, and for each batch size and runtime
+        the time per image in ms of the full network (full_ms; in JAX in one piece), of stopping at
+        each exit (exits: exit, ms, top1) and along the budgeted curve (budgeted: q, ms, mul_adds,
+        top1). Timed are images from all over the test split; mul-adds and accuracies are those of
+        all of it, in JAX.
 
     Raises:
-        UserError: the folder is not that of an evaluated run, or its data are not there.
+        UserError: the folder is not that of an evaluated run, its data are not there, or a runtime
+            is not installed or cannot run this network.
     """
     config = stored.read_config(workdir)
     evaluation = results.Evaluation.load(workdir)
     state = restore_evaluated(config, workdir, evaluation)
-    variables = state.variables
     model = create_network(config)
     mean, deviation = channel_statistics(config.dataset.name)
-
-    def preprocess(images: jax.Array) -> jax.Array:
-        return normalize(images, mean, deviation)
-
-    rule = _rule_of(workdir, evaluation)
-    predictor = EarlyExitPredictor(
-        model,
-        variables,
-        all_leave_at(0, model.num_exits),
-        preprocess,
-        rule=rules.RULES[rule],
-    )
-    full_network = _full_network(model, variables, preprocess)
+    # The whole image, since those of a split are cut out already.
+    image_format = ImageFormat(config.dataset.image_size, 1.0, mean.tolist(), deviation.tolist())
+    made = [RUNTIMES[name](model, state.variables, image_format) for name in runtimes]
     source = open_source(config)
     timed = []
     for batch_size in batch_sizes:
         count = batch_size * -(-LEAST_IMAGES // batch_size)
         spread = np.concatenate([image["image"] for image in source.spread_images("test", count)])
         images = np.resize(spread, (count, *spread.shape[1:]))
-        timed.append(
-            time_network(predictor, full_network, images, batch_size, evaluation, repeats, rule)
-        )
+        timed += time_network(made, images, batch_size, evaluation, repeats)
     latency = {
         "device": jax.devices()[0].device_kind,
-        "rule": rule,
         "step": int(state.step),
         "batch_sizes": timed,
     }
@@ -91,24 +84,20 @@ def benchmark_early_exit(
 
 
 def time_network(
-    predictor: EarlyExitPredictor,
-    full_network: Callable[[NDArray[Any]], Any],
+    runtimes: Sequence[Runtime],
     images: NDArray[Any],
     batch_size: int,
     evaluation: results.Evaluation,
     repeats: int,
-    rule: str = rules.DEFAULT_RULE,
-) -> dict[str, Any]:
-    """One entry of latency.json's batch_sizes.
+) -> list[dict[str, Any]]:
+    """The entries of latency.json's batch_sizes for one batch size, one for each runtime.
 
     Args:
-        predictor: of the rule, with any thresholds.
-        full_network: all exits at once.
+        runtimes: they take turns.
         images: [N, H, W, 3], a multiple of the batch size.
         batch_size: images that are classified together.
         evaluation: held-out scores, that set thresholds, and the accuracies.
         repeats: how often each is timed.
-        rule: of the scores that the images of the budgeted curve leave by.
     """
 
     def in_batches(predict: Callable[[NDArray[Any]], Any]) -> Callable[[NDArray[Any]], None]:
@@ -120,42 +109,37 @@ def time_network(
 
     num_exits = len(evaluation.mul_adds)
     of_exits = [all_leave_at(k, num_exits) for k in range(num_exits)]
-    held_out = evaluation.threshold_images().scores(rule)
+    held_out = evaluation.threshold_images().scores(rules.DEFAULT_RULE)
     of_budgets = [thresholds_of(q, held_out) for q in TIMED_QS]
-    ways = [full_network, *map(predictor.with_thresholds, [*of_exits, *of_budgets])]
-    full_ms, *measured = milliseconds(list(map(in_batches, ways)), images, repeats).tolist()
-    exits = [
-        {"exit": k + 1, "ms": measured[k], "top1": evaluation.anytime[k]["top1"]}
-        for k in range(num_exits)
+    ways = [
+        way
+        for runtime in runtimes
+        for way in (
+            runtime.full_network,
+            *map(runtime.with_thresholds, [*of_exits, *of_budgets]),
+        )
     ]
-    budgeted = []
-    for q, thresholds, ms in zip(TIMED_QS, of_budgets, measured[num_exits:], strict=True):
-        point = evaluation.outcome(evaluation.test, thresholds, rule)
-        budgeted.append({"q": q, "ms": ms, "mul_adds": point["mul_adds"], "top1": point["top1"]})
-    return {
-        "batch_size": batch_size,
-        "full_ms": full_ms,
-        "exits": exits,
-        "budgeted": budgeted,
-    }
-
-
-def _rule_of(workdir: Path, evaluation: results.Evaluation) -> str:
-    """The rule that was chosen for the run, or else the default."""
-    chosen = workdir / results.THRESHOLDS_FILE
-    return results.read_policy(chosen, evaluation).rule if chosen.exists() else rules.DEFAULT_RULE
-
-
-def _full_network(
-    model: MultiExitNetwork,
-    variables: Mapping[str, Any],
-    preprocess: Callable[[jax.Array], jax.Array],
-) -> Callable[[NDArray[Any]], Any]:
-    """All exits of the network, compiled in one piece."""
-    placed = jax.device_put(variables)
-
-    @jax.jit
-    def probabilities(variables: Mapping[str, Any], images: jax.Array) -> jax.Array:
-        return jax.nn.softmax(model.apply(variables, preprocess(images), train=False))
-
-    return lambda images: jax.device_get(probabilities(placed, images))
+    measured = milliseconds(list(map(in_batches, ways)), images, repeats)
+    outcomes = [evaluation.outcome(evaluation.test, thresholds) for thresholds in of_budgets]
+    points = [{"mul_adds": point["mul_adds"], "top1": point["top1"]} for point in outcomes]
+    entries = []
+    for runtime, times in zip(runtimes, np.split(measured, len(runtimes)), strict=True):
+        full_ms, *rest = times.tolist()
+        exits = [
+            {"exit": k + 1, "ms": rest[k], "top1": evaluation.anytime[k]["top1"]}
+            for k in range(num_exits)
+        ]
+        budgeted = [
+            {"q": q, "ms": ms, **point}
+            for q, ms, point in zip(TIMED_QS, rest[num_exits:], points, strict=True)
+        ]
+        entries.append(
+            {
+                "runtime": runtime.name,
+                "batch_size": batch_size,
+                "full_ms": full_ms,
+                "exits": exits,
+                "budgeted": budgeted,
+            }
+        )
+    return entries

@@ -1,7 +1,6 @@
 """How fast training images come, beside what decoding alone would allow on the same cores."""
 
 import itertools
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from PIL import Image
 
 from l2w_jax.config import default_config
 from l2w_jax.data import augment, order
+from l2w_jax.data.cores import available_cores
 from l2w_jax.data.decode import drawn_boxes
 from l2w_jax.data.image_folder import complete_splits, list_images
 from l2w_jax.data.stored import ImageFiles
@@ -73,7 +73,7 @@ def benchmark_input(num_batches: int, rounds: int = 9, num_images: int = 256) ->
                 rates[name].append(_images_per_second(open_batches(), num_batches))
     medians = {name: float(np.median(rate)) for name, rate in rates.items()}
     return {
-        "cores": os.cpu_count(),
+        "cores": available_cores(),
         "kilobytes_per_image": kilobytes,
         "images_per_second": medians,
         "share_of_decoding": medians["pipeline"] / medians["decoding"],
@@ -116,7 +116,7 @@ def _decoded_crops(images: ImageFiles, seed: int, num_batches: int) -> Iterator[
     paths = images.paths[np.concatenate(list(batches))]
     return (
         tf.data.Dataset.from_tensor_slices((paths, np.concatenate(draws)))
-        .map(decode, num_parallel_calls=os.cpu_count())
+        .map(decode, num_parallel_calls=available_cores())
         .batch(_BATCH_SIZE)
         .as_numpy_iterator()
     )

@@ -1,6 +1,7 @@
-"""What a configuration may say, for its checks and for the networks that it describes."""
+"""What a configuration may say, for its checks and for the code that does what it says."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 
 class KnownDataset(NamedTuple):
@@ -27,22 +28,96 @@ AUGMENTATIONS = {
     "image_folder": (*IN_MEMORY, "resized_crop"),
 }
 
+# The fields that are one of a few names. Which of them go together is said below and in `checks`.
+CHOICES = {
+    "dataset.name": tuple(AUGMENTATIONS),
+    "dataset.thresholds_from": ("holdout", "train"),
+    "dataset.augmentation": (*IN_MEMORY, "resized_crop"),
+    "model.name": ("msdnet", "ranet"),
+    "model.step_mode": ("even", "lin_grow", "lg"),
+    "model.prune": ("max", "min"),
+    "model.stem": ("cifar", "imagenet"),
+    "model.dtype": ("float32", "bfloat16", "float64"),
+    "weighting.kind": ("meta", "none", "allocation", "fixed", "frozen"),
+    "weighting.input": ("loss", "confidence", "both"),
+    "weighting.constraint": ("row", "col", "mat"),
+    "weighting.schedule": ("exact", "pipelined"),
+    "weighting.objective": ("allocated", "vanilla"),
+    "weighting.scope": ("global", "device"),
+    "optimizer.schedule": ("cosine", "multistep"),
+}
+
+# Of `model.step_mode`, for each `model.name`.
+STEP_MODES = {"msdnet": ("even", "lin_grow"), "ranet": ("even", "lg")}
+
+# Width and height of the coarsest features of an exit: two convolutions of stride 2, which round
+# up, and an average pool of 2, which rounds down, bring these to the one pixel that its linear
+# layer reads (Huang et al., ICLR 2018; figures as in the authors' code).
+EXIT_SIZES = range(5, 13)
+
+
+def not_allowed(field: str, value: Any, allowed: str) -> str:
+    """The line that tells of an impossible value."""
+    return f"config.{field}: {value!r} is not allowed: must be {allowed}"
+
+
+def one_of(names: Sequence[str]) -> str:
+    """What is allowed where a field is one of a few names."""
+    return "one of " + ", ".join(map(repr, names))
+
+
+def unknown_choice(field: str, value: Any) -> ValueError:
+    """The error of a name that `CHOICES` does not have for the field."""
+    return ValueError(not_allowed(field, value, one_of(CHOICES[field])))
+
+
+def step_mode_fault(network: str, step_mode: str) -> str | None:
+    """The line that tells of a `model.step_mode` that is not for this `model.name`, if so."""
+    if step_mode in STEP_MODES[network]:
+        return None
+    allowed = f"{one_of(STEP_MODES[network])} for {network!r}"
+    return not_allowed("model.step_mode", step_mode, allowed)
+
+
+def schedule_fault(schedule: str, gradient_equilibrium: bool) -> str | None:
+    """The line that tells of a `weighting.schedule` that gradient equilibrium forbids, if so."""
+    if schedule != "pipelined" or not gradient_equilibrium:
+        return None
+    return not_allowed(
+        "weighting.schedule",
+        schedule,
+        "'exact' with imta.gradient_equilibrium, which gives the training loss another "
+        "gradient than the meta loss, so that they cannot share a forward pass",
+    )
+
 
 def layers_per_block(num_exits: int, base: int, step: int, step_mode: str) -> list[int]:
-    """Number of layers in each block: `base`, then `step` ("even") or `step`·i + 1 ("lin_grow")."""
+    """Layers in each block of MSDNet: `base`, then `step` ("even") or `step`·i + 1 ("lin_grow").
+
+    Raises:
+        ValueError: `step_mode` is not one of MSDNet's.
+    """
+    if fault := step_mode_fault("msdnet", step_mode):
+        raise ValueError(fault)
     if step_mode == "even":
         return [base] + [step] * (num_exits - 1)
     return [base] + [step * i + 1 for i in range(1, num_exits)]
 
 
-def pooled_size(image_size: int, stem: str, num_scales: int) -> int:
-    """Returns the width in pixels of what an exit's linear layer is given, which must be 1.
+def blocks_per_sub_network(first_blocks: int, block_step: int, num_sub_networks: int) -> list[int]:
+    """Blocks in each sub-network of RANet; the last has as many as the network has exits."""
+    return [first_blocks + block_step * i for i in range(num_sub_networks)]
 
-    Every stride-2 convolution or pool pads by 1, so it rounds up; the classifier's average pool
-    of 2 rounds down (Huang et al., ICLR 2018; figures as in the authors' code).
+
+def image_sizes(stem: str, num_scales: int) -> range:
+    """Widths and heights of images whose coarsest features have one of `EXIT_SIZES`.
+
+    Every convolution or pool of stride 2 on the way pads by 1, so it rounds up: features of n
+    pixels come from images of (n - 1)·2^h + 1 to n·2^h pixels, h being their number.
+
+    Args:
+        stem: "cifar", or "imagenet", which halves twice.
+        num_scales: resolutions from the stem's to that of the exits.
     """
-    num_halvings = num_scales - 1 + 2 + (2 if stem == "imagenet" else 0)
-    size = image_size
-    for _ in range(num_halvings):
-        size = -(-size // 2)
-    return size // 2
+    shrinkage = 2 ** (num_scales - 1 + (2 if stem == "imagenet" else 0))
+    return range((EXIT_SIZES[0] - 1) * shrinkage + 1, EXIT_SIZES[-1] * shrinkage + 1)

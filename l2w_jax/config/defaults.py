@@ -23,6 +23,12 @@ def default_config(model: Any = None) -> ConfigDict:
     """
     config = ConfigDict()
     config.seed = 0
+    config.init = ConfigDict(
+        {
+            "checkpoint": "",  # workdir of the run whose network this one starts from
+            "strict": False,  # refuses a network of which not all fits
+        }
+    )
     config.dataset = ConfigDict(
         {
             "name": "cifar10",  # digits | cifar10 | cifar100 | imagenet2012 | image_folder
@@ -89,6 +95,7 @@ def default_config(model: Any = None) -> ConfigDict:
             "momentum": 0.9,
             "weight_decay": 1e-4,
             "epochs": 300,
+            "warmup_epochs": 0,  # in which both learning rates rise linearly from 0
             "label_smoothing": 0.0,
             "accumulation": 1,  # parts that a device takes a half in, one in memory at a time
         }

@@ -10,6 +10,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from l2w_jax.config.defaults import default_config
+from l2w_jax.config.paths import local_path
 from l2w_jax.config.stored import fields
 from l2w_jax.errors import UserError
 
@@ -28,6 +29,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     Raises:
       UserError: a flag, the configuration file or an override in it is wrong.
     """
+    argv = _with_config_first(argv)
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=list(argv))
     flags.DEFINE_string("workdir", "", "The run folder.", flag_values=values)
@@ -51,9 +53,32 @@ def parse(argv: Sequence[str]) -> Arguments:
         raise UserError(f"{surplus[0]!r}: not understood; arguments begin with --")
     return Arguments(
         config=values.config,
-        workdir=Path(values.workdir) if values.workdir else _default_workdir(config_argument),
+        workdir=(
+            local_path(values.workdir, "--workdir=")
+            if values.workdir
+            else _default_workdir(config_argument)
+        ),
         mode=values.mode,
     )
+
+
+def _with_config_first(argv: Sequence[str]) -> list[str]:
+    """The arguments with --config before the others, where ml_collections wants it.
+
+    An override can then stand anywhere, as on other command lines.
+    """
+    program, *others = argv
+    named, rest = [], []
+    while others:
+        argument = others.pop(0)
+        if re.fullmatch(r"--?config", argument):
+            named += [argument, *others[:1]]
+            del others[:1]
+        elif re.match(r"--?config=", argument):
+            named.append(argument)
+        else:
+            rest.append(argument)
+    return [program, *named, *rest]
 
 
 def _config_argument(argv: Sequence[str]) -> str:

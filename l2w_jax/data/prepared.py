@@ -1,7 +1,6 @@
 """Data sets of TensorFlow Datasets: prepared once, checked, and never half used."""
 
 import contextlib
-import fcntl
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import requests
 import tensorflow_datasets as tfds
 
 from l2w_jax.errors import UserError, first_line
+from l2w_jax.files import lock
 
 _CONNECT_SECONDS = 5
 _IMAGENET_ARCHIVES = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
@@ -30,6 +30,8 @@ def prepared_builder(name: str, data_dir: str, splits: tuple[str, ...]):
     """
     if data_dir and Path(data_dir).expanduser().is_file():
         raise UserError(f"config.dataset.data_dir: {data_dir} is a file: must be a folder")
+    if not data_dir:
+        _check_home()
     builder = tfds.builder(name, data_dir=data_dir or None)
     if not builder.data_path.exists():
         _check_archives(builder)
@@ -40,6 +42,17 @@ def prepared_builder(name: str, data_dir: str, splits: tuple[str, ...]):
         builder = tfds.builder(name, data_dir=data_dir or None)
     _check_complete(builder, splits)
     return builder
+
+
+def _check_home() -> None:
+    """Raises UserError where the user has no home folder, in which TFDS would keep its data."""
+    try:
+        Path.home()
+    except RuntimeError as error:
+        raise UserError(
+            "config.dataset.data_dir: '' is not allowed for a user without a home folder: must be "
+            "a folder"
+        ) from error
 
 
 def _manual_dir(builder) -> Path:
@@ -83,9 +96,17 @@ def _is_reachable(url: str) -> bool:
 @contextlib.contextmanager
 def _lock(builder) -> Iterator[None]:
     root = Path(builder.data_dir_root).expanduser()
-    root.mkdir(parents=True, exist_ok=True)
-    with open(root / f".{builder.name}.lock", "w") as lock_file:
-        fcntl.flock(lock_file, fcntl.LOCK_EX)
+    path = root / f".{builder.name}.lock"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    except OSError as error:
+        raise UserError(
+            f"config.dataset.data_dir: {root} cannot be written to ({error.strerror}): must be a "
+            f"folder that holds {builder.name}, or in which it can be prepared"
+        ) from error
+    with open(path, "w") as lock_file:
+        lock(lock_file, wait=True, danger="take care that no second run prepares the data set now")
         yield
 
 

@@ -2,7 +2,6 @@
 
 import atexit
 import itertools
-import os
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -11,6 +10,7 @@ import numpy as np
 
 from l2w_jax.data import decode
 from l2w_jax.data.bad_images import BadImages
+from l2w_jax.data.cores import available_cores
 from l2w_jax.data.resize import resize
 from l2w_jax.data.stored import StoredImages
 from l2w_jax.data.tensorflow_import import explain, tf
@@ -243,7 +243,7 @@ def _ends_of_batches(
         tf.data.Dataset.range(num_batches)
         .map(begin)
         .unbatch()
-        .map(load, num_parallel_calls=os.cpu_count(), deterministic=True)
+        .map(load, num_parallel_calls=available_cores(), deterministic=True)
         .ignore_errors()
         .filter(lambda is_end: tf.ensure_shape(is_end, []))
         .prefetch(_BATCHES_AHEAD)

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from l2w_jax.data import decode
 from l2w_jax.data.resize import resize
-from l2w_jax.data.tensorflow_import import tf
+from l2w_jax.data.tensorflow_import import silent, tf
 
 
 class UnreadableImage(Exception):
@@ -22,7 +22,10 @@ def read_image(path: Path, config: ConfigDict) -> np.ndarray:
     """
     share = evaluated_share(config)
     try:
-        crop = decode.crop(path.read_bytes(), decode.centre_boxes, np.array([share], np.float32))
+        with silent():
+            crop = decode.crop(
+                path.read_bytes(), decode.centre_boxes, np.array([share], np.float32)
+            )
     except OSError as error:
         raise UnreadableImage(f"{path}: cannot be read: {error.strerror}") from error
     except tf.errors.OpError as error:

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from l2w_jax.data import augment, decode, order
 from l2w_jax.data.bad_images import BadImages
+from l2w_jax.data.cores import available_cores
 from l2w_jax.data.reading import Choice, read_batches, read_evaluation_batches, read_one
 from l2w_jax.data.source import Batch, Source, check_batch
 from l2w_jax.data.stored import StoredImages
@@ -56,7 +57,7 @@ class StreamingSource(Source):
         references = images.references(np.arange(len(images)))
         labels = (
             tf.data.Dataset.from_tensor_slices(tuple(column[:, None] for column in references))
-            .map(lambda *references: images.read(*references)[1], tf.data.AUTOTUNE)
+            .map(lambda *references: images.read(*references)[1], available_cores())
             .batch(1024)
         )
         return sum(

@@ -1,9 +1,11 @@
 """TensorFlow, for reading files only. Importing this module takes seconds: do it late."""
 
+import contextlib
 import ctypes
 import os
 import platform
 import re
+from collections.abc import Iterator
 
 # What matters of its C++ log also comes as an exception; the rest would stand between the lines
 # that a user is to read.
@@ -12,11 +14,17 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # announces itself in spite
 
 import tensorflow as tf
 
-__all__ = ["explain", "tf"]
+from l2w_jax.data.cores import available_cores
+
+__all__ = ["explain", "silent", "tf"]
 
 # The accelerators belong to JAX; TensorFlow would take their memory.
 for _kind in ("GPU", "TPU"):
     tf.config.set_visible_devices([], _kind)
+
+# It would start as many threads as the machine has cores, whatever a container may use of them.
+tf.config.threading.set_inter_op_parallelism_threads(available_cores())
+tf.config.threading.set_intra_op_parallelism_threads(available_cores())
 
 # Numbers of options in glibc's malloc.h.
 _M_TOP_PAD = -2
@@ -36,6 +44,24 @@ def _keep_freed_memory() -> None:
 
 
 _keep_freed_memory()
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Within, nothing reaches the standard error of the process.
+
+    Of a file that it cannot decode, TensorFlow and the decoders in it write there what also comes
+    as an exception, whatever their log level.
+    """
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def explain(error: Exception) -> str:

@@ -95,7 +95,7 @@ def folded_variables(
     images: Any,
 ) -> dict[str, Any]:
     """`fold_batch_norms` for a network that takes what `preprocess` makes of stored images."""
-    images = jax.ShapeDtypeStruct(images.shape, images.dtype)
+    images = jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype)
     taken = images if preprocess is None else jax.eval_shape(preprocess, images)
     return fold_batch_norms(model, variables, taken)
 

@@ -5,7 +5,7 @@ So a million images of a thousand classes fit into memory.
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ from l2w_jax.data import Source
 from l2w_jax.early_exit import rules
 from l2w_jax.errors import UserError
 from l2w_jax.models import MultiExitNetwork
+from l2w_jax.models.compiler_options import cpu_compiler_options
 from l2w_jax.models.preprocessing import channel_statistics, normalize
 from l2w_jax.training.losses import confidences_of_logits, cross_entropy
 
@@ -129,7 +130,7 @@ def predict_all(
     running = None
     for host_batch in batches:
         batch = jax.device_put(_pad(host_batch, mesh.size), by_image)
-        answers = _answers(model, variables, mean, std, batch["image"], batch["label"])
+        answers = _compiled_answers()(model, variables, mean, std, batch["image"], batch["label"])
         answers |= {name: batch[name] for name in ("label", "mask", "index")}
         # Fetching the batch before keeps the devices busy and two batches, not all, in memory.
         if running is not None:
@@ -190,7 +191,12 @@ def _logits(
     return model.apply(variables, normalize(images, mean, std), train=False)
 
 
-@functools.partial(jax.jit, static_argnames="model")
+@functools.cache
+def _compiled_answers() -> Callable[..., dict[str, jax.Array]]:
+    """`_answers`, compiled once for each network; what the compiler is asked for takes a device."""
+    return jax.jit(_answers, static_argnames="model", compiler_options=cpu_compiler_options())
+
+
 def _answers(
     model: MultiExitNetwork,
     variables: Mapping[str, Any],

@@ -123,7 +123,9 @@ class Evaluation:
             UserError: as `threshold_images`.
         """
         images = self.threshold_images()
-        return cheapest_without_loss(images.log_odds, images.correct, self.mul_adds)
+        return cheapest_without_loss(
+            images.scores(rules.DEFAULT_RULE), images.correct, self.mul_adds
+        )
 
     def outcome(
         self, images: Predictions, thresholds: ArrayLike, rule: str = rules.DEFAULT_RULE

@@ -8,11 +8,14 @@ from typing import Any
 
 import jax
 import numpy as np
-from numpy.typing import ArrayLike
+import onnx
+from numpy.typing import ArrayLike, NDArray
 
 from l2w_jax.early_exit import rules
 from l2w_jax.early_exit.budget import checked_thresholds
+from l2w_jax.early_exit.latency import milliseconds
 from l2w_jax.files import write_atomically, write_json
+from l2w_jax.interop import quantize
 from l2w_jax.interop.exported_folder import ImageFormat, description
 from l2w_jax.interop.onnx_stages import onnx_stages
 from l2w_jax.models import MultiExitNetwork
@@ -22,6 +25,9 @@ LOADER = "run_onnx.py"
 
 # Of network.json and the stages' inputs and outputs; the loader refuses any other.
 FORMAT = 1
+
+# Of the test images, those that are classified together to tell the time.
+TIMED_IMAGES = 64
 
 
 def export_network(
@@ -50,16 +56,74 @@ def export_network(
         OSError: the folder cannot be written.
     """
     thresholds = checked_thresholds(thresholds, model.num_exits)
+    models = _models(model, variables, image_format, rule)
+    about = description(class_names, image_format, rule.__name__, thresholds)
+    _write(folder, models, about)
+
+
+def export_quantized(
+    folder: Path,
+    model: MultiExitNetwork,
+    variables: Mapping[str, Any],
+    thresholds: ArrayLike,
+    image_format: ImageFormat,
+    class_names: Sequence[str],
+    rule: rules.Rule,
+    held_out: NDArray[np.uint8],
+    test: tuple[NDArray[np.uint8], NDArray[np.int32]],
+    mul_adds: Sequence[float],
+) -> list[str]:
+    """`export_network` in 8 bits (`quantize`), at thresholds by which as many images leave.
+
+    Args:
+        folder, model, variables, thresholds, image_format, class_names, rule: as there.
+        held_out: images uint8 [N, H, W, 3] that set limits and thresholds.
+        test: images and their labels, to tell what quantising costs.
+        mul_adds: of stopping at each exit [K].
+
+    Returns:
+        A summary: accuracies, points of the budgeted curve and time, before and after.
+    """
+    thresholds = checked_thresholds(thresholds, model.num_exits)
+    models = _models(model, variables, image_format, rule)
+    every = max(1, len(held_out) // quantize.CALIBRATION_IMAGES)
+    in_8_bits = quantize.quantized(models, held_out[::every])
+    set_by = [quantize.answers(stages, held_out) for stages in (models, in_8_bits)]
+    anew = quantize.thresholds_as_before(thresholds, *set_by)
+    images, labels = test
+    outcomes = [
+        quantize.outcome(of_held_out, quantize.answers(stages, images), labels, of_stages, mul_adds)
+        for stages, of_held_out, of_stages in zip(
+            (models, in_8_bits), set_by, (thresholds, anew), strict=True
+        )
+    ]
+    ways = [quantize.full_network(stages) for stages in (models, in_8_bits)]
+    times = milliseconds(ways, images[:TIMED_IMAGES], repeats=5)
+    about = description(class_names, image_format, rule.__name__, anew)
+    _write(folder, in_8_bits, about)
+    return quantize.summary_lines(*outcomes, times.tolist())
+
+
+def _models(
+    model: MultiExitNetwork,
+    variables: Mapping[str, Any],
+    image_format: ImageFormat,
+    rule: rules.Rule,
+) -> list[onnx.ModelProto]:
     mean, deviation = np.float32(image_format.mean), np.float32(image_format.deviation)
 
     def preprocess(images: jax.Array) -> jax.Array:
         return normalize(images, mean, deviation)
 
-    about = description(class_names, image_format, rule.__name__, thresholds)
-    metadata = {name: json.dumps(value) for name, value in about.items()}
-    models = onnx_stages(model, variables, preprocess, image_format.size, rule, metadata)
+    return onnx_stages(model, variables, preprocess, image_format.size, rule)
+
+
+def _write(folder: Path, models: Sequence[onnx.ModelProto], about: dict[str, Any]) -> None:
+    """The stages, each with what network.json says of them, that and the loader."""
     stages = []
     for k, of_stage in enumerate(models, start=1):
+        texts = {name: json.dumps(value) for name, value in about.items()}
+        onnx.helper.set_model_props(of_stage, texts)
         content = of_stage.SerializeToString()
         stages.append({"file": f"stage_{k}.onnx", "sha256": hashlib.sha256(content).hexdigest()})
         write_atomically(folder / stages[-1]["file"], content)

@@ -75,6 +75,9 @@ class Joined:
 
 Value = Tensor | Joined
 
+# What is known while the graph is made. An axis of one element stands for any number of equal ones.
+Known = np.ndarray
+
 
 class Graph:
     """Nodes and constants, in the order in which they are made.
@@ -87,17 +90,22 @@ class Graph:
         self._name = name
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[tuple[Any, ...], onnx.TensorProto] = {}
+        self._emitted: dict[tuple[Any, ...], Any] = {}
         self._joined: dict[tuple[Any, ...], Tensor] = {}
 
     def emit(self, operation: str, inputs: Sequence[str], outputs: int = 1, **attributes) -> Any:
-        """Adds a node; the name of its output, or the names where there are several."""
+        """Adds a node where there is none like it; the name of its output, or the names of all."""
+        key = (operation, *inputs, outputs, str(sorted(attributes.items())))
+        if key in self._emitted:
+            return self._emitted[key]
         count = len(self._nodes)
         names = [
             f"{self._name}/{operation.lower()}_{count}" + f"_{i}" * (outputs > 1)
             for i in range(outputs)
         ]
         self._nodes.append(helper.make_node(operation, list(inputs), names, **attributes))
-        return names[0] if outputs == 1 else names
+        self._emitted[key] = names[0] if outputs == 1 else names
+        return self._emitted[key]
 
     def constant(self, array: NDArray[Any]) -> str:
         """The name under which the graph holds an array; equal arrays are held once."""
@@ -178,7 +186,6 @@ class Graph:
         inputs: Sequence[Tensor],
         answers: Mapping[str, Tensor],
         features: Sequence[Tensor],
-        metadata: Mapping[str, str],
     ) -> onnx.ModelProto:
         """The graph as a model that `onnx.checker` has passed.
 
@@ -186,7 +193,6 @@ class Graph:
             inputs: what it takes, under their names.
             answers: what it gives under other names than theirs.
             features: what it gives besides, under their names.
-            metadata: to be written into the model.
         """
         renamed = [
             helper.make_node("Identity", [tensor.name], [name]) for name, tensor in answers.items()
@@ -207,7 +213,6 @@ class Graph:
             ir_version=IR_VERSION,
             producer_name="l2w_jax",
         )
-        helper.set_model_props(model, dict(metadata))
         onnx.checker.check_model(model, full_check=True)
         return model
 

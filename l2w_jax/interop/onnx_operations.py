@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from jax.extend import core
 
+from l2w_jax.interop import onnx_shapes, onnx_windows
 from l2w_jax.interop.onnx_graph import (
     Graph,
     Joined,
+    Known,
     Shape,
     Tensor,
     Unsupported,
@@ -23,9 +25,6 @@ from l2w_jax.interop.onnx_graph import (
 )
 from l2w_jax.models.convolution import CONVOLUTION_NAME
 from l2w_jax.models.resize import RESIZE_NAME
-
-# What is known while the graph is made. An axis of one element stands for any number of equal ones.
-Known = np.ndarray
 
 # JAX's operations on each element, by ONNX's names.
 _ELEMENTWISE = {
@@ -98,7 +97,7 @@ def _convert_operation(
 ) -> Sequence[Known | Value]:
     name = eqn.primitive.name
     if eqn.params.get("name") == RESIZE_NAME and not isinstance(operands[0], Known):
-        return [_resize(graph, operands[0], eqn.outvars[0].aval.shape)]
+        return [onnx_windows.resize(graph, operands[0], eqn.outvars[0].aval.shape)]
     inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
     if isinstance(inner, core.ClosedJaxpr) and len(inner.jaxpr.invars) == len(operands):
         return convert(graph, inner, operands)
@@ -181,11 +180,18 @@ def _elementwise(
         return Tensor(name, shape, axes, shape, eqn.outvars[0].aval.dtype)
 
     computed = [value for value in operands if not isinstance(value, Known)]
+    if operation == "Max" and any(_is_least(value) for value in operands):
+        return computed[0]
     if len(computed) == 1 and isinstance(computed[0], Joined):
         return _of_each_part(computed[0], operands, of_plain)
     return of_plain(
         [value if isinstance(value, Known) else graph.plain(value) for value in operands]
     )
+
+
+def _is_least(value: Known | Value) -> bool:
+    """Whether this is -inf, which is where JAX begins to look for a maximum."""
+    return isinstance(value, Known) and value.size == 1 and bool(np.all(value == -np.inf))
 
 
 def _worded(
@@ -317,8 +323,9 @@ def _square(graph: Graph, eqn: core.JaxprEqn, operand: Value) -> Tensor:
 
 def _is_finite(graph: Graph, eqn: core.JaxprEqn, operand: Value) -> Tensor:
     tensor = graph.plain(operand)
-    broken = [graph.emit(test, [tensor.name]) for test in ("IsNaN", "IsInf")]
-    name = graph.emit("Not", [graph.emit("Or", broken)])
+    infinity = graph.constant(np.array(np.inf, tensor.dtype))
+    # NaN is not less than anything.
+    name = graph.emit("Less", [graph.emit("Abs", [tensor.name]), infinity])
     return Tensor(name, tensor.stored, tensor.axes, tensor.shape, np.dtype(bool))
 
 
@@ -334,220 +341,29 @@ def _clamp(graph: Graph, eqn: core.JaxprEqn, low: Any, operand: Value, high: Any
     return _elementwise(graph, "Min", [at_least, high], eqn)
 
 
-def _reshape(graph: Graph, eqn: core.JaxprEqn, operand: Value) -> Tensor:
-    tensor = graph.plain(operand) if isinstance(operand, Joined) else operand
-    return tensor.spoken_of_as(eqn.outvars[0].aval.shape)
-
-
-def _broadcast(graph: Graph, eqn: core.JaxprEqn, operand: Value) -> Tensor:
-    """New axes of one element; what is to be repeated waits for whoever needs it repeated."""
-    tensor, places = graph.plain(operand), eqn.params["broadcast_dimensions"]
-    shape: list[Any] = [1] * len(eqn.outvars[0].aval.shape)
-    for size, place in zip(tensor.shape, places, strict=True):
-        shape[place] = size
-    if len(shape) == len(tensor.shape):
-        return tensor
-    return graph.plain(graph.laid_out(tensor).spoken_of_as(tuple(shape)))
-
-
-def _transpose(graph: Graph, eqn: core.JaxprEqn, operand: Value) -> Tensor:
-    tensor, order = graph.plain(operand), eqn.params["permutation"]
-    shape = tuple(tensor.shape[axis] for axis in order)
-    axes = tuple(order.index(axis) for axis in tensor.axes)
-    return Tensor(tensor.name, shape, axes, shape, tensor.dtype)
-
-
-def _concatenate(graph: Graph, eqn: core.JaxprEqn, *operands: Known | Value) -> Value:
-    if any(isinstance(operand, Known) for operand in operands):
-        raise Unsupported("the operation 'concatenate' of constants with what is computed")
-    return graph.join(operands, eqn.params["dimension"], eqn.outvars[0].aval.shape)
-
-
-def _slice(graph: Graph, eqn: core.JaxprEqn, operand: Value) -> Value:
-    tensor, out = graph.plain(operand), eqn.outvars[0].aval
-    strides = eqn.params["strides"] or (1,) * len(out.shape)
-    starts, limits = eqn.params["start_indices"], eqn.params["limit_indices"]
-    cut = [
-        axis
-        for axis, size in enumerate(tensor.shape)
-        if not (_equals(starts[axis], 0) and limits[axis] == size and strides[axis] == 1)
-    ]
-    if not cut:
-        return operand
-    if not all(isinstance(part[axis], int) for part in (starts, limits) for axis in cut):
-        raise Unsupported("the operation 'slice' of the batch")
-    rows = [[part[axis] for axis in cut] for part in (starts, limits)]
-    places = [tensor.axes.index(axis) for axis in cut]
-    rows += [places, [strides[axis] for axis in cut]]
-    constants = [graph.constant(np.array(row, np.int64)) for row in rows]
-    name = graph.emit("Slice", [tensor.name, *constants])
-    return Tensor(name, out.shape, tensor.axes, out.shape, tensor.dtype)
-
-
-def _equals(size: Any, number: int) -> bool:
-    return isinstance(size, int) and size == number
-
-
-def _split(graph: Graph, eqn: core.JaxprEqn, operand: Value) -> list[Tensor]:
-    tensor, sizes = graph.plain(operand), eqn.params["sizes"]
-    shapes = [var.aval.shape for var in eqn.outvars]
-    if len(sizes) == 1:
-        return [tensor]
-    place = tensor.axes.index(eqn.params["axis"])
-    inputs = [tensor.name, graph.constant(np.array(sizes, np.int64))]
-    names = graph.emit("Split", inputs, outputs=len(sizes), axis=place)
-    return [
-        Tensor(name, shape, tensor.axes, shape, tensor.dtype)
-        for name, shape in zip(names, shapes, strict=True)
-    ]
-
-
-def _matrix_product(graph: Graph, eqn: core.JaxprEqn, left: Any, right: Any) -> Tensor:
-    """A linear map of the last axis; of an image's pixels, the 1x1 convolution that it is."""
-    (of_left, of_right), batch_axes = eqn.params["dimension_numbers"]
-    shape, dtype = eqn.outvars[0].aval.shape, eqn.outvars[0].aval.dtype
-    rank = len(eqn.invars[0].aval.shape)
-    if (
-        isinstance(left, Known)
-        or any(batch_axes)
-        or tuple(of_left) != (rank - 1,)
-        or len(eqn.invars[1].aval.shape) != 2
-    ):
-        raise Unsupported("the operation 'dot_general' other than of features and a matrix")
-    if isinstance(right, Known):
-        matrix = np.broadcast_to(right, eqn.invars[1].aval.shape)
-        matrix = matrix if of_right[0] == 0 else matrix.T
-        tensor = graph.plain(left) if isinstance(left, Joined) else left
-        is_image = len(tensor.stored) == 4 and same_shape(tensor.stored[-1:], tensor.shape[-1:])
-        if is_image and not all(map(is_one, tensor.stored[1:3])):
-            image = graph.laid_out(tensor.spoken_of_as(tensor.stored), (0, 3, 1, 2))
-            name = graph.emit("Conv", [image.name, graph.constant(matrix.T[:, :, None, None])])
-            stored = (*tensor.stored[:-1], matrix.shape[1])
-            return Tensor(name, stored, (0, 3, 1, 2), shape, dtype)
-        second = graph.constant(matrix)
-    else:
-        second = graph.laid_out(right, (0, 1) if of_right[0] == 0 else (1, 0)).name
-    name = graph.emit("MatMul", [graph.laid_out(left).name, second])
-    return Tensor(name, shape, tuple(range(len(shape))), shape, dtype)
-
-
-def _convolution(graph: Graph, eqn: core.JaxprEqn, images: Any, kernel: Any) -> Tensor:
-    geometry = eqn.params["geometry"]
-    return _conv(
-        graph,
-        eqn,
-        images,
-        kernel,
-        layout=((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2)),
-        strides=[geometry.stride] * 2,
-        pads=[geometry.padding] * 4,
-    )
-
-
-def _general_convolution(graph: Graph, eqn: core.JaxprEqn, images: Any, kernel: Any) -> Tensor:
-    params = eqn.params
-    if params["batch_group_count"] != 1 or any(size != 1 for size in params["lhs_dilation"]):
-        raise Unsupported("the operation 'conv_general_dilated' of what is spread out or grouped")
-    return _conv(
-        graph,
-        eqn,
-        images,
-        kernel,
-        layout=tuple(params["dimension_numbers"]),
-        strides=list(params["window_strides"]),
-        pads=_pads(params["padding"]),
-        dilations=list(params["rhs_dilation"]),
-        group=params["feature_group_count"],
-    )
-
-
-def _pads(padding: Sequence[tuple[int, int]]) -> list[int]:
-    pads = [begin for begin, _ in padding] + [end for _, end in padding]
-    if min(pads) < 0:
-        raise Unsupported("a window with negative padding")
-    return pads
-
-
-def _conv(
-    graph: Graph, eqn: core.JaxprEqn, images: Any, kernel: Any, layout: Any, **attributes: Any
-) -> Tensor:
-    if not isinstance(kernel, Known) or isinstance(images, Known):
-        raise Unsupported("a convolution whose kernel is computed")
-    of_images, of_kernel, of_output = layout
-    kernel = np.broadcast_to(kernel, eqn.invars[1].aval.shape).transpose(of_kernel)
-    inputs = [graph.laid_out(images, of_images).name, graph.constant(kernel)]
-    name = graph.emit("Conv", inputs, kernel_shape=list(kernel.shape[2:]), **attributes)
-    out = eqn.outvars[0].aval
-    return Tensor(name, out.shape, tuple(of_output), out.shape, out.dtype)
-
-
-def _pool(operation: str) -> Callable[..., Tensor]:
-    """Windows that slide over all axes but the first and one more."""
-
-    def apply(graph: Graph, eqn: core.JaxprEqn, operand: Value) -> Tensor:
-        params, out = eqn.params, eqn.outvars[0].aval
-        window, tensor = params["window_dimensions"], graph.plain(operand)
-        if any(size != 1 for size in (*params["base_dilation"], *params["window_dilation"])):
-            raise Unsupported(f"the operation {eqn.primitive.name!r} with gaps")
-        rank = len(window)
-        axes = tensor.axes if tensor.axes[0] == 0 else tuple(range(rank))
-        if window[axes[1]] != 1:
-            axes = (0, rank - 1, *range(1, rank - 1))
-        if rank < 3 or window[0] != 1 or window[axes[1]] != 1:
-            raise Unsupported(f"the operation {eqn.primitive.name!r} over images or channels")
-        attributes: dict[str, Any] = {
-            "kernel_shape": [window[axis] for axis in axes[2:]],
-            "strides": [params["window_strides"][axis] for axis in axes[2:]],
-            "pads": _pads([params["padding"][axis] for axis in axes[2:]]),
-        }
-        if operation == "AveragePool":
-            attributes["count_include_pad"] = 1
-        name = graph.emit(operation, [graph.laid_out(tensor, axes).name], **attributes)
-        if operation == "AveragePool":
-            size = graph.constant(np.array(np.prod(window), out.dtype))
-            name = graph.emit("Mul", [name, size])
-        return Tensor(name, out.shape, axes, out.shape, out.dtype)
-
-    return apply
-
-
-def _resize(graph: Graph, images: Value, shape: Shape) -> Tensor:
-    """`resize_align_corners` to a shape [N, height, width, C]."""
-    moved = graph.laid_out(images, (0, 3, 1, 2))
-    sizes = graph.constant(np.array(shape[1:3], np.int64))
-    name = graph.emit(
-        "Resize",
-        [moved.name, "", "", sizes],
-        axes=[2, 3],
-        mode="linear",
-        coordinate_transformation_mode="align_corners",
-    )
-    return Tensor(name, shape, moved.axes, shape, moved.dtype)
-
-
 _OPERATIONS: dict[str, Callable[..., Any]] = {
-    CONVOLUTION_NAME: _convolution,
+    CONVOLUTION_NAME: onnx_windows.convolution,
     "argmax": _argmax,
-    "broadcast_in_dim": _broadcast,
+    "broadcast_in_dim": onnx_shapes.broadcast,
     "clamp": _clamp,
-    "concatenate": _concatenate,
-    "conv_general_dilated": _general_convolution,
+    "concatenate": onnx_shapes.concatenate,
+    "conv_general_dilated": onnx_windows.general_convolution,
     "convert_element_type": _cast,
-    "dot_general": _matrix_product,
+    "dot_general": onnx_windows.matrix_product,
     "exp2": _with_number("Mul", lambda eqn: np.log(2), then="Exp"),
-    "expand_dims": _reshape,
+    "expand_dims": onnx_shapes.reshape,
     "expm1": _expm1,
     "integer_pow": _with_number("Pow", lambda eqn: eqn.params["y"]),
     "is_finite": _is_finite,
     "log1p": _with_number("Add", lambda eqn: 1, then="Log"),
-    "reduce_window_max": _pool("MaxPool"),
-    "reduce_window_sum": _pool("AveragePool"),
-    "reshape": _reshape,
+    "reduce_window_max": onnx_windows.pool("MaxPool"),
+    "reduce_window_sum": onnx_windows.pool("AveragePool"),
+    "reshape": onnx_shapes.reshape,
     "rsqrt": _composed("Sqrt", "Reciprocal"),
     "select_n": _select,
-    "slice": _slice,
-    "split": _split,
+    "slice": onnx_shapes.cut,
+    "split": onnx_shapes.split,
     "square": _square,
-    "squeeze": _reshape,
-    "transpose": _transpose,
+    "squeeze": onnx_shapes.reshape,
+    "transpose": onnx_shapes.transpose,
 }

@@ -26,7 +26,6 @@ def onnx_stages(
     preprocess: Callable[[jax.Array], jax.Array],
     image_size: int,
     rule: rules.Rule,
-    metadata: Mapping[str, str],
 ) -> list[onnx.ModelProto]:
     """Each stage as an ONNX model, batch norms folded, computed in float32.
 
@@ -40,7 +39,6 @@ def onnx_stages(
         preprocess: from stored to network input.
         image_size: height and width of an image.
         rule: gives the scores.
-        metadata: written into every model.
 
     Raises:
         UserError: the network does what cannot be written so.
@@ -65,7 +63,7 @@ def onnx_stages(
         stages.append((graph, inputs, answers, outputs))
         *_, features = jax.eval_shape(function, variables, features)
         inputs = outputs
-    return _models(stages, metadata)
+    return _models(stages)
 
 
 def _converted(
@@ -84,14 +82,16 @@ def _converted(
     shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
     jaxpr = jax.make_jaxpr(of_leaves)(shapes, feature_leaves)
     graph = Graph(f"stage_{k + 1}")
-    results = convert(graph, jaxpr, [*map(np.asarray, leaves), *inputs])
+    # Images are moved while they are bytes; to normalise them is faster in the other layout too.
+    arguments = [graph.laid_out(tensor, (0, 3, 1, 2)) for tensor in inputs] if k == 0 else inputs
+    results = convert(graph, jaxpr, [*map(np.asarray, leaves), *arguments])
     if any(isinstance(result, np.ndarray) for result in results):
         raise Unsupported("features or answers that do not depend on the image")
     plain = [graph.plain(result) for result in results]
     return graph, plain[: len(ANSWERS)], plain[len(ANSWERS) :]
 
 
-def _models(stages: Sequence[Any], metadata: Mapping[str, str]) -> list[onnx.ModelProto]:
+def _models(stages: Sequence[Any]) -> list[onnx.ModelProto]:
     """The models, each with those inputs and outputs alone that somebody reads."""
     models: list[onnx.ModelProto] = []
     read_later: set[str] = set()
@@ -100,6 +100,6 @@ def _models(stages: Sequence[Any], metadata: Mapping[str, str]) -> list[onnx.Mod
         made = {tensor.name: tensor for tensor in outputs if graph.makes(tensor)}
         handed = [tensor for name, tensor in made.items() if name in read_later]
         named = dict(zip(ANSWERS, answers, strict=True))
-        models.append(graph.model(list(read.values()), named, handed, metadata))
+        models.append(graph.model(list(read.values()), named, handed))
         read_later = (read_later - set(made)) | set(read)
     return models[::-1]

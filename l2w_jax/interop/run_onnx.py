@@ -42,8 +42,8 @@ class ExportedNetwork:
         takes = [[array.name for array in stage.get_inputs()] for stage in stages]
         gives = [[array.name for array in stage.get_outputs()] for stage in stages]
         needed = [set().union(*takes[k + 1 :]) for k in range(len(stages))]
-        thresholds = self.description["thresholds"]
-        self._stages = list(zip(stages, takes, gives, needed, thresholds, strict=True))
+        self.thresholds = self.description["thresholds"]
+        self._stages = list(zip(stages, takes, gives, needed, strict=True))
 
     def __call__(self, images):
         """Images uint8 [N, size, size, 3] -> labels [N], exits from 0 [N], confidences [N]."""
@@ -51,14 +51,14 @@ class ExportedNetwork:
         for start in range(0, len(images), BATCH):
             left = np.arange(start, min(start + BATCH, len(images)))
             arrays = {"images": images[left]}
-            for k, (stage, takes, gives, needed, threshold) in enumerate(self._stages):
+            for k, (stage, takes, gives, needed) in enumerate(self._stages):
                 results = stage.run(gives, {name: arrays[name] for name in takes})
                 arrays |= zip(gives, results, strict=True)
                 if not np.isfinite(arrays["confidences"]).all():
                     raise ValueError(f"the network's answer at exit {k + 1} is not finite")
                 labels[left], exits[left] = arrays["labels"], k
                 confidences[left] = arrays["confidences"]
-                stay = np.flatnonzero(arrays["scores"] < threshold)
+                stay = np.flatnonzero(arrays["scores"] < self.thresholds[k])
                 if not stay.size:
                     break
                 arrays = {name: arrays[name] for name in arrays if name in needed}

@@ -5,6 +5,7 @@ Networks", ICCV 2019): each exit reads what the one before it has concluded.
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from typing_extensions import override
 
 from l2w_jax.models.initializers import torch_default
 from l2w_jax.models.layers import BatchNorm, LayerOptions
@@ -56,8 +57,8 @@ class CollaborativeExits(MultiExitNetwork):
     backbone: MultiExitNetwork
 
     @property
+    @override
     def num_exits(self) -> int:
-        """K, as many as the backbone has."""
         return self.backbone.num_exits
 
     @property
@@ -76,26 +77,27 @@ class CollaborativeExits(MultiExitNetwork):
         return self.backbone.stem
 
     @property
+    @override
     def frozen(self) -> tuple[str, ...]:
-        """The backbone."""
         return ("net",)
 
+    @override
     def setup(self) -> None:
-        """Declares the backbone and the new classifiers."""
         self.net = self.backbone.clone(dtype=self.dtype, axis_name=self.axis_name, name=None)
         options = LayerOptions(self.dtype, self.axis_name)
         self.classifiers = [
             CollaborativeClassifier(self.num_classes, options) for _ in range(self.num_exits)
         ]
 
+    @override
     def init_carry(self, images: jax.Array, train: bool) -> CollaborationCarry:
-        """What the backbone starts from; no exit has spoken yet."""
+        # No exit has spoken yet.
         return self.net.init_carry(images, train), None
 
+    @override
     def stage(
         self, k: int, carry: CollaborationCarry, train: bool
     ) -> tuple[jax.Array, CollaborationCarry]:
-        """Block k of the backbone and the new classifier k."""
         logits, _, carry = self._stage_with_backbone(k, carry, train)
         return logits, carry
 

@@ -1,4 +1,4 @@
-"""Convolutions whose derivatives are laid out as XLA:CPU wants them.
+"""Convolutions, on a CPU with derivatives that are laid out as XLA wants them there.
 
 XLA:CPU hands a convolution to a fast routine where its images are [N, H, W, C] and its kernel is
 [h, w, C, D]. JAX's derivatives have other layouts, which XLA mends in the outermost function only:
@@ -28,6 +28,38 @@ from jax.interpreters import ad, batching, mlir
 CONVOLUTION_NAME = "convolution"
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+
+@functools.partial(jax.jit, static_argnames="stride")
+def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
+    """Convolution with padding (k-1)/2; of a 1x1 kernel, the matrix product that it is.
+
+    XLA's gradient of a 1x1 convolution takes up to six times as long on a CPU as that of the
+    product; and of a product of matrices less time and memory than of one with [N, H, W, C], which
+    it would transpose and keep.
+
+    Args:
+        x: [N, H, W, C].
+        kernel: [k, k, C, D].
+        stride: vertical and horizontal.
+
+    Returns:
+        [N, ceil(H/stride), ceil(W/stride), D].
+    """
+    size = kernel.shape[0]
+    if size == 1:
+        x = x[:, ::stride, ::stride]
+        return jnp.dot(x.reshape(-1, x.shape[-1]), kernel[0, 0]).reshape(*x.shape[:-1], -1)
+    padding = (size - 1) // 2
+    if jax.default_backend() == "cpu":
+        return convolve_in_layout(x, kernel, stride, padding)
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        [(padding, padding)] * 2,
+        dimension_numbers=_LAYOUT,
+    )
 
 
 class Geometry(NamedTuple):

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
+from l2w_jax.config.choices import unknown_choice
 from l2w_jax.models.collaboration import CollaborativeExits
 from l2w_jax.models.msdnet import MSDNet
 from l2w_jax.models.multi_exit import MultiExitNetwork
@@ -71,6 +72,4 @@ def create_model(config: ConfigDict | nn.Module) -> MultiExitNetwork:
             num_classes=config.num_classes,
             dtype=jnp.dtype(config.dtype),
         )
-    raise ValueError(
-        f"config.model.name: {config.name!r} is not known: must be 'msdnet' or 'ranet'"
-    )
+    raise unknown_choice("model.name", config.name)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax import traverse_util
+from typing_extensions import override
 
 Variables = dict[str, dict]
 
@@ -33,7 +34,7 @@ class HostInitializer(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Uniform:
+class Uniform(HostInitializer):
     """Uniform in [-bound, bound].
 
     With bound = 1/sqrt(fan_in) this is what PyTorch gives the weights and the biases of its
@@ -42,64 +43,64 @@ class Uniform:
 
     bound: float
 
+    @override
     def __call__(
         self, key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32
     ) -> jax.Array:
-        """Values of `shape`, drawn by `jax.random`."""
         return jax.random.uniform(key, shape, dtype, -self.bound, self.bound)
 
+    @override
     def draw(self, generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-        """Values of `shape`, drawn by NumPy."""
         return generator.uniform(-self.bound, self.bound, shape)
 
 
 @dataclasses.dataclass(frozen=True)
-class TorchDefaultKernel:
+class TorchDefaultKernel(HostInitializer):
     """PyTorch's default for a kernel [..., in, out]: uniform in ±1/sqrt(fan_in), by its shape."""
 
+    @override
     def __call__(
         self, key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32
     ) -> jax.Array:
-        """Values of `shape`, drawn by `jax.random`."""
         return torch_default(math.prod(shape[:-1]))(key, shape, dtype)
 
+    @override
     def draw(self, generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-        """Values of `shape`, drawn by NumPy."""
         return torch_default(math.prod(shape[:-1])).draw(generator, shape)
 
 
 @dataclasses.dataclass(frozen=True)
-class Normal:
+class Normal(HostInitializer):
     """Normal with mean 0 and the given standard deviation."""
 
     stddev: float
 
+    @override
     def __call__(
         self, key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32
     ) -> jax.Array:
-        """Values of `shape`, drawn by `jax.random`."""
         return self.stddev * jax.random.normal(key, shape, dtype)
 
+    @override
     def draw(self, generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-        """Values of `shape`, drawn by NumPy."""
         return generator.normal(0.0, self.stddev, shape)
 
 
 @dataclasses.dataclass(frozen=True)
-class Constant:
+class Constant(HostInitializer):
     """The same value everywhere: batch norm's scale and shift, RANet's linear bias."""
 
     value: float
 
+    @override
     def __call__(
         self, key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32
     ) -> jax.Array:
-        """Values of `shape`; the key is not used."""
         del key
         return jnp.full(shape, self.value, dtype)
 
+    @override
     def draw(self, generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-        """Values of `shape`; the generator is not used."""
         del generator
         return np.full(shape, self.value)
 

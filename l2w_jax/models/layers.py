@@ -14,8 +14,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from typing_extensions import override
 
-from l2w_jax.models.convolution import convolve_in_layout
+from l2w_jax.config.choices import EXIT_SIZES
+from l2w_jax.models.convolution import convolve
 from l2w_jax.models.initializers import (
     Constant,
     HostInitializer,
@@ -191,38 +193,6 @@ def split_channels(x: jax.Array, widths: Sequence[int]) -> list[jax.Array]:
     return jnp.split(x, list(itertools.accumulate(widths))[:-1], axis=-1)
 
 
-@functools.partial(jax.jit, static_argnames="stride")
-def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
-    """Convolution with padding (k-1)/2; of a 1x1 kernel, the matrix product that it is.
-
-    XLA's gradient of a 1x1 convolution takes up to six times as long on a CPU as that of the
-    product; and of a product of matrices less time and memory than of one with [N, H, W, C], which
-    it would transpose and keep.
-
-    Args:
-        x: [N, H, W, C].
-        kernel: [k, k, C, D].
-        stride: vertical and horizontal.
-
-    Returns:
-        [N, ceil(H/stride), ceil(W/stride), D].
-    """
-    size = kernel.shape[0]
-    if size == 1:
-        x = x[:, ::stride, ::stride]
-        return jnp.dot(x.reshape(-1, x.shape[-1]), kernel[0, 0]).reshape(*x.shape[:-1], -1)
-    padding = (size - 1) // 2
-    if jax.default_backend() == "cpu":
-        return convolve_in_layout(x, kernel, stride, padding)
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride, stride),
-        [(padding, padding)] * 2,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-
-
 class Convolution(nn.Module):
     """A convolution, with a bias where `bias_init` is given."""
 
@@ -266,8 +236,8 @@ class ConvBNReLU(nn.Module):
     stride: int = 1
     bias_init: HostInitializer | None = None
 
+    @override
     def setup(self) -> None:
-        """Declares the convolution and its batch norm."""
         self.conv = Convolution(
             self.features, self.kernel_size, self.options, self.stride, self.bias_init
         )
@@ -328,8 +298,8 @@ class Branch(nn.Module):
     options: LayerOptions
     stride: int = 1
 
+    @override
     def setup(self) -> None:
-        """Declares both layers."""
         width = min(self.in_features, self.bottleneck_factor * self.features)
         self.reduce = ConvBNReLU(width, 1, self.options)
         self.conv = ConvBNReLU(self.features, 3, self.options, self.stride)
@@ -377,15 +347,15 @@ class Classifier(nn.Module):
         Raises:
             ValueError: H or W does not pool to one pixel, which the linear layer expects.
         """
-        in_size = x.shape[1:3]
+        if any(size not in EXIT_SIZES for size in x.shape[1:3]):
+            raise ValueError(
+                f"the coarsest features of an exit are {x.shape[1]}x{x.shape[2]} pixels, but must "
+                f"be {EXIT_SIZES[0]} to {EXIT_SIZES[-1]} on each side for the classifier to pool "
+                "them to one"
+            )
         width = 128 if self.stem == "cifar" else x.shape[-1]
         x = ConvBNReLU(width, 3, self.options, 2, name="conv_0")(x, train)
         x = ConvBNReLU(width, 3, self.options, 2, name="conv_1")(x, train)
-        if any(size // 2 != 1 for size in x.shape[1:3]):
-            raise ValueError(
-                f"the coarsest features of an exit are {in_size[0]}x{in_size[1]} pixels, "
-                "but must be 5 to 12 on each side for the classifier to pool them to one"
-            )
         pooled = nn.avg_pool(x, (2, 2), strides=(2, 2)).reshape(x.shape[0], width)
         logits = nn.Dense(
             self.num_classes,

@@ -12,6 +12,7 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from typing_extensions import override
 
 from l2w_jax.config.choices import layers_per_block
 from l2w_jax.models.layers import (
@@ -223,8 +224,8 @@ class MSDNet(MultiExitNetwork):
     num_classes: int
 
     @property
+    @override
     def num_exits(self) -> int:
-        """K: one exit a block."""
         return self.num_blocks
 
     @property
@@ -245,8 +246,8 @@ class MSDNet(MultiExitNetwork):
             self.prune,
         )
 
+    @override
     def setup(self) -> None:
-        """Declares the first layer, the blocks and their classifiers."""
         options = LayerOptions(self.dtype, self.axis_name)
         widths = tuple(self.channels * factor for factor in self.growth_factors)
         self.first_layer = FirstLayer(widths, self.stem, options)
@@ -258,14 +259,14 @@ class MSDNet(MultiExitNetwork):
             Classifier(self.stem, self.num_classes, options) for _ in range(self.num_blocks)
         ]
 
+    @override
     def init_carry(self, images: jax.Array, train: bool) -> Features:
-        """All scales of the first layer."""
         return self.first_layer(images, train)
 
+    @override
     def stage_with_features(
         self, k: int, carry: Features, train: bool
     ) -> tuple[jax.Array, jax.Array, Features]:
-        """Block k and the classifier on its coarsest scale."""
         *finer, coarsest = self.blocks[k](carry, train)
         for_classifier, for_blocks = self.balance_gradients(k, coarsest)
         pooled, logits = self.classifiers[k](for_classifier, train)

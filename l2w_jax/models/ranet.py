@@ -12,7 +12,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from typing_extensions import override
 
+from l2w_jax.config.choices import blocks_per_sub_network, step_mode_fault
 from l2w_jax.models.layers import (
     Branch,
     Classifier,
@@ -59,9 +61,14 @@ def plan_sub_networks(
             whichever sub-network, makes the next entry of the shared list `step` layers longer.
         scale_list: number of scales of each sub-network, which is one more than the number of
             times it halves its resolution.
+
+    Raises:
+        ValueError: `step_mode` is not one of RANet's.
     """
+    if fault := step_mode_fault("ranet", step_mode):
+        raise ValueError(fault)
     layer_counts = [step]
-    block_counts = [first_blocks + block_step * i for i in range(len(scale_list))]
+    block_counts = blocks_per_sub_network(first_blocks, block_step, len(scale_list))
     sub_networks = []
     for i, (num_blocks, num_scales) in enumerate(zip(block_counts, scale_list, strict=True)):
         fusing = block_counts[i - 1] if i > 0 else 0
@@ -254,12 +261,12 @@ class RANet(MultiExitNetwork):
         )
 
     @property
+    @override
     def num_exits(self) -> int:
-        """K: one exit for each block that does not fuse."""
         return len(self._exits)
 
+    @override
     def setup(self) -> None:
-        """Declares the first layer, the blocks, their transitions and the classifiers."""
         options = LayerOptions(self.dtype, self.axis_name)
         widths = tuple(self.channels * factor for factor in self.growth_factors)
         self.first_layer = FirstLayer(widths, self.scale_list, self.stem, options)
@@ -287,10 +294,11 @@ class RANet(MultiExitNetwork):
         low_bottleneck = self.bottleneck_factors[i - 1]
         return FusionBlock(plan, width, self.compress_factor, bottleneck, low_bottleneck, options)
 
+    @override
     def init_carry(self, images: jax.Array, train: bool) -> RANetCarry:
-        """The image at every resolution."""
         return RANetCarry(starts=self.first_layer(images, train), x=None, features=())
 
+    @override
     def stage_with_features(
         self, k: int, carry: RANetCarry, train: bool
     ) -> tuple[jax.Array, jax.Array, RANetCarry]:

@@ -152,14 +152,16 @@ def mean_weights(sampled: SampleWeights) -> Chart:
 
 
 def latency(timed: Sequence[Mapping[str, Any]]) -> list[Chart]:
-    """Top-1 over measured time, a chart for each batch size.
+    """Top-1 over measured time, a chart for each batch size and runtime.
 
     Args:
-        timed: entries with batch_size, full_ms, and exits and budgeted, rows with ms and top1.
+        timed: entries with batch_size, runtime where several were timed, full_ms, and exits and
+            budgeted, rows with ms and top1.
     """
+    runtimes = {"jax": " in JAX", "onnx": " in ONNX Runtime"}
     return [
         Chart(
-            f"Batch of {entry['batch_size']}",
+            f"Batch of {entry['batch_size']}" + runtimes.get(entry.get("runtime"), ""),
             Axis("time per image", "ms", from_zero=True),
             ACCURACY,
             [
@@ -176,7 +178,7 @@ def latency(timed: Sequence[Mapping[str, Any]]) -> list[Chart]:
                     EARLY_COLOUR,
                 ),
             ],
-            rules=[Rule("full network in one piece", x=entry["full_ms"])],
+            rules=[Rule("full network", x=entry["full_ms"])],
         )
         for entry in timed
     ]

@@ -109,7 +109,7 @@ class CheckpointWriter:
         # A copy, because on CPU a view of an array keeps its memory from being donated.
         state = jax.tree.map(lambda array: np.array(jax.device_get(array)), state)
         step = int(state.step)
-        for name, array in _named_arrays(state).items():
+        for name, array in named_arrays(state).items():
             if not np.all(np.isfinite(array)):
                 raise RunFailed(
                     f"step {step}: {name} is not finite, so this state is not saved; "
@@ -205,7 +205,7 @@ def has_checkpoint(workdir: Path) -> bool:
 
 def array_types(tree: PyTree) -> dict[str, str]:
     """The element type and the shape of every array of a tree, by its path."""
-    return {name: _describe(array) for name, array in _named_arrays(tree).items()}
+    return {name: _describe(array) for name, array in named_arrays(tree).items()}
 
 
 def first_difference(found: dict[str, str], wanted: dict[str, str]) -> str:
@@ -291,7 +291,7 @@ def _read_state(step_directory: Path, template: PyTree) -> PyTree:
     host_template = jax.tree.map(lambda array: np.empty(array.shape, array.dtype), template)
     with _reading("state"), ocp.StandardCheckpointer() as checkpointer:
         state = checkpointer.restore(step_directory / "state", host_template)
-    for name, array in _named_arrays(state).items():
+    for name, array in named_arrays(state).items():
         if _checksum(array) != recorded[name]["sha256"]:
             raise _DamagedCheckpoint(f"array {name} differs from what was saved")
     return state
@@ -328,13 +328,14 @@ def _make_record(state: PyTree, score: float | None) -> dict[str, Any]:
         "score": score,
         "arrays": {
             name: {"type": _describe(array), "sha256": _checksum(array)}
-            for name, array in _named_arrays(state).items()
+            for name, array in named_arrays(state).items()
         },
     }
     return record | {"sha256": _json_checksum(record)}
 
 
-def _named_arrays(tree: PyTree) -> dict[str, Any]:
+def named_arrays(tree: PyTree) -> dict[str, Any]:
+    """The arrays of a tree by paths such as "params/head/kernel", in the order of its leaves."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): array
         for path, array in jax.tree_util.tree_leaves_with_path(tree)

@@ -22,8 +22,9 @@ from l2w_jax.training import (
     make_train_step,
     pmap_train_step,
 )
+from l2w_jax.training.compiled import CompiledTrainStep
 from l2w_jax.training.losses import Batch
-from l2w_jax.training.step import CompiledTrainStep, Metrics
+from l2w_jax.training.step import Metrics
 
 # The step that runs, the batch it will be followed by, and one that is being made.
 _BATCHES_AHEAD = 2

@@ -5,7 +5,6 @@ So a run that was interrupted anywhere goes on from its last checkpoint to the v
 """
 
 import contextlib
-import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ from l2w_jax.data import Source
 from l2w_jax.errors import RunFailed, RunInterrupted
 from l2w_jax.evaluation.predictions import predict_all
 from l2w_jax.models import create_network
-from l2w_jax.run import checkpoints, processes, restore
+from l2w_jax.run import checkpoints, processes, start, stop_signals
 from l2w_jax.run.devices import (
     device_batches,
     diverged_devices,
@@ -53,7 +52,7 @@ def train(config: ConfigDict, source: Source, workdir: Path) -> TrainState:
     steps_per_epoch = source.num_train // config.dataset.batch_size
     total_steps = config.optimizer.epochs * steps_per_epoch
     train_step = step_on_devices(config, total_steps)
-    state = restore.create_or_restore(config, workdir)
+    state = start.create_or_restore(config, workdir)
     first_step = int(state.step)
     if first_step >= total_steps:
         say(f"{workdir}: trained to its last step, {total_steps}, before")
@@ -66,12 +65,12 @@ def train(config: ConfigDict, source: Source, workdir: Path) -> TrainState:
     batches = _batches(config, source, first_step)
     state = place_replicated(state)
     with (
+        stop_signals.ending_at_once() as signals,
         contextlib.closing(batches),
         contextlib.closing(checkpoints.CheckpointWriter(workdir, config.checkpoint.keep)) as writer,
         _open_log(config, source, workdir, first_step) as log,
-        _stop_signals() as received,
     ):
-        watched = _WatchedMetrics(log, writer)
+        watched = _WatchedMetrics(config, steps_per_epoch, log, writer)
         say("the first step compiles; with a warm cache that is quick")
         started = time.monotonic()
         for step in range(first_step + 1, total_steps + 1):
@@ -81,12 +80,13 @@ def train(config: ConfigDict, source: Source, workdir: Path) -> TrainState:
             watched.add(step, metrics)
             if step == first_step + 1:
                 jax.block_until_ready(metrics)
+                signals.defer(processes.sigterm_listener())
                 say(f"first step after {time.monotonic() - started:.1f} s")
                 watched.finish()
                 log.start_clock()
             if _is_due(step, config.log.check_replicas):
                 _check_replicas(step, state, writer)
-            stopping = bool(received) or processes.asked_to_stop(step)
+            stopping = bool(signals.received) or processes.asked_to_stop(step)
             epoch_ends = step % steps_per_epoch == 0
             scored = step == total_steps or (
                 epoch_ends and _is_due(step // steps_per_epoch, config.checkpoint.every_epochs)
@@ -100,14 +100,14 @@ def train(config: ConfigDict, source: Source, workdir: Path) -> TrainState:
             if stopping:
                 writer.wait()
                 raise RunInterrupted(
-                    f"stopped by {' '.join(received) or 'SIGTERM'} after step {step}, which is "
-                    "saved; the same command goes on from there"
+                    f"stopped by {' '.join(signals.received) or 'SIGTERM'} after step {step}, "
+                    "which is saved; the same command goes on from there"
                 )
         writer.wait()
-        if received:
+        if signals.received:
             raise RunInterrupted(
-                f"stopped by {' '.join(received)} after the last step, which is saved; the same "
-                "command evaluates it"
+                f"stopped by {' '.join(signals.received)} after the last step, which is saved; the "
+                "same command evaluates it"
             )
     return jax.device_get(state)
 
@@ -132,7 +132,15 @@ def _batches(config: ConfigDict, source: Source, first_step: int) -> Iterator[di
 class _WatchedMetrics:
     """Fetches each iteration's metrics while the next one runs, checks them and logs them."""
 
-    def __init__(self, log: SilentLog, writer: checkpoints.CheckpointWriter):
+    def __init__(
+        self,
+        config: ConfigDict,
+        steps_per_epoch: int,
+        log: SilentLog,
+        writer: checkpoints.CheckpointWriter,
+    ):
+        self._config = config
+        self._steps_per_epoch = steps_per_epoch
         self._log = log
         self._writer = writer
         self._running: tuple[int, Metrics] | None = None
@@ -166,8 +174,23 @@ class _WatchedMetrics:
                     f"({host_metrics[name]}) at learning rate {host_metrics['learning_rate']:.3g} "
                     f"and meta learning rate {host_metrics['meta_learning_rate']:.3g}; "
                     f"{self._writer.resume_advice()}"
+                    + (_rate_advice(self._config) if step <= self._steps_per_epoch else "")
                 )
         self._log.add_step(step, host_metrics)
+
+
+def _rate_advice(config: ConfigDict) -> str:
+    """What to try where a run fails in its first epoch.
+
+    The paper's rates, 0.8 for two halves of 512 images (Han et al., ECCV 2022, section 4.1), and
+    0.1 for 64 in plain training, are one by the linear rule (Goyal et al., 2017).
+    """
+    images = config.dataset.batch_size // (1 if config.weighting.kind == "none" else 2)
+    return (
+        "; in the first epoch, try --config.optimizer.warmup_epochs=5 (now "
+        f"{config.optimizer.warmup_epochs}) or a lower --config.optimizer.learning_rate (the "
+        f"linear rule gives {0.1 * images / 64:.3g} for updates of {images} images)"
+    )
 
 
 def _check_replicas(step: int, state: TrainState, writer: checkpoints.CheckpointWriter) -> None:
@@ -191,38 +214,3 @@ def _score(config: ConfigDict, source: Source, state: TrainState, log: SilentLog
 def _is_due(count: int, interval: int) -> bool:
     """Whether `count` completes an interval; an interval of 0 never does."""
     return interval > 0 and count % interval == 0
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[list[str]]:
-    """Collects the signals that ask a run to stop, for it to do so at the end of a step.
-
-    A second SIGINT stops it at once: the step that it waits for may never end. In a run of several
-    processes JAX listens for SIGTERM, for all of them, and SIGINT is made one.
-    """
-    received: list[str] = []
-
-    def note(number: int, frame: Any) -> None:
-        del frame
-        name = signal.Signals(number).name
-        if number == signal.SIGINT and name in received:
-            raise RunInterrupted(
-                "stopped at once by a second SIGINT; the same command goes on from the last "
-                "checkpoint"
-            )
-        received.append(name)
-
-    def pass_on(number: int, frame: Any) -> None:
-        del number, frame
-        signal.raise_signal(signal.SIGTERM)
-
-    if jax.process_count() == 1:
-        handlers = {signal.SIGTERM: note, signal.SIGINT: note}
-    else:
-        handlers = {signal.SIGINT: pass_on}
-    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

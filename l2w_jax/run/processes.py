@@ -10,35 +10,45 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from l2w_jax.errors import RunInterrupted, UserError, first_line
+from l2w_jax.run import slurm, stop_signals
 
 # A process that died is noticed after this many seconds.
 _HEARTBEAT_TIMEOUT = 30
+
+_sigterm_listener: stop_signals.Listener | None = None
 
 
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
     """Joins the other processes of the run, if there are any; before any computation.
 
+    Within, SIGTERM and SIGINT end the process at once, until training has something to save.
+
     Of several processes one that fails inside ends at once, with its error as the last line, and
     the others notice within a minute. In an orderly end JAX would wait for them, and they for it.
 
     Raises:
-      UserError: the launcher's settings are incomplete, or the other processes do not answer.
+      UserError: the launcher's settings are incomplete, the other processes do not answer, or JAX
+        cannot use its devices.
     """
     _join()
     try:
-        yield
+        _check_devices()
+        # Again, where the command does so too: JAX has put its own handler in place.
+        with stop_signals.ending_at_once():
+            yield
     except RunInterrupted:
         # All processes stop at the same step.
         raise
     except Exception as error:
-        if jax.process_count() == 1:
+        if not jax.distributed.is_initialized():
             raise
         if isinstance(error, UserError):
             print(error, file=sys.stderr)
@@ -93,18 +103,24 @@ def _all_succeed(succeeded: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.asarray(succeeded))))
 
 
+def sigterm_listener() -> stop_signals.Listener | None:
+    """What JAX does at SIGTERM, see `asked_to_stop`; None in a run of one process."""
+    return _sigterm_listener
+
+
 def asked_to_stop(step: int) -> bool:
     """Whether any process was sent SIGTERM, told to all at the same step.
 
-    Call it in every process after every step. Always false in a run of one process, where JAX does
-    not listen for the signal.
+    Call it in every process after every step. JAX has to hear the signal, see `sigterm_listener`;
+    always false in a run of one process, where it does not listen.
     """
     return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)
 
 
 def _join() -> None:
+    global _sigterm_listener
     if os.environ.get("L2W_DISTRIBUTED") == "auto":
-        settings = {}
+        settings = _settings_of_cluster()
     elif "JAX_NUM_PROCESSES" in os.environ:
         settings = _settings_of_launcher()
     else:
@@ -114,12 +130,45 @@ def _join() -> None:
     try:
         jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT, **settings)
     except (RuntimeError, ValueError) as error:
+        raise UserError(f"{_failure_to_join(error)}: {first_line(error)}") from error
+    _sigterm_listener = stop_signals.Listener()
+
+
+def _failure_to_join(error: Exception) -> str:
+    if isinstance(error, RuntimeError):
+        return "the processes of this run did not find each other"
+    if "JAX_NUM_PROCESSES" in os.environ:
+        return "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID do not go together"
+    return (
+        "L2W_DISTRIBUTED=auto: neither a TPU slice nor a step of Slurm, nor another cluster that "
+        "JAX knows, was found here; set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and "
+        "JAX_PROCESS_ID instead, or none of these to run one process"
+    )
+
+
+def _check_devices() -> None:
+    """Has JAX take its devices into use.
+
+    Raises:
+      UserError: it cannot; the line names the settings that say which they are.
+    """
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        names = ("JAX_PLATFORMS", "CUDA_VISIBLE_DEVICES", "JAX_LOCAL_DEVICE_IDS")
+        settings = ", ".join(f"{name}={os.environ.get(name, '(not set)')}" for name in names)
         raise UserError(
-            f"the processes of this run did not find each other: {first_line(error)}"
+            f"JAX cannot use the devices of this process, with {settings}: {first_line(error)}"
         ) from error
 
 
-def _settings_of_launcher() -> dict[str, str | int]:
+def _settings_of_cluster() -> dict[str, Any]:
+    """What JAX does not find out by itself where it finds out the rest."""
+    devices = slurm.local_device_ids(os.environ)
+    return {} if devices is None else {"local_device_ids": devices}
+
+
+def _settings_of_launcher() -> dict[str, Any]:
     try:
         return {
             "coordinator_address": os.environ["JAX_COORDINATOR_ADDRESS"],

@@ -1,7 +1,6 @@
 """A run folder belongs to one configuration for good, and to one process at a time."""
 
 import contextlib
-import fcntl
 import os
 import socket
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from ml_collections import ConfigDict
 
 from l2w_jax import config as run_config
 from l2w_jax.errors import UserError
-from l2w_jax.files import write_atomically
+from l2w_jax.files import lock, write_atomically
 
 # Fields that change no number of a run, so that it may go on with other values.
 _FREE_FIELDS = (
@@ -46,9 +45,16 @@ def check(config: ConfigDict, workdir: Path) -> None:
         if not line.startswith(_FREE_FIELDS)
     ]
     if changes:
+        longer = any(line.startswith("optimizer.epochs:") for line in changes)
+        advice = (
+            "; to train longer, start a new run from it with "
+            f"--config.init.checkpoint={workdir} and another --workdir"
+            if longer
+            else ""
+        )
         raise UserError(
             f"--workdir={workdir}: belongs to a run with another config; "
-            "choose another --workdir, or undo: " + ", ".join(changes)
+            "choose another --workdir, or undo: " + ", ".join(changes) + advice
         )
 
 
@@ -57,22 +63,23 @@ def exclusive_use(config: ConfigDict, workdir: Path) -> Iterator[None]:
     """Holds a run folder for this process alone; makes it, with its config.json, where needed.
 
     The lock ends with the process, however that ends, so a killed run leaves nothing to clean up.
+    Where the file system has no locks, a warning says so and nothing keeps a second run out.
 
     Raises:
       UserError: another process holds the folder, `check` fails, or it cannot be written to.
     """
-    with _open_lock(workdir) as lock:
+    with _open_lock(workdir) as holder:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(holder, wait=False, danger="take care that no second run uses this folder")
         except BlockingIOError:
-            lock.seek(0)
+            holder.seek(0)
             raise UserError(
-                f"--workdir={workdir}: in use by another run ({lock.read().strip()}); "
+                f"--workdir={workdir}: in use by another run ({holder.read().strip()}); "
                 "wait for it to end or choose another --workdir"
             ) from None
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        lock.flush()
+        holder.truncate(0)
+        holder.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        holder.flush()
         check(config, workdir)
         stored = workdir / "config.json"
         if not stored.exists():

@@ -1,7 +1,8 @@
-"""What one sample costs at one exit, and how sure the network is of it."""
+"""What one sample costs at one exit, how sure the network is of it, and the gradient on θ."""
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from ml_collections import ConfigDict
 
 from l2w_jax.models import MultiExitNetwork
 from l2w_jax.models.layers import at_least_float32
+from l2w_jax.training.state import TrainState
 
 Batch = dict[str, jax.Array]
 
@@ -34,6 +36,11 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float =
     if label_smoothing:
         losses = (1 - label_smoothing) * losses - label_smoothing * log_probs.mean(axis=-1)
     return losses.T
+
+
+def weighted_loss(weights: jax.Array, losses: jax.Array) -> jax.Array:
+    """Training loss Σ_k mean_i w[i, k]·l[i, k] of this device's samples, both [N, K]."""
+    return (weights * losses).mean(axis=0).sum()
 
 
 def confidences_of_logits(logits: jax.Array) -> jax.Array:
@@ -205,3 +212,61 @@ def _without_distillation(config: ConfigDict, model: MultiExitNetwork) -> Traini
     if num_parts == 1:
         return TrainingLosses(model, smoothing)
     return LossesInParts(model, smoothing, num_parts=num_parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingForward:
+    """What the forward pass of x1 at θ leaves, for the pseudo-update and for the real one.
+
+    Where the exits also learn from a teacher (`Distillation`), the training loss is
+    Σ_k mean_i w·s_k·l plus a term D without weights; elsewhere s_k = 1 and D = 0.
+
+    Attributes:
+        losses, confidences: l and c, [N, K].
+        distilled: D.
+        label_shares: s, [K] or one number.
+        logits: [K, N, C].
+        batch_stats: running statistics after this pass.
+        pull_back: from cotangents of the losses and of D to the gradient on θ, which is 0 on the
+            parts of the network that are frozen.
+    """
+
+    losses: jax.Array
+    confidences: jax.Array
+    distilled: jax.Array
+    label_shares: float | np.ndarray
+    logits: jax.Array
+    batch_stats: Any
+    pull_back: Callable[[tuple[jax.Array, jax.Array]], tuple[Any]]
+
+    def weighted_loss(self, weights: jax.Array) -> jax.Array:
+        """The training loss Σ_k mean_i w[i, k]·s_k·l[i, k] + D, of this device's samples."""
+        return weighted_loss(weights * self.label_shares, self.losses) + self.distilled
+
+    def weighted_gradient(self, weights: jax.Array) -> Any:
+        """∇_θ of the training loss, of this device's samples; but for that of D linear in w."""
+        cotangent = (weights * self.label_shares / len(weights)).astype(self.losses.dtype)
+        (gradient,) = self.pull_back((cotangent, jnp.ones_like(self.distilled)))
+        return gradient
+
+
+def training_forward(network: TrainingLosses, state: TrainState, batch: Batch) -> TrainingForward:
+    """Forward pass of x1 at θ in training mode, ready to be pulled back."""
+
+    def losses_of(params):
+        for name in network.model.frozen:
+            params = {**params, name: jax.lax.stop_gradient(params[name])}
+        return network.with_distilled(params, state.batch_stats, batch)
+
+    (losses, distilled), pull_back, (logits, batch_stats) = jax.vjp(
+        losses_of, state.params, has_aux=True
+    )
+    return TrainingForward(
+        losses=losses,
+        confidences=confidences_of_logits(logits),
+        distilled=distilled,
+        label_shares=network.label_shares,
+        logits=logits,
+        batch_stats=batch_stats,
+        pull_back=pull_back,
+    )

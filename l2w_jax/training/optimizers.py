@@ -8,12 +8,14 @@ and the pseudo-update is the same function as the real one.
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
+
+from l2w_jax.config.choices import unknown_choice
 
 Params = TypeVar("Params")
 
@@ -32,6 +34,11 @@ def sgd(
         {"trained": optimizer, "frozen": optax.set_to_zero()},
         lambda params: {name: "frozen" if name in frozen else "trained" for name in params},
     )
+
+
+def create_sgd(config: ConfigDict, frozen: Sequence[str]) -> optax.GradientTransformation:
+    """The SGD of `config.optimizer`, but for the parameters under the names `frozen`."""
+    return sgd(config.momentum, config.weight_decay, frozen)
 
 
 def adam(weight_decay: float) -> optax.GradientTransformation:
@@ -59,11 +66,46 @@ def descend(
     return params, opt_state
 
 
+class LearningRates(NamedTuple):
+    """Those of one iteration.
+
+    Attributes:
+        network: lr, of θ.
+        predictor: of Θ.
+    """
+
+    network: jax.Array
+    predictor: jax.Array
+
+
+def learning_rates(config: ConfigDict, total_steps: int) -> Callable[[jax.Array], LearningRates]:
+    """The function from an iteration to its learning rates, which follow one schedule.
+
+    Args:
+        config: a run's configuration.
+        total_steps: T, iterations of the whole run.
+
+    Raises:
+        ValueError: `config.optimizer.schedule` is not known.
+    """
+    factor_at = learning_rate_factor(config.optimizer, total_steps)
+
+    def rates_at(step: jax.Array) -> LearningRates:
+        factor = factor_at(step)
+        return LearningRates(
+            network=config.optimizer.learning_rate * factor,
+            predictor=config.weighting.learning_rate * factor,
+        )
+
+    return rates_at
+
+
 def learning_rate_factor(config: ConfigDict, total_steps: int) -> Callable[[Any], jax.Array]:
     """What both learning rates are multiplied by at iteration t of T = `total_steps`.
 
     "cosine": (1 + cos(πt/T)) / 2. "multistep": 0.1 for every milestone, a fraction of T, that t
-    has reached.
+    has reached. With a warm-up of W iterations it is (t + 1) / W of that while t < W
+    (Goyal et al., 2017).
 
     Args:
         config: `config.optimizer`.
@@ -72,12 +114,17 @@ def learning_rate_factor(config: ConfigDict, total_steps: int) -> Callable[[Any]
     Raises:
         ValueError: `config.schedule` is not known.
     """
+    schedule = _schedule(config, total_steps)
+    if not config.get("warmup_epochs", 0):
+        return schedule
+    warmup_steps = config.warmup_epochs * total_steps / config.epochs
+    return lambda step: schedule(step) * jnp.minimum((step + 1) / warmup_steps, 1)
+
+
+def _schedule(config: ConfigDict, total_steps: int) -> Callable[[Any], jax.Array]:
     if config.schedule == "cosine":
         return lambda step: (1 + jnp.cos(math.pi * (step / float(total_steps)))) / 2
     if config.schedule == "multistep":
         boundaries = [round(milestone * total_steps) for milestone in config.milestones]
         return lambda step: 0.1 ** sum(jnp.asarray(step >= float(b), int) for b in boundaries)
-    raise ValueError(
-        f"config.optimizer.schedule: {config.schedule!r} is not allowed: "
-        "must be 'cosine' or 'multistep'"
-    )
+    raise unknown_choice("optimizer.schedule", config.schedule)

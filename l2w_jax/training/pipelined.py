@@ -21,18 +21,55 @@ half-step costs 10 and a plain step 3. What it keeps in memory is one forward pa
 step: the forward-mode pass keeps nothing.
 """
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
 
 from l2w_jax.training.collectives import mean_over
-from l2w_jax.training.losses import Batch, confidences_of_logits
-from l2w_jax.training.meta import MetaLearner, Params, TrainingForward
-from l2w_jax.training.optimizers import descend
+from l2w_jax.training.losses import (
+    Batch,
+    TrainingForward,
+    confidences_of_logits,
+    weighted_loss,
+)
+from l2w_jax.training.meta import MetaLearner, Params, every, predictor_step
+from l2w_jax.training.optimizers import LearningRates, descend
 from l2w_jax.training.state import TrainState
-from l2w_jax.training.weighting import weighted_loss
+
+Tree = TypeVar("Tree")
 
 
-def pipelined_meta_gradient(
+def late_meta_update(
+    learner: MetaLearner,
+    state: TrainState,
+    forward: TrainingForward,
+    previous_half: Batch,
+    previous_step: jax.Array,
+    rates_at: Callable[[jax.Array], LearningRates],
+) -> tuple[TrainState, jax.Array]:
+    """As `meta_update`, of what the half-step before has made of θ.
+
+    Args:
+        learner, state, forward, previous_half: `gradient_through_last_step`.
+        previous_step: the iteration of the half-step before; -1 where there was none.
+        rates_at: from an iteration to its learning rates.
+    """
+    rates, previous_rates = rates_at(state.step), rates_at(previous_step)
+
+    def update(state: TrainState) -> tuple[TrainState, jax.Array]:
+        loss, gradient = gradient_through_last_step(
+            learner, state, forward, previous_half, previous_rates.network
+        )
+        updated = predictor_step(learner, state, gradient, rates.predictor)
+        # The first half-step of a run has none before it to learn from.
+        return select(previous_step >= 0, updated, state), loss
+
+    return every(learner.interval, state.step, update, state)
+
+
+def gradient_through_last_step(
     learner: MetaLearner,
     state: TrainState,
     forward: TrainingForward,
@@ -89,3 +126,23 @@ def _made_after(earlier: Params, params: Params) -> Params:
     `optimization_barrier` before it orders its operations.
     """
     return jax.tree.map(lambda x, y: x + 0 * y, params, earlier)
+
+
+def split_previous(batch: Batch) -> tuple[Batch, Batch]:
+    """The batch of an iteration, and the one of the iteration before that it holds.
+
+    Raises:
+        ValueError: it holds none.
+    """
+    if "previous" not in batch:
+        raise ValueError(
+            "config.weighting.schedule 'pipelined' needs batch['previous'], the batch of the "
+            "iteration before; of the first iteration any, itself for one"
+        )
+    own = {name: value for name, value in batch.items() if name != "previous"}
+    return own, batch["previous"]
+
+
+def select(condition: jax.Array, if_true: Tree, if_false: Tree) -> Tree:
+    """One of two pytrees of the same structure."""
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), if_true, if_false)

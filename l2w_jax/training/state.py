@@ -11,8 +11,13 @@ from ml_collections import ConfigDict
 
 from l2w_jax.models import create_network, initial_variables
 from l2w_jax.models.layers import parameter_dtype
-from l2w_jax.training.optimizers import adam, sgd
-from l2w_jax.training.weighting import PREDICTED_KINDS, create_predictor, is_pipelined
+from l2w_jax.training.optimizers import adam, create_sgd
+from l2w_jax.training.weighting import (
+    PREDICTED_KINDS,
+    create_predictor,
+    is_pipelined,
+    num_predictor_inputs,
+)
 
 
 @flax.struct.dataclass
@@ -66,7 +71,7 @@ def create_train_state(config: ConfigDict, rng: jax.Array) -> TrainState:
         wpn_params = initial_variables(predictor, wpn_rng, inputs)["params"]
     if config.weighting.kind == "meta":
         wpn_opt_state = initial_opt_state(adam(config.weighting.weight_decay), wpn_params)
-    optimizer = sgd(config.optimizer.momentum, config.optimizer.weight_decay, model.frozen)
+    optimizer = create_sgd(config.optimizer, model.frozen)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -83,8 +88,3 @@ def initial_opt_state(optimizer: optax.GradientTransformation, params: Any) -> o
     """`optimizer.init(params)` of an optimiser that starts from zeros, without a compilation."""
     abstract = jax.eval_shape(optimizer.init, params)
     return jax.device_put(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract))
-
-
-def num_predictor_inputs(inputs: str, num_exits: int) -> int:
-    """Width of what the predictor reads: K, or 2K for "both"."""
-    return 2 * num_exits if inputs == "both" else num_exits

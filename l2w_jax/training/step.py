@@ -1,35 +1,40 @@
-"""One training iteration (Han et al., ECCV 2022, section 3), as a pure function of one device."""
+"""One training iteration (Han et al., ECCV 2022, section 3), as a pure function of one device.
+
+A batch has two halves, and an iteration two half-steps: each trains on one half and learns how to
+weigh it from the other (`half_step`). Plain training is one update on the whole batch.
+"""
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+import optax
 from ml_collections import ConfigDict
 
+from l2w_jax.config.choices import schedule_fault
 from l2w_jax.models import create_network
-from l2w_jax.models.compiler_options import cpu_compiler_options
 from l2w_jax.training.collectives import gather_rows, mean_over
-from l2w_jax.training.losses import Batch, correctness, create_losses
-from l2w_jax.training.meta import (
+from l2w_jax.training.losses import (
+    Batch,
     TrainingForward,
-    create_meta_learner,
-    every,
+    TrainingLosses,
+    correctness,
+    create_losses,
     training_forward,
 )
-from l2w_jax.training.optimizers import descend, learning_rate_factor
-from l2w_jax.training.pipelined import pipelined_meta_gradient
+from l2w_jax.training.meta import MetaLearner, create_meta_learner, meta_update
+from l2w_jax.training.optimizers import LearningRates, create_sgd, descend, learning_rates
+from l2w_jax.training.pipelined import late_meta_update, select, split_previous
 from l2w_jax.training.state import TrainState
-from l2w_jax.training.weighting import is_pipelined
+from l2w_jax.training.weighting import Weighting, create_weighting, is_pipelined
 
 Metrics = dict[str, jax.Array]
-Tree = TypeVar("Tree")
 Update = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]
 
-# Name of the device axis of `pmap_train_step`.
-DEVICE_AXIS = "batch"
+# Metrics that are of each sample, [N, K], and not of the batch.
+_PER_SAMPLE = ("weights", "losses")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,28 +56,28 @@ class TrainStep:
             state,
             jnp.arange(self.num_updates, dtype=jnp.int32),
         )
-        return state, _join_updates(metrics)
+        return state, join_updates(metrics)
 
 
 @dataclasses.dataclass(frozen=True)
-class CompiledTrainStep:
-    """A `TrainStep` on devices, one program for all updates, so that it compiles once.
+class Training:
+    """What an update of θ is made with.
 
     Attributes:
-        update: the pmapped or jitted update.
-        num_updates: of an iteration.
+        network: the losses that θ learns from.
+        weigh: w(Θ), a function of Θ, losses and confidences.
+        optimizer: SGD of θ.
+        rates_at: from an iteration to its learning rates.
+        axis_name: device axis over which θ must agree; None on one device.
+        learner: how Θ learns; None where it does not.
     """
 
-    update: Update
-    num_updates: int
-
-    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        """One iteration; the state is donated."""
-        metrics = []
-        for i in range(self.num_updates):
-            state, of_update = self.update(state, batch, np.int32(i))
-            metrics.append(of_update)
-        return state, _stack_and_join(metrics)
+    network: TrainingLosses
+    weigh: Weighting
+    optimizer: optax.GradientTransformation
+    rates_at: Callable[[jax.Array], LearningRates]
+    axis_name: str | None
+    learner: MetaLearner | None
 
 
 def make_train_step(
@@ -101,152 +106,114 @@ def make_train_step(
     Raises:
         ValueError: a field of `config.weighting` is not known, or its schedule not possible.
     """
+    training = _create_training(config, total_steps, axis_name)
+    if config.weighting.kind == "none":
+        return TrainStep(functools.partial(plain_step, training), num_updates=1)
+    if is_pipelined(config.weighting):
+        return TrainStep(functools.partial(pipelined_half_step, training), num_updates=2)
+    return TrainStep(functools.partial(half_step, training), num_updates=2)
+
+
+def _create_training(config: ConfigDict, total_steps: int, axis_name: str | None) -> Training:
     batch_axis = axis_name if config.weighting.scope == "global" else None
     model = create_network(config).clone(axis_name=batch_axis)
+    if fault := schedule_fault(config.weighting.schedule, model.gradient_equilibrium):
+        raise ValueError(fault)
     network, judging = create_losses(config, model)
-    learner = create_meta_learner(config, judging, batch_axis, axis_name)
-    weigh, optimizer = learner.weigh, learner.optimizer
-    rate_factor = learning_rate_factor(config.optimizer, total_steps)
-
-    def rates_at(step: jax.Array) -> Metrics:
-        factor = rate_factor(step)
-        return {
-            "learning_rate": config.optimizer.learning_rate * factor,
-            "meta_learning_rate": config.weighting.learning_rate * factor,
-        }
-
-    def sgd_step(
-        state: TrainState, forward: TrainingForward, labels: jax.Array, meta_loss: jax.Array
-    ) -> tuple[TrainState, Metrics]:
-        """w from the losses at θ, then θ's step, in which w is a constant."""
-        rates = rates_at(state.step)
-        weights = weigh(state.wpn_params, forward.losses, forward.confidences)
-        gradient = mean_over(axis_name, forward.weighted_gradient(weights))
-        params, opt_state = descend(
-            optimizer, gradient, state.opt_state, state.params, rates["learning_rate"]
-        )
-        batch_means = {
-            "loss": forward.losses.mean(axis=0),
-            "top1": correctness(forward.logits, labels).mean(axis=0),
-            "weighted_loss": forward.weighted_loss(weights),
-        }
-        metrics = {
-            **mean_over(axis_name, batch_means),
-            **rates,
-            "meta_loss": meta_loss,
-            "weights": gather_rows(axis_name, weights),
-            "losses": gather_rows(axis_name, forward.losses),
-        }
-        state = state.replace(
-            params=params,
-            opt_state=opt_state,
-            batch_stats=mean_over(axis_name, forward.batch_stats),
-        )
-        return state, metrics
-
-    def meta_update(state: TrainState, forward: TrainingForward, meta_half: Batch):
-        rates = rates_at(state.step)
-
-        def update(state: TrainState) -> tuple[TrainState, jax.Array]:
-            loss, gradient = learner.meta_gradient(
-                state, forward, meta_half, rates["learning_rate"]
-            )
-            return learner.update(state, gradient, rates["meta_learning_rate"]), loss
-
-        return every(config.weighting.interval, state.step, update, state)
-
-    def late_meta_update(
-        state: TrainState, forward: TrainingForward, previous_half: Batch, previous_step: jax.Array
-    ):
-        rates, previous_rates = rates_at(state.step), rates_at(previous_step)
-
-        def update(state: TrainState) -> tuple[TrainState, jax.Array]:
-            loss, gradient = pipelined_meta_gradient(
-                learner, state, forward, previous_half, previous_rates["learning_rate"]
-            )
-            updated = learner.update(state, gradient, rates["meta_learning_rate"])
-            # The first half-step of a run has none before it to learn from.
-            has_previous = previous_step >= 0
-            return _select(has_previous, updated, state), loss
-
-        return every(config.weighting.interval, state.step, update, state)
-
-    def plain_step(state: TrainState, batch: Batch, i: jax.Array) -> tuple[TrainState, Metrics]:
-        del i
-        forward = training_forward(network, state, batch)
-        state, metrics = sgd_step(state, forward, batch["label"], jnp.nan)
-        return state.replace(step=state.step + 1), metrics
-
-    def half_step(state: TrainState, batch: Batch, i: jax.Array) -> tuple[TrainState, Metrics]:
-        training_half, meta_half = _half(batch, i), _half(batch, 1 - i)
-        forward = training_forward(network, state, training_half)
-        meta_loss = jnp.nan
-        if config.weighting.kind == "meta":
-            state, meta_loss = meta_update(state, forward, meta_half)
-        state, metrics = sgd_step(state, forward, training_half["label"], meta_loss)
-        return state.replace(step=state.step + i), metrics
-
-    def pipelined_half_step(
-        state: TrainState, batch: Batch, i: jax.Array
-    ) -> tuple[TrainState, Metrics]:
-        batch, previous = _split_previous(batch)
-        previous_half = _select(i == 0, _half(previous, 1), _half(batch, 0))
-        training_half = _half(batch, i)
-        forward = training_forward(network, state, training_half)
-        state, meta_loss = late_meta_update(state, forward, previous_half, state.step - (1 - i))
-        state = state.replace(previous_params=state.params)
-        state, metrics = sgd_step(state, forward, training_half["label"], meta_loss)
-        return state.replace(step=state.step + i), metrics
-
-    if config.weighting.kind == "none":
-        return TrainStep(plain_step, num_updates=1)
-    if is_pipelined(config.weighting):
-        if model.gradient_equilibrium:
-            raise ValueError(
-                "config.weighting.schedule: 'pipelined' is not allowed with gradient equilibrium: "
-                "training and meta loss have different gradients then, and cannot share a forward "
-                "pass"
-            )
-        return TrainStep(pipelined_half_step, num_updates=2)
-    return TrainStep(half_step, num_updates=2)
+    weigh = create_weighting(config.weighting, model, batch_axis)
+    optimizer = create_sgd(config.optimizer, model.frozen)
+    learner = None
+    if config.weighting.kind == "meta":
+        learner = create_meta_learner(config, judging, weigh, optimizer, batch_axis, axis_name)
+    rates_at = learning_rates(config, total_steps)
+    return Training(network, weigh, optimizer, rates_at, axis_name, learner)
 
 
-def pmap_train_step(step: TrainStep) -> CompiledTrainStep:
-    """`step` over all devices of all processes, on batches [local devices, n, ...].
+def plain_step(
+    training: Training, state: TrainState, batch: Batch, i: jax.Array
+) -> tuple[TrainState, Metrics]:
+    """An iteration of one update, on the whole batch."""
+    del i
+    forward = training_forward(training.network, state, batch)
+    state, metrics = weighted_step(training, state, forward, batch["label"], jnp.nan)
+    return state.replace(step=state.step + 1), metrics
 
-    The state has no device axis: it is the same on every device, and donated. `step` must have
-    been made with `axis_name=DEVICE_AXIS`.
-    """
-    over_devices = jax.pmap(
-        step.update,
-        axis_name=DEVICE_AXIS,
-        in_axes=(None, 0, None),
-        out_axes=None,
-        donate_argnums=0,
+
+def half_step(
+    training: Training, state: TrainState, batch: Batch, i: jax.Array
+) -> tuple[TrainState, Metrics]:
+    """Trains on half i of the batch (x1), with the other half (x2) to learn its weights from."""
+    training_half, meta_half = half_of(batch, i), half_of(batch, 1 - i)
+    forward = training_forward(training.network, state, training_half)
+    meta_loss = jnp.nan
+    if training.learner:
+        rates = training.rates_at(state.step)
+        state, meta_loss = meta_update(training.learner, state, forward, meta_half, rates)
+    state, metrics = weighted_step(training, state, forward, training_half["label"], meta_loss)
+    return state.replace(step=state.step + i), metrics
+
+
+def pipelined_half_step(
+    training: Training, state: TrainState, batch: Batch, i: jax.Array
+) -> tuple[TrainState, Metrics]:
+    """Trains on half i of the batch; first Θ learns from the half-step before (`pipelined`)."""
+    batch, previous = split_previous(batch)
+    previous_half = select(i == 0, half_of(previous, 1), half_of(batch, 0))
+    training_half = half_of(batch, i)
+    forward = training_forward(training.network, state, training_half)
+    previous_step = state.step - (1 - i)
+    state, meta_loss = late_meta_update(
+        training.learner, state, forward, previous_half, previous_step, training.rates_at
     )
-    return CompiledTrainStep(over_devices, step.num_updates)
+    state = state.replace(previous_params=state.params)
+    state, metrics = weighted_step(training, state, forward, training_half["label"], meta_loss)
+    return state.replace(step=state.step + i), metrics
 
 
-def jit_train_step(step: TrainStep) -> CompiledTrainStep:
-    """`step` on the only device, on batches [1, n, ...]: as `pmap_train_step`, but traced faster.
+def weighted_step(
+    training: Training,
+    state: TrainState,
+    forward: TrainingForward,
+    labels: jax.Array,
+    meta_loss: jax.Array,
+) -> tuple[TrainState, Metrics]:
+    """w from the losses at θ, then θ's step, in which w is a constant.
 
-    The state is donated. `step` must have been made with `axis_name=None`: hundreds of averages
-    with nobody would have to be compiled.
+    Args:
+        training: what the update is made with.
+        state: at θ and the new Θ.
+        forward: of x1 at θ, whose running statistics the state takes over.
+        labels: y1, [n] of this device.
+        meta_loss: to be told among the metrics.
     """
+    axis_name, rates = training.axis_name, training.rates_at(state.step)
+    weights = training.weigh(state.wpn_params, forward.losses, forward.confidences)
+    gradient = mean_over(axis_name, forward.weighted_gradient(weights))
+    params, opt_state = descend(
+        training.optimizer, gradient, state.opt_state, state.params, rates.network
+    )
+    batch_means = {
+        "loss": forward.losses.mean(axis=0),
+        "top1": correctness(forward.logits, labels).mean(axis=0),
+        "weighted_loss": forward.weighted_loss(weights),
+    }
+    metrics = {
+        **mean_over(axis_name, batch_means),
+        "learning_rate": rates.network,
+        "meta_learning_rate": rates.predictor,
+        "meta_loss": meta_loss,
+        "weights": gather_rows(axis_name, weights),
+        "losses": gather_rows(axis_name, forward.losses),
+    }
+    state = state.replace(
+        params=params,
+        opt_state=opt_state,
+        batch_stats=mean_over(axis_name, forward.batch_stats),
+    )
+    return state, metrics
 
-    def on_device(state: TrainState, batch: Batch, i: jax.Array) -> tuple[TrainState, Metrics]:
-        return step.update(state, jax.tree.map(lambda x: jnp.squeeze(x, axis=0), batch), i)
 
-    compiled = jax.jit(on_device, donate_argnums=0, compiler_options=cpu_compiler_options())
-    return CompiledTrainStep(compiled, step.num_updates)
-
-
-def _select(condition: jax.Array, if_true: Tree, if_false: Tree) -> Tree:
-    """One of two pytrees of the same structure."""
-    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), if_true, if_false)
-
-
-def _half(batch: Batch, i: jax.Array) -> Batch:
+def half_of(batch: Batch, i: jax.Array) -> Batch:
     """The first half of the samples (i = 0) or the others (i = 1): [N, ...] -> [N/2, ...].
 
     Raises:
@@ -261,30 +228,7 @@ def _half(batch: Batch, i: jax.Array) -> Batch:
     return jax.tree.map(of_array, batch)
 
 
-def _split_previous(batch: Batch) -> tuple[Batch, Batch]:
-    """The batch of an iteration, and the one of the iteration before that it holds.
-
-    Raises:
-        ValueError: it holds none.
-    """
-    if "previous" not in batch:
-        raise ValueError(
-            "config.weighting.schedule 'pipelined' needs batch['previous'], the batch of the "
-            "iteration before; of the first iteration any, itself for one"
-        )
-    own = {name: value for name, value in batch.items() if name != "previous"}
-    return own, batch["previous"]
-
-
-def _join_updates(metrics: Metrics) -> Metrics:
+def join_updates(metrics: Metrics) -> Metrics:
     """Metrics of an iteration from those of its U updates, [U, ...]: means, and all samples."""
     per_sample = {name: metrics[name].reshape(-1, metrics[name].shape[-1]) for name in _PER_SAMPLE}
     return {name: value.mean(axis=0) for name, value in metrics.items()} | per_sample
-
-
-@jax.jit
-def _stack_and_join(metrics: list[Metrics]) -> Metrics:
-    return _join_updates(jax.tree.map(lambda *values: jnp.stack(values), *metrics))
-
-
-_PER_SAMPLE = ("weights", "losses")

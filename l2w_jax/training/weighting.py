@@ -10,19 +10,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
+from l2w_jax.config.choices import CHOICES, unknown_choice
 from l2w_jax.models import MultiExitNetwork, WeightPredictor
-from l2w_jax.models.exit_shares import exit_shares
-from l2w_jax.training.allocation import allocate_globally
-from l2w_jax.training.collectives import (
-    axis_size,
-    gather_rows,
-    mean_over,
-    own_rows,
-    sum_over,
-)
+from l2w_jax.training.ablations import unlearned_weighting
+from l2w_jax.training.collectives import mean_over
 
 # From Θ (unused where nothing is learned), losses and confidences [N, K] to weights [N, K].
 Weighting = Callable[[Any, jax.Array, jax.Array], jax.Array]
@@ -49,17 +42,7 @@ def create_weighting(
         return PredictedWeights(
             predictor, config.input, config.constraint, config.magnitude, axis_name
         )
-    if config.kind == "allocation":
-        return AllocatedWeights(exit_shares(config.q, model.num_exits), axis_name)
-    if config.kind == "fixed":
-        return HandSetWeights(config.magnitude, axis_name)
-    if config.kind == "none":
-        return equal_weights
-    known = (*PREDICTED_KINDS, "allocation", "fixed", "none")
-    raise ValueError(
-        f"config.weighting.kind: {config.kind!r} is not allowed: "
-        f"must be one of {', '.join(map(repr, known))}"
-    )
+    return unlearned_weighting(config, model.num_exits, axis_name)
 
 
 def is_pipelined(config: ConfigDict) -> bool:
@@ -71,11 +54,8 @@ def is_pipelined(config: ConfigDict) -> bool:
     Raises:
         ValueError: `config.schedule` is not known.
     """
-    if config.schedule not in ("exact", "pipelined"):
-        raise ValueError(
-            f"config.weighting.schedule: {config.schedule!r} is not allowed: "
-            "must be 'exact' or 'pipelined'"
-        )
+    if config.schedule not in CHOICES["weighting.schedule"]:
+        raise unknown_choice("weighting.schedule", config.schedule)
     return config.kind == "meta" and config.schedule == "pipelined"
 
 
@@ -87,12 +67,6 @@ def create_predictor(config: ConfigDict, model: MultiExitNetwork) -> WeightPredi
         num_layers=config.num_layers,
         dtype=model.dtype,
     )
-
-
-def equal_weights(wpn_params: Any, losses: jax.Array, confidences: jax.Array) -> jax.Array:
-    """1 for every sample at every exit, [N, K]: plain training."""
-    del wpn_params, confidences
-    return jnp.ones_like(losses)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,66 +97,6 @@ class PredictedWeights:
         return 1 + self.magnitude * centre(u, self.constraint, self.axis_name)
 
 
-@dataclasses.dataclass(frozen=True)
-class AllocatedWeights:
-    """Each sample trains only the exit that it is allocated to (the paper's ablation).
-
-    Samples are allocated as meta data are (section 3.3). The weights N / N_k make the training loss
-    Σ_k mean of l over the N_k samples of exit k.
-
-    Attributes:
-        shares: p, float32 [K].
-        axis_name: device axis over which samples are allocated and counted.
-    """
-
-    shares: np.ndarray
-    axis_name: str | None = None
-
-    def __call__(self, wpn_params: Any, losses: jax.Array, confidences: jax.Array) -> jax.Array:
-        """Weights [N, K] by the confidences of the samples themselves."""
-        del wpn_params
-        confidences = jax.lax.stop_gradient(confidences)
-        allocation = allocate_globally(confidences, self.shares, self.axis_name)
-        counts = sum_over(self.axis_name, allocation.sum(axis=0))
-        num_samples = len(losses) * axis_size(self.axis_name)
-        return allocation * (num_samples / jnp.maximum(counts, 1)).astype(losses.dtype)
-
-
-@dataclasses.dataclass(frozen=True)
-class HandSetWeights:
-    """Weights set by hand: easy samples count more at early exits, hard ones at late exits.
-
-    w[i, k] = 1 + δ·e_k·r_i, where e_k rises evenly from -1 at the first exit to 1 at the last, and
-    r_i, by rank, from -1 for the sample whose mean loss over the exits is smallest to 1 for the
-    largest.
-    So the weights of a sample average 1, as do those of an exit: what the constraints promise of
-    learned weights. The paper leaves its hand-set weights open; this form has its one magnitude.
-
-    Attributes:
-        magnitude: δ.
-        axis_name: device axis over which the samples are ranked.
-    """
-
-    magnitude: float
-    axis_name: str | None = None
-
-    def __call__(self, wpn_params: Any, losses: jax.Array, confidences: jax.Array) -> jax.Array:
-        """Weights [N, K] by the losses of the samples."""
-        del wpn_params, confidences
-        difficulty = gather_rows(self.axis_name, jax.lax.stop_gradient(losses).mean(axis=1))
-        ranks = jnp.argsort(jnp.argsort(difficulty, stable=True), stable=True)
-        hardness = own_rows(self.axis_name, _from_minus_one_to_one(ranks, len(difficulty)))
-        num_exits = losses.shape[1]
-        lateness = _from_minus_one_to_one(jnp.arange(num_exits), num_exits)
-        weights = 1 + self.magnitude * hardness[:, None] * lateness
-        return weights.astype(losses.dtype)
-
-
-def _from_minus_one_to_one(ranks: jax.Array, count: int) -> jax.Array:
-    """Ranks 0 to count - 1, spread evenly over -1 to 1; a single one is in the middle, 0."""
-    return (2 * ranks - (count - 1)) / max(count - 1, 1)
-
-
 def predictor_inputs(inputs: str, losses: jax.Array, confidences: jax.Array) -> jax.Array:
     """What g reads: [N, K] losses, [N, K] confidences, or [N, 2K] both, losses first.
 
@@ -195,9 +109,12 @@ def predictor_inputs(inputs: str, losses: jax.Array, confidences: jax.Array) -> 
         return confidences
     if inputs == "both":
         return jnp.concatenate([losses, confidences], axis=-1)
-    raise ValueError(
-        f"config.weighting.input: {inputs!r} is not allowed: must be 'loss', 'confidence' or 'both'"
-    )
+    raise unknown_choice("weighting.input", inputs)
+
+
+def num_predictor_inputs(inputs: str, num_exits: int) -> int:
+    """Width of what the predictor reads: K, or 2K for "both"."""
+    return 2 * num_exits if inputs == "both" else num_exits
 
 
 def centre(u: jax.Array, constraint: str, axis_name: str | None = None) -> jax.Array:
@@ -212,11 +129,4 @@ def centre(u: jax.Array, constraint: str, axis_name: str | None = None) -> jax.A
         return u - u.mean(axis=1, keepdims=True)
     if constraint == "mat":
         return u - mean_over(axis_name, u.mean())
-    raise ValueError(
-        f"config.weighting.constraint: {constraint!r} is not allowed: must be 'row', 'col' or 'mat'"
-    )
-
-
-def weighted_loss(weights: jax.Array, losses: jax.Array) -> jax.Array:
-    """Training loss Σ_k mean_i w[i, k]·l[i, k] of this device's samples, both [N, K]."""
-    return (weights * losses).mean(axis=0).sum()
+    raise unknown_choice("weighting.constraint", constraint)

@@ -9,10 +9,15 @@ from written_runs import made_evaluation, made_predictions
 
 from l2w_jax.benchmark import early_exit as early_exit_benchmark
 from l2w_jax.benchmark.early_exit import TIMED_QS, benchmark_early_exit, time_network
+from l2w_jax.benchmark.runtimes import RUNTIMES, Runtime, checked_runtimes
 from l2w_jax.config import default_config, stored
 from l2w_jax.data.source import LabelledImages, MemorySource
 from l2w_jax.early_exit import EarlyExitPredictor, rules
+from l2w_jax.early_exit.budget import NOBODY_LEAVES
+from l2w_jax.early_exit.latency import all_leave_at
+from l2w_jax.errors import UserError
 from l2w_jax.evaluation import results
+from l2w_jax.interop.exported_folder import ImageFormat
 
 
 @pytest.fixture
@@ -25,17 +30,41 @@ def evaluation():
     )
 
 
-def test_every_exit_and_the_curve_are_timed_in_batches(tiny_network, evaluation):
+def test_every_exit_and_the_curve_are_timed_in_batches_in_each_runtime(tiny_network, evaluation):
     images = np.zeros((6, 8, 8, 3), np.float32)
     seen = []
-    predictor = EarlyExitPredictor(*tiny_network, [0, 0, 0], rule=rules.log_odds)
-    entry = time_network(predictor, lambda batch: seen.append(len(batch)), images, 2, evaluation, 2)
-    assert seen == [2] * 9
+    predictor = EarlyExitPredictor(*tiny_network, [0, 0, 0])
+    runtimes = [
+        Runtime(name, lambda batch, name=name: seen.append((name, len(batch))), way)
+        for name, way in (("jax", predictor.with_thresholds), ("other", lambda thresholds: len))
+    ]
+    entry, other = time_network(runtimes, images, 2, evaluation, 2)
+    assert seen == ([("jax", 2)] * 3 + [("other", 2)] * 3) * 3
+    assert (entry["runtime"], other["runtime"]) == ("jax", "other")
     assert [(row["exit"], row["top1"]) for row in entry["exits"]] == [(1, 61), (2, 62), (3, 63)]
     assert [row["q"] for row in entry["budgeted"]] == list(TIMED_QS)
     costs = [row["mul_adds"] for row in entry["budgeted"]]
     assert costs == sorted(costs) and costs[0] < 1.3e6 and costs[-1] > 2e6
     assert all(row["ms"] > 0 for row in entry["exits"] + entry["budgeted"])
+    # What runs early exit takes longer than what does nothing.
+    assert sum(row["ms"] for row in other["budgeted"]) < sum(row["ms"] for row in entry["budgeted"])
+
+
+def test_onnx_answers_as_jax_does(tiny_network):
+    images = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3)).astype(np.uint8)
+    image_format = ImageFormat(8, 1.0, [0.5] * 3, [0.25] * 3)
+    made = [RUNTIMES[name](*tiny_network, image_format) for name in checked_runtimes(RUNTIMES)]
+    at_once = made[0].with_thresholds(all_leave_at(0, 3))(images)
+    # Half of the images are more confident.
+    middle = rules.log_odds_of_confidences(np.median(at_once.confidences))
+    in_jax, in_onnx = (
+        runtime.with_thresholds([middle, NOBODY_LEAVES, 0])(images) for runtime in made
+    )
+    assert np.bincount(in_jax.exits).tolist() == [25, 0, 25]
+    np.testing.assert_array_equal(in_onnx[0], in_jax.labels)
+    np.testing.assert_array_equal(in_onnx[1], in_jax.exits)
+    with pytest.raises(UserError, match="--runtime: 'tensorrt' is not allowed"):
+        checked_runtimes(["jax", "tensorrt"])
 
 
 def test_files_lie_beside_the_run(tiny_network, evaluation, tmp_path, monkeypatch):

@@ -158,6 +158,20 @@ def test_a_half_prepared_folder_is_named(data_dir, tmp_path):
         open_source(cifar_config("cifar10", tmp_path))
 
 
+def test_a_folder_that_cannot_be_written_to_or_found_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setattr(prepared, "_check_archives", lambda builder: None)
+    with pytest.raises(UserError, match=r"data_dir: .*/file/below cannot be written to \(Not a"):
+        prepared.prepared_builder("cifar10", str(tmp_path / "file" / "below"), ("train",))
+
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(prepared.Path, "home", no_home)
+    with pytest.raises(UserError, match=r"data_dir: '' is not allowed for a user without a home"):
+        prepared.prepared_builder("cifar10", "", ("train",))
+
+
 def test_a_data_dir_that_is_a_file_is_one_line(tmp_path):
     path = tmp_path / "data"
     path.write_text("")

@@ -12,11 +12,11 @@ import jax
 import numpy as np
 import pytest
 from conftest import TinyNetwork
+from small_networks import thresholds_between
 from tiny_run import TinySource, make_config, train_and_evaluate
 
 from l2w_jax.config import stored
 from l2w_jax.early_exit import EarlyExitPredictor
-from l2w_jax.early_exit.budget import NOBODY_LEAVES
 from l2w_jax.errors import UserError
 from l2w_jax.interop import export
 from l2w_jax.models import create_model, initial_variables
@@ -76,18 +76,6 @@ def check_same(exported, decisions):
     np.testing.assert_array_equal(exported[0], decisions.labels)
     np.testing.assert_array_equal(exported[1], decisions.exits)
     np.testing.assert_allclose(exported[2], decisions.confidences, rtol=1e-5)
-
-
-def thresholds_between(predictor, images, share):
-    """Of each exit, half-way between two confidences of these images, so that rounding is none."""
-    num_exits = len(predictor.thresholds)
-    thresholds = []
-    for k in range(num_exits):
-        at_k = np.where(np.arange(num_exits) == k, 0, NOBODY_LEAVES)
-        confidences = np.sort(predictor.with_thresholds(at_k)(images).confidences)
-        cut = int(share * len(images))
-        thresholds.append(confidences[cut : cut + 2].mean())
-    return np.float32(thresholds)
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +186,23 @@ def test_a_run_is_exported_and_runs_alone(run_folder, tmp_path, capsys):
     )
 
 
+def test_that_onnx_is_not_installed_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(UserError, match=r"onnx is not installed; pip install 'l2w_jax\[onnx\]'"):
+        export.writer("onnx")
+
+
+def test_a_run_is_exported_to_onnx(run_folder, tmp_path, capsys):
+    workdir, _ = run_folder
+    export.main([f"--workdir={workdir}", f"--output={tmp_path}", "--format=onnx"])
+    assert capsys.readouterr().out == f"{tmp_path}: 3 stages of step 60, and run_onnx.py\n"
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "network.json",
+        "run_onnx.py",
+        *(f"stage_{k}.onnx" for k in (1, 2, 3)),
+    }
+
+
 def test_faults_are_told_in_one_line(run_folder, tmp_path):
     workdir, _ = run_folder
     with pytest.raises(UserError, match="--output"):
@@ -205,6 +210,8 @@ def test_faults_are_told_in_one_line(run_folder, tmp_path):
     with pytest.raises(UserError, match="no such file"):
         none = tmp_path / "none.json"
         export.main([f"--workdir={workdir}", f"--output={tmp_path}", f"--thresholds={none}"])
+    with pytest.raises(UserError, match="--quantize: not allowed with --format=stablehlo"):
+        export.main([f"--workdir={workdir}", f"--output={tmp_path}", "--quantize"])
     (tmp_path / "file").write_text("")
     for output in (tmp_path / "file", tmp_path / "file" / "inner"):
         with pytest.raises(UserError, match=f"{output}: is no folder and cannot be made one"):

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 STAND_IN = """#!/bin/sh
+if [ "$1" = "-c" ]; then
+    echo VERSION
+    exit
+fi
 echo "$@" >> "$CALLS"
 echo "${GLIBC_TUNABLES-}" > "$CALLS.tunables"
 if [ "$1 $2" = "-m venv" ]; then
@@ -33,9 +38,9 @@ def clone(tmp_path):
     return folder
 
 
-def add_python(clone):
-    python = clone.parent / "bin" / "python3"
-    python.write_text(STAND_IN)
+def add_python(clone, name="python3", version="3.12"):
+    python = clone.parent / "bin" / name
+    python.write_text(STAND_IN.replace("VERSION", version))
     python.chmod(0o755)
 
 
@@ -57,7 +62,33 @@ def test_no_python_is_said(clone):
     completed, _ = launch(clone, "local.sh")
     assert completed.returncode == 2
     assert completed.stderr.count("\n") == 1
-    assert "No Python 3.11 or newer" in completed.stderr
+    assert "None of Python 3.11 3.12 3.13 with the venv module was found" in completed.stderr
+
+
+@pytest.mark.parametrize("unsupported", ["2.7", "3.10", "3.14"])
+def test_a_python_that_is_not_supported_is_passed_over(clone, unsupported):
+    add_python(clone, "python3", unsupported)
+    completed, calls = launch(clone, "local.sh")
+    assert (completed.returncode, calls) == (2, [])
+    add_python(clone, "python3.12", "3.12")
+    completed, calls = launch(clone, "local.sh")
+    assert completed.returncode == 0, completed.stderr
+    assert calls[0] == "-m venv .venv"
+
+
+def test_the_supported_pythons_are_those_of_the_project():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    prefix = "Programming Language :: Python :: "
+    told = [line.removeprefix(prefix) for line in project["classifiers"] if prefix in line]
+    listed = subprocess.run(
+        ["bash", "-c", 'source launch/environment.sh; echo "${supported_pythons[@]}"'],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    ).stdout.split()
+    assert listed == told
+    newest = int(told[-1].split(".")[1])
+    assert project["requires-python"] == f">={told[0]},<3.{newest + 1}"
 
 
 def test_the_first_call_installs_and_the_second_does_not(clone):

@@ -19,7 +19,7 @@ def submit(tmp_path, status, arguments):
     tools = tmp_path / "bin"
     tools.mkdir()
     for name, script in {
-        "srun": f'echo "srun $L2W_DISTRIBUTED $*" >> "$CALLS"; exit {status}',
+        "srun": f'echo "srun $L2W_DISTRIBUTED $SRUN_CPUS_PER_TASK $*" >> "$CALLS"; exit {status}',
         "scontrol": 'echo "scontrol $*" >> "$CALLS"',
     }.items():
         (tools / name).write_text(f"#!/bin/sh\n{script}\n")
@@ -33,6 +33,7 @@ def submit(tmp_path, status, arguments):
             "CALLS": str(tmp_path / "calls"),
             "SLURM_SUBMIT_DIR": str(ROOT),
             "SLURM_JOB_ID": "17",
+            "SLURM_CPUS_PER_TASK": "6",
         },
         capture_output=True,
         text=True,
@@ -47,7 +48,7 @@ def test_slurm_starts_an_interrupted_run_again_and_no_other(tmp_path, status, re
     arguments = ["--config=configs/digits_msdnet.py", "--config.model.growth_factors=(1, 2)"]
     completed, calls = submit(tmp_path, status, arguments)
     assert completed.returncode == status
-    assert calls[0].startswith("srun auto --kill-on-bad-exit=1 ")
+    assert calls[0].startswith("srun auto 6 --kill-on-bad-exit=1 ")
     assert calls[0].endswith(" -m l2w_jax.main " + " ".join(arguments))
     assert calls[1:] == requeues
 

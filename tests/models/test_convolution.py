@@ -13,7 +13,7 @@ from jax import lax
 from small_networks import ConvNetwork
 
 from l2w_jax.config import default_config
-from l2w_jax.models.convolution import convolve_in_layout
+from l2w_jax.models.convolution import convolve, convolve_in_layout
 from l2w_jax.training import create_train_state, make_train_step
 
 
@@ -35,6 +35,23 @@ def assert_close(ours, theirs):
 def _x64():
     with jax.enable_x64(True):
         yield
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_convolution_and_its_gradients_are_those_of_lax(size, stride):
+    keys = jax.random.split(jax.random.key(0), 2)
+    x = jax.random.normal(keys[0], (2, 7, 6, 5))
+    kernel = jax.random.normal(keys[1], (size, size, 5, 4))
+
+    def value_and_gradients(function):
+        y, pull_back = jax.vjp(function, x, kernel)
+        return y, pull_back(y)
+
+    assert_close(
+        value_and_gradients(lambda x, kernel: convolve(x, kernel, stride)),
+        value_and_gradients(lambda x, kernel: of_lax(x, kernel, stride, (size - 1) // 2)),
+    )
 
 
 @hypothesis.settings(max_examples=3)

@@ -7,13 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from jax import lax
 
 from l2w_jax.models.layers import (
     BatchNorm,
     ConvBNReLU,
     LayerOptions,
-    convolve,
     from_one_input,
     side_by_side,
 )
@@ -29,29 +27,6 @@ def _x64():
 
 def assert_close(ours, theirs):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9), ours, theirs)
-
-
-@pytest.mark.parametrize("size", [1, 3])
-@pytest.mark.parametrize("stride", [1, 2])
-def test_convolution_and_its_gradients_are_those_of_lax(size, stride):
-    keys = jax.random.split(jax.random.key(0), 2)
-    x = jax.random.normal(keys[0], (2, 7, 6, 5))
-    kernel = jax.random.normal(keys[1], (size, size, 5, 4))
-
-    def reference(x, kernel, stride):
-        return lax.conv_general_dilated(
-            x,
-            kernel,
-            (stride, stride),
-            [((size - 1) // 2,) * 2] * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-
-    def value_and_gradients(function):
-        y, pull_back = jax.vjp(lambda x, kernel: function(x, kernel, stride), x, kernel)
-        return y, pull_back(y)
-
-    assert_close(value_and_gradients(convolve), value_and_gradients(reference))
 
 
 @pytest.mark.parametrize("dtype", [jnp.float64, jnp.bfloat16])

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import pytest
 from golden_files import config_of, load
 
-from l2w_jax.config.choices import layers_per_block
 from l2w_jax.models import create_model
 from l2w_jax.models.msdnet import plan_blocks
 
@@ -15,11 +14,6 @@ def test_image_that_does_not_pool_to_one_pixel_is_refused():
     images_64 = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     with pytest.raises(ValueError, match="16x16 pixels, but must be 5 to 12"):
         jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images_64)
-
-
-def test_lin_grow_adds_step_layers_a_block_and_even_does_not():
-    assert layers_per_block(4, base=1, step=2, step_mode="lin_grow") == [1, 3, 5, 7]
-    assert layers_per_block(4, base=4, step=2, step_mode="even") == [4, 2, 2, 2]
 
 
 def scales(blocks):

@@ -17,7 +17,7 @@ from written_runs import made_evaluation
 from l2w_jax.config import default_config, to_json
 from l2w_jax.data.source import LabelledImages, MemorySource
 from l2w_jax.errors import RunFailed, RunInterrupted, UserError
-from l2w_jax.run import checkpoints, devices, loop, restore
+from l2w_jax.run import checkpoints, devices, loop, restore, start, stop_signals
 from l2w_jax.training import create_train_state
 
 BATCH = 16
@@ -128,6 +128,23 @@ def test_a_signal_saves_at_the_current_step_and_the_same_command_goes_on(
     saved = checkpoint_steps(tmp_path)[-1]
     assert 5 <= saved <= 8, "batches are made at most three steps ahead"
     assert_bit_identical(train(config, tmp_path), undisturbed[1])
+
+
+@pytest.mark.parametrize("first_step", [0, 10])
+def test_a_signal_before_there_is_something_to_save_ends_the_process(
+    config, undisturbed, tmp_path, monkeypatch, first_step
+):
+    """In a new run and in one that goes on; each has its first step to compile."""
+    workdir = shutil.copytree(undisturbed[0], tmp_path / "run")
+    for step in checkpoint_steps(workdir):
+        if step > first_step:
+            shutil.rmtree(workdir / "checkpoints" / str(step))
+    ended_by = []
+    monkeypatch.setattr(stop_signals, "_end", ended_by.append)
+    assert_bit_identical(
+        train(config, workdir, {first_step + 1: send(signal.SIGTERM)}), undisturbed[1]
+    )
+    assert ended_by == ["SIGTERM"]
 
 
 def test_a_signal_while_the_last_step_is_scored_stops_before_the_evaluation(
@@ -261,9 +278,25 @@ def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path, monkeypatch, 
     ) as failure:
         train(config, tmp_path)
     assert failure.value.exit_status == 1
+    assert "warmup" not in str(failure.value)
     assert checkpoint_steps(tmp_path)[-1] == last_good
     logged = [line["step"] for line in metric_lines(tmp_path) if "loss" in line]
     assert logged[-1] == 2 * ((bad_step - 1) // 2), "metrics are flushed"
+
+
+def test_a_loss_that_is_not_finite_in_the_first_epoch_advises_warm_up(
+    config, tmp_path, monkeypatch
+):
+    with_metric(
+        monkeypatch, 3, lambda state, metrics: (state, metrics | {"loss": metrics["loss"] * np.nan})
+    )
+    images = config.dataset.batch_size // 2
+    with pytest.raises(
+        RunFailed,
+        match=r"step 3: .* no good checkpoint yet; in the first epoch, try .*warmup_epochs=5 "
+        rf"\(now 0\).* linear rule gives {0.1 * images / 64:.3g} for updates of {images} images",
+    ):
+        train(config, tmp_path)
 
 
 def test_a_state_that_is_not_finite_is_never_saved(config, tmp_path, monkeypatch):
@@ -391,7 +424,7 @@ def trained_run(tmp_path):
 def test_a_frozen_predictor_is_that_of_the_named_run(trained_run, tmp_path):
     folder, config, trained = trained_run
     config.weighting.update(kind="frozen", checkpoint=str(folder))
-    state = restore.create_or_restore(config, tmp_path / "new")
+    state = start.create_or_restore(config, tmp_path / "new")
     assert_bit_identical(state.wpn_params, trained.wpn_params)
     assert jax.tree.leaves(state.wpn_opt_state) == []
 
@@ -400,10 +433,10 @@ def test_a_frozen_predictor_of_another_shape_or_of_no_run_is_refused(trained_run
     folder, config, _ = trained_run
     config.weighting.update(kind="frozen", checkpoint=str(folder), hidden=5)
     with pytest.raises(UserError, match=r"float32\[6\] there and float32\[5\]"):
-        restore.create_or_restore(config, tmp_path / "new")
+        start.create_or_restore(config, tmp_path / "new")
     config.weighting.checkpoint = str(tmp_path / "nowhere")
     with pytest.raises(UserError, match="must be the workdir of a run that has a checkpoint"):
-        restore.create_or_restore(config, tmp_path / "new")
+        start.create_or_restore(config, tmp_path / "new")
 
 
 def test_slow_data_show_as_waiting(config, tmp_path):

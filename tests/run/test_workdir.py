@@ -1,5 +1,8 @@
 """A run folder is used by one configuration and one process, or the user hears why not."""
 
+import errno
+import fcntl
+import os
 import signal
 import subprocess
 import sys
@@ -40,6 +43,20 @@ def test_a_second_run_is_refused_until_the_first_is_gone(tmp_path):
         pass
 
 
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_without_locks_a_run_goes_on_with_one_warning(number, tmp_path, monkeypatch, caplog):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with run_folder.exclusive_use(default_config(), tmp_path):
+        assert (tmp_path / "config.json").exists()
+    (warning,) = caplog.messages
+    assert str(tmp_path) in warning
+    assert os.strerror(number) in warning
+    assert "no second run" in warning
+
+
 def test_the_config_is_written_once(tmp_path):
     config = default_config()
     with run_folder.exclusive_use(config, tmp_path / "new" / "run"):
@@ -57,6 +74,14 @@ def test_another_config_is_refused_with_the_fields_that_differ(tmp_path):
     config.weighting.q += 0.25
     config.optimizer.epochs += 1
     with pytest.raises(UserError, match=r"optimizer.epochs: 300 -> 301, weighting.q: 0.75 -> 1.0"):
+        run_folder.check(config, tmp_path)
+
+
+def test_a_longer_run_is_shown_how_to_start_from_this_one(tmp_path):
+    config = default_config()
+    (tmp_path / "config.json").write_text(to_json(config))
+    config.optimizer.epochs += 1
+    with pytest.raises(UserError, match=rf"to train longer, .*init\.checkpoint={tmp_path} "):
         run_folder.check(config, tmp_path)
 
 

@@ -8,13 +8,13 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+from learners import create_learner
 from small_networks import ConvNetwork
 
 from l2w_jax.config import default_config
-from l2w_jax.models import create_network
 from l2w_jax.training import DEVICE_AXIS, create_train_state, make_train_step, pmap_train_step
-from l2w_jax.training.losses import create_losses
-from l2w_jax.training.meta import create_meta_learner, training_forward
+from l2w_jax.training.losses import training_forward
+from l2w_jax.training.meta import meta_gradient, predictor_step
 
 DEVICES = 8
 # Of a device's four images.
@@ -87,14 +87,14 @@ def spread_over_replicas(config, start, shards):
 
 def by_hand(config, start, shards):
     """Adam's moments of Θ after a half-step: each device's gradient by itself, then their mean."""
-    network, judging = create_losses(config, create_network(config))
-    learner = create_meta_learner(config, judging, batch_axis=None, device_axis=None)
+    network, learner = create_learner(config)
 
     @jax.jit
     def gradient_on(shard):
         training_half, meta_half = ({k: v[rows] for k, v in shard.items()} for rows in HALVES)
         forward = training_forward(network, start, training_half)
-        return learner.meta_gradient(start, forward, meta_half, config.optimizer.learning_rate)[1]
+        rate = config.optimizer.learning_rate
+        return meta_gradient(learner, start, forward, meta_half, rate)[1]
 
     images_and_labels = {name: shards[name] for name in ("image", "label")}
     gradients = [
@@ -102,7 +102,7 @@ def by_hand(config, start, shards):
         for device in range(DEVICES)
     ]
     mean = jax.tree.map(lambda *values: sum(values) / DEVICES, *gradients)
-    return moments(learner.update(start, mean, config.weighting.learning_rate))
+    return moments(predictor_step(learner, start, mean, config.weighting.learning_rate))
 
 
 def by_hand_distance(config, start, shards):

@@ -11,8 +11,7 @@ from golden_files import config_of, images, labels, load, named_tensor
 
 from l2w_jax.interop import variables_from_torch, variables_to_torch
 from l2w_jax.models import create_network
-from l2w_jax.training.losses import TrainingLosses, create_distillation
-from l2w_jax.training.weighting import weighted_loss
+from l2w_jax.training.losses import TrainingLosses, create_distillation, weighted_loss
 
 GOLDEN = load("imta")
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from compiled_step import compiled_step
+from learners import create_learner
 
 from l2w_jax.models import create_network
 from l2w_jax.training import create_train_state, make_train_step
@@ -12,11 +13,11 @@ from l2w_jax.training.losses import (
     Distillation,
     TrainingLosses,
     create_distillation,
-    create_losses,
+    training_forward,
 )
-from l2w_jax.training.meta import create_meta_learner, training_forward
+from l2w_jax.training.meta import meta_gradient
 from l2w_jax.training.optimizers import descend
-from l2w_jax.training.pipelined import pipelined_meta_gradient
+from l2w_jax.training.pipelined import gradient_through_last_step
 
 BACKBONE = "net"
 
@@ -105,16 +106,14 @@ def test_weights_count_at_the_cross_entropies_and_not_at_the_distillation(second
 def test_meta_gradient_equals_finite_differences(small_config, make_batch, x64, collaboration):
     imta = {"collaboration": True, "distillation": 0.3} if collaboration else {}
     small_config.imta.update(imta or {"gradient_equilibrium": True})
-    model = create_network(small_config)
-    network, judging = create_losses(small_config, model)
-    learner = create_meta_learner(small_config, judging, None, None)
+    network, learner = create_learner(small_config)
     state = create_train_state(small_config, jax.random.key(0))
 
     @jax.jit
     def loss_and_gradient(wpn_params):
         shifted = state.replace(wpn_params=wpn_params)
         forward = training_forward(network, shifted, make_batch(0, 12))
-        return learner.meta_gradient(shifted, forward, make_batch(1, 12), 0.1)
+        return meta_gradient(learner, shifted, forward, make_batch(1, 12), 0.1)
 
     def loss_at(distance):
         moved = jax.tree.map(lambda p: p + distance, state.wpn_params)
@@ -128,16 +127,14 @@ def test_meta_gradient_equals_finite_differences(small_config, make_batch, x64, 
 
 
 def test_pipelined_meta_gradient_is_the_exact_one_of_the_step_before(second_stage, make_batch):
-    model = create_network(second_stage)
-    network, judging = create_losses(second_stage, model)
-    learner = create_meta_learner(second_stage, judging, None, None)
+    network, learner = create_learner(second_stage)
     state = create_train_state(second_stage, jax.random.key(0))
     half, next_half, learning_rate = make_batch(0, 12), make_batch(1, 12), 0.1
 
     @jax.jit
     def both(state):
         forward = training_forward(network, state, half)
-        exact = learner.meta_gradient(state, forward, next_half, learning_rate)
+        exact = meta_gradient(learner, state, forward, next_half, learning_rate)
         weights = learner.weigh(state.wpn_params, forward.losses, forward.confidences)
         gradient = forward.weighted_gradient(weights)
         params, _ = descend(
@@ -145,7 +142,7 @@ def test_pipelined_meta_gradient_is_the_exact_one_of_the_step_before(second_stag
         )
         after = state.replace(params=params, previous_params=state.params)
         forward = training_forward(network, after, next_half)
-        return exact, pipelined_meta_gradient(learner, after, forward, half, learning_rate)
+        return exact, gradient_through_last_step(learner, after, forward, half, learning_rate)
 
     (exact_loss, exact), (loss, gradient) = both(state)
     assert float(loss) == pytest.approx(float(exact_loss), rel=1e-12)

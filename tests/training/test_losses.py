@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from l2w_jax.training.losses import confidences_of_logits, cross_entropy
+from l2w_jax.training.losses import confidences_of_logits, cross_entropy, weighted_loss
 
 LOGITS = jax.random.normal(jax.random.key(0), (3, 5, 4))
 LABELS = jnp.array([0, 3, 1, 1, 2])
@@ -27,3 +27,9 @@ def test_logits_in_bfloat16_have_the_losses_and_confidences_of_the_same_numbers(
     assert losses.dtype == confidences.dtype == jnp.float32
     np.testing.assert_array_equal(losses, cross_entropy(same, LABELS, smoothing))
     np.testing.assert_array_equal(confidences, confidences_of_logits(same))
+
+
+def test_weighted_loss_is_a_mean_over_samples_and_a_sum_over_exits():
+    weights = jnp.array([[1.0, 2.0], [3.0, 4.0]])
+    losses = jnp.array([[0.5, 1.0], [1.5, 2.0]])
+    assert weighted_loss(weights, losses) == (0.5 + 4.5) / 2 + (2 + 8) / 2

@@ -1,21 +1,18 @@
 """The meta-gradient: against an identity, finite differences, and what must not flow."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from learners import create_learner
 
+from l2w_jax.config.choices import CHOICES
 from l2w_jax.models import create_model
 from l2w_jax.training import create_train_state
-from l2w_jax.training.losses import TrainingLosses, confidences_of_logits
-from l2w_jax.training.meta import (
-    MetaLearner,
-    every,
-    meta_gradient,
-    meta_objective,
-    training_forward,
-)
-from l2w_jax.training.optimizers import adam, sgd
+from l2w_jax.training.losses import confidences_of_logits, training_forward
+from l2w_jax.training.meta import every, meta_gradient, meta_objective
 from l2w_jax.training.weighting import create_weighting
 
 LEARNING_RATE = 0.1
@@ -24,17 +21,7 @@ LEARNING_RATE = 0.1
 @pytest.fixture
 def setting(small_config, make_batch, x64):
     """A learner, a state with a momentum buffer, the forward pass of x1, and x2."""
-    model = create_model(small_config.model)
-    network = TrainingLosses(model, label_smoothing=0.0)
-    learner = MetaLearner(
-        network=network,
-        weigh=create_weighting(small_config.weighting, model, None),
-        objective=meta_objective(small_config.weighting, model.num_exits, None),
-        optimizer=sgd(0.9, 1e-4),
-        meta_optimizer=adam(1e-4),
-        batch_axis=None,
-        device_axis=None,
-    )
+    _, learner = create_learner(small_config)
     state = create_train_state(small_config, jax.random.key(0))
     training_half, meta_half = make_batch(0, 12), make_batch(1, 12)
     buffer = jax.tree.map(lambda p: 0.1 * jnp.ones_like(p), state.params)
@@ -71,7 +58,7 @@ def test_meta_gradient_equals_the_identity_and_finite_differences(setting):
     @jax.jit
     def ours(state, training_half, meta_half):
         forward = training_forward(learner.network, state, training_half)
-        loss, gradient = learner.meta_gradient(state, forward, meta_half, LEARNING_RATE)
+        loss, gradient = meta_gradient(learner, state, forward, meta_half, LEARNING_RATE)
         weights, transpose = jax.vjp(
             lambda p: learner.weigh(p, forward.losses, forward.confidences), state.wpn_params
         )
@@ -143,15 +130,14 @@ def test_no_gradient_reaches_the_meta_loss_through_the_allocation(small_config):
     assert not gradient.any()
 
 
-def test_composition_of_meta_gradient_is_differentiated_through_each_part():
-    loss, gradient = meta_gradient(
-        jnp.array(2.0),
-        weights_of=lambda p: 3 * p,
-        pseudo_update=lambda w: 1 - 0.5 * w,
-        meta_loss_of=lambda params: params**2,
-    )
-    assert loss == 4
-    assert gradient == 2 * -2 * -0.5 * 3
+@pytest.mark.parametrize("setting_of", [{"objective": "median"}, {"kind": "half"}])
+def test_unknown_name_is_refused_with_what_is_allowed(small_config, setting_of):
+    small_config.weighting.update(setting_of)
+    ((field, value),) = setting_of.items()
+    allowed = ", ".join(map(repr, CHOICES[f"weighting.{field}"]))
+    message = f"config.weighting.{field}: '{value}' is not allowed: must be one of {allowed}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        create_learner(small_config)
 
 
 def test_update_is_made_every_interval_and_not_between():

@@ -61,6 +61,17 @@ def test_multistep_divides_by_ten_at_each_milestone():
     np.testing.assert_allclose(rates, [1] * 4 + [0.1] * 2 + [0.01] * 2, rtol=1e-6)
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "multistep"])
+def test_warm_up_rises_evenly_to_the_schedule(schedule):
+    config = ConfigDict({"schedule": schedule, "milestones": (0.5,), "epochs": 10})
+    without = learning_rate_factor(config, 40)
+    config.warmup_epochs = 2
+    factor = learning_rate_factor(config, 40)
+    for step in range(8):
+        assert factor(step) == pytest.approx((step + 1) / 8 * without(step))
+    assert [factor(step) for step in range(8, 40)] == [without(step) for step in range(8, 40)]
+
+
 def test_unknown_schedule_is_refused():
-    with pytest.raises(ValueError, match="'cosine' or 'multistep'"):
+    with pytest.raises(ValueError, match="one of 'cosine', 'multistep'"):
         learning_rate_factor(ConfigDict({"schedule": "linear"}), 10)

@@ -157,5 +157,5 @@ def test_batch_without_the_one_before_is_refused(config, make_batch, x64):
 
 def test_gradient_equilibrium_is_refused(config):
     config.imta.gradient_equilibrium = True
-    with pytest.raises(ValueError, match="'pipelined' is not allowed with gradient equilibrium"):
+    with pytest.raises(ValueError, match="must be 'exact' with imta"):
         make_train_step(config, TOTAL_STEPS)

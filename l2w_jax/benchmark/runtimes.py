@@ -1,0 +1,107 @@
+"""What a network with early exits can run in, made alike so that it can be timed alike."""
+
+import copy
+import dataclasses
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from l2w_jax.early_exit import EarlyExitPredictor, rules
+from l2w_jax.early_exit.latency import all_leave_at
+from l2w_jax.early_exit.stages import folded_variables
+from l2w_jax.errors import UserError
+from l2w_jax.interop.export import writer
+from l2w_jax.interop.exported_folder import ImageFormat
+from l2w_jax.models import MultiExitNetwork
+from l2w_jax.models.compiler_options import cpu_compiler_options
+from l2w_jax.models.preprocessing import normalize
+
+_RULE = rules.RULES[rules.DEFAULT_RULE]
+
+# From images uint8 [N, H, W, 3] to whatever is known of them.
+Predict = Callable[[NDArray[Any]], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Runtime:
+    """A network, ready to run on stored images.
+
+    Attributes:
+        name: key of RUNTIMES.
+        full_network: all exits, as fast as it runs without stopping.
+        with_thresholds: from thresholds [K] of the default rule to the network that stops early.
+    """
+
+    name: str
+    full_network: Predict
+    with_thresholds: Callable[[ArrayLike], Predict]
+
+
+def in_jax(
+    model: MultiExitNetwork, variables: Mapping[str, Any], image_format: ImageFormat
+) -> Runtime:
+    """The predictor; its full network is compiled in one piece."""
+    mean, deviation = np.float32(image_format.mean), np.float32(image_format.deviation)
+
+    def preprocess(images: jax.Array) -> jax.Array:
+        return normalize(images, mean, deviation)
+
+    def probabilities(variables: Mapping[str, Any], images: jax.Array) -> jax.Array:
+        return jax.nn.softmax(model.apply(variables, preprocess(images), train=False))
+
+    leaving_at_once = all_leave_at(0, model.num_exits)
+    predictor = EarlyExitPredictor(model, variables, leaving_at_once, preprocess, rule=_RULE)
+    image = jax.ShapeDtypeStruct((1, image_format.size, image_format.size, 3), jnp.uint8)
+    placed = jax.device_put(folded_variables(model, variables, preprocess, image))
+    compiled = jax.jit(probabilities, compiler_options=cpu_compiler_options())
+    return Runtime(
+        "jax", lambda images: jax.device_get(compiled(placed, images)), predictor.with_thresholds
+    )
+
+
+def in_onnx(
+    model: MultiExitNetwork, variables: Mapping[str, Any], image_format: ImageFormat
+) -> Runtime:
+    """What `interop.export --format=onnx` writes, in the program that it writes beside.
+
+    Raises:
+        UserError: what this takes is not installed, or the network cannot be written so.
+    """
+    write, _ = writer("onnx")
+    from l2w_jax.interop.run_onnx import ExportedNetwork
+
+    with tempfile.TemporaryDirectory() as folder:
+        everybody = all_leave_at(0, model.num_exits)
+        write(Path(folder), model, variables, everybody, image_format, [], rule=_RULE)
+        network = ExportedNetwork(Path(folder))
+
+    def with_thresholds(thresholds: ArrayLike) -> Predict:
+        other = copy.copy(network)
+        other.thresholds = thresholds
+        return other
+
+    to_the_end = with_thresholds(all_leave_at(model.num_exits - 1, model.num_exits))
+    return Runtime("onnx", to_the_end, with_thresholds)
+
+
+RUNTIMES = {"jax": in_jax, "onnx": in_onnx}
+
+
+def checked_runtimes(names: Sequence[str]) -> list[str]:
+    """The names, if all are keys of RUNTIMES.
+
+    Raises:
+        UserError: one is not.
+    """
+    for name in names:
+        if name not in RUNTIMES:
+            raise UserError(
+                f"--runtime: {name!r} is not allowed: must be one or some of {','.join(RUNTIMES)}"
+            )
+    return list(names)

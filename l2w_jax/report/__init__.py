@@ -1,0 +1,1 @@
+"""Figures and the page about runs; `python -m l2w_jax.report`."""

@@ -1,0 +1,161 @@
+"""The state that a run goes on from: its newest checkpoint, an earlier run's, or a new one."""
+
+from collections.abc import Set
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from l2w_jax.config import stored
+from l2w_jax.errors import UserError
+from l2w_jax.models import create_network
+from l2w_jax.run import checkpoints
+from l2w_jax.run.checkpoints import PyTree, named_arrays
+from l2w_jax.run.log import say
+from l2w_jax.run.restore import restore_best
+from l2w_jax.training import TrainState, create_train_state
+
+
+def create_or_restore(config: ConfigDict, workdir: Path) -> TrainState:
+    """The newest good checkpoint of a run folder, or the state before the first iteration."""
+    created = create_train_state(config, jax.random.key(config.seed))
+    restored = checkpoints.restore_newest(workdir, created)
+    if restored is not None:
+        return restored
+    if config.init.checkpoint:
+        created = _with_what_fits(config, created)
+    if config.weighting.kind == "frozen":
+        created = _with_trained_predictor(config, created)
+    if config.imta.collaboration:
+        created = _with_trained_backbone(config, created)
+    return created
+
+
+def _with_what_fits(config: ConfigDict, state: TrainState) -> TrainState:
+    """The state with what fits, by name and shape, of the run that `config.init.checkpoint` names.
+
+    Parameters, running statistics and the weight-prediction network are taken; the optimisers'
+    moments and the step begin anew. Says what is new here and what was left out there.
+
+    Raises:
+      UserError: that run has no good checkpoint, nothing of it fits, or not all does where
+        `config.init.strict` asks for it.
+    """
+    trained = _earlier_run("init.checkpoint", config.init.checkpoint)
+    there, here = (
+        {**of_state.variables, "wpn_params": of_state.wpn_params} for of_state in (trained, state)
+    )
+    merged, differences = take_what_fits(there, here)
+    place = f"config.init.checkpoint: {config.init.checkpoint}"
+    if config.init.strict and differences:
+        raise UserError(
+            f"{place} is not allowed where config.init.strict is True: must fit exactly, but "
+            + "; ".join(differences)
+        )
+    if merged is None:
+        raise UserError(f"{place} is not allowed: none of its arrays fits this network")
+    say(
+        f"starts from {config.init.checkpoint}, step {int(trained.step)}: "
+        + ("; ".join(differences) if differences else "all of it fits")
+    )
+    return state.replace(**merged)
+
+
+def take_what_fits(there: PyTree, here: PyTree) -> tuple[PyTree | None, list[str]]:
+    """A pytree like `here` that has the arrays of `there` wherever name and shape are the same.
+
+    Returns:
+      The pytree, or None where no array fits; and a text for each kind of difference, of which
+      whole branches are named by what their arrays' names have in common.
+    """
+    found, wanted = named_arrays(there), named_arrays(here)
+    fitting = {
+        name for name in found.keys() & wanted.keys() if found[name].shape == wanted[name].shape
+    }
+    texts = []
+    reshaped = sorted(found.keys() & wanted.keys() - fitting)
+    if reshaped:
+        shapes = (
+            f"{name} {list(found[name].shape)} -> {list(wanted[name].shape)}" for name in reshaped
+        )
+        texts.append("new, since of another shape: " + ", ".join(shapes))
+    for what, names, others in (
+        ("new", wanted.keys() - found.keys(), found.keys() & wanted.keys()),
+        ("left out", found.keys() - wanted.keys(), found.keys() & wanted.keys()),
+    ):
+        if names:
+            texts.append(f"{what}: " + ", ".join(_branches(names, others)))
+    if not fitting:
+        return None, texts
+    leaves = [
+        found[name].astype(array.dtype) if name in fitting else array
+        for name, array in wanted.items()
+    ]
+    return jax.tree.unflatten(jax.tree.structure(here), leaves), texts
+
+
+def _branches(names: Set[str], others: Set[str]) -> list[str]:
+    """The shortest beginnings, ending at a slash, that cover `names` and none of `others`."""
+    shortest = set()
+    for name in names:
+        parts = name.split("/")
+        beginnings = ["/".join(parts[: i + 1]) for i in range(len(parts))]
+        shortest.add(
+            next(b for b in beginnings if not any(o == b or o.startswith(b + "/") for o in others))
+        )
+    return sorted(shortest)
+
+
+def _with_trained_predictor(config: ConfigDict, state: TrainState) -> TrainState:
+    """The state with Θ of the run that `config.weighting.checkpoint` names.
+
+    Raises:
+      UserError: that run has no good checkpoint, or its predictor has another shape.
+    """
+    trained = _earlier_run("weighting.checkpoint", config.weighting.checkpoint)
+    _check_types("weighting.checkpoint", trained.wpn_params, state.wpn_params)
+    return state.replace(wpn_params=trained.wpn_params)
+
+
+def _with_trained_backbone(config: ConfigDict, state: TrainState) -> TrainState:
+    """The state with the network of the run that `config.imta.checkpoint` names as backbone.
+
+    Raises:
+      UserError: that run has no good checkpoint, or its network has another shape.
+    """
+    trained = _earlier_run("imta.checkpoint", config.imta.checkpoint)
+    (backbone,) = create_network(config).frozen
+    params = {**state.params, backbone: trained.params}
+    batch_stats = {**state.batch_stats, backbone: trained.batch_stats}
+    _check_types("imta.checkpoint", params, state.params)
+    return state.replace(params=params, batch_stats=batch_stats)
+
+
+def _earlier_run(field: str, workdir: str) -> TrainState:
+    """The best state of the run that a field of the configuration names.
+
+    Raises:
+      UserError: it has no good checkpoint.
+    """
+    folder = Path(workdir)
+    if not checkpoints.has_checkpoint(folder):
+        raise UserError(
+            f"config.{field}: {folder} is not allowed: must be the workdir of a run that has a "
+            "checkpoint"
+        )
+    return restore_best(stored.read_config(folder), folder)
+
+
+def _check_types(field: str, found: Any, wanted: Any) -> None:
+    """Compares the arrays of the run that a field of the configuration names with this one's.
+
+    Raises:
+      UserError: an array is missing, extra, or of another type or shape.
+    """
+    there, here = checkpoints.array_types(found), checkpoints.array_types(wanted)
+    if there != here:
+        raise UserError(
+            f"config.{field}: a run with another network: "
+            + checkpoints.first_difference(there, here)
+        )

@@ -1,0 +1,115 @@
+"""SIGTERM and SIGINT: a run that has something to save saves it first, any other ends at once.
+
+Python runs a signal's handler between two of its own instructions, and so not while XLA compiles,
+which takes longer than many machines wait before they send SIGKILL. Python's C code however writes
+the number of each signal into a pipe right away, and a thread that reads it can end the process.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from l2w_jax.errors import RunInterrupted
+
+_NUMBERS = (signal.SIGTERM, signal.SIGINT)
+
+# Of the C library's `struct sigaction`; more than any system's has.
+_ACTION_BYTES = 512
+
+
+class StopSignals:
+    """What the signals do, and those that came.
+
+    Attributes:
+        received: the names of those that came since `defer`.
+    """
+
+    def __init__(self) -> None:
+        self.received: list[str] = []
+        self._deferred = False
+
+    def defer(self, listener: "Listener | None" = None) -> None:
+        """From now on there is something to save: signals are noted, to stop where that is done.
+
+        A second SIGINT raises RunInterrupted: what the run waits for may never come.
+
+        Args:
+            listener: hears SIGTERM in place of this object, and SIGINT is made one.
+        """
+        self._deferred = True
+        if listener is not None:
+            listener.listen()
+            signal.signal(signal.SIGINT, lambda *_: signal.raise_signal(signal.SIGTERM))
+
+    def note(self, number: int, frame: Any) -> None:
+        """Python's handler. What it has nothing to do for is left to `watch`."""
+        del frame
+        if not self._deferred:
+            return
+        name = signal.Signals(number).name
+        if number == signal.SIGINT and name in self.received:
+            raise RunInterrupted(
+                "stopped at once by a second SIGINT; the same command goes on from the last "
+                "checkpoint"
+            )
+        self.received.append(name)
+
+    def watch(self, pipe: int) -> None:
+        """Ends the process by the first signal before `defer`; returns when the pipe is closed."""
+        while numbers := os.read(pipe, 64):
+            for number in numbers:
+                if number in _NUMBERS and not self._deferred:
+                    _end(signal.Signals(number).name)
+
+
+@contextlib.contextmanager
+def ending_at_once() -> Iterator[StopSignals]:
+    """Within, SIGTERM and SIGINT end the process in a moment, with status 75, until `defer`.
+
+    For the main thread: Python lets no other set handlers. Of nested contexts the innermost counts.
+    """
+    signals = StopSignals()
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    previous_pipe = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    previous = {number: signal.signal(number, signals.note) for number in _NUMBERS}
+    watcher = threading.Thread(target=signals.watch, args=(reading,), daemon=True)
+    watcher.start()
+    try:
+        yield signals
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(previous_pipe)
+        os.close(writing)
+        watcher.join()
+        os.close(reading)
+
+
+class Listener:
+    """What SIGTERM does now, also where that is a function in C, of which Python does not know."""
+
+    def __init__(self) -> None:
+        self._action = ctypes.create_string_buffer(_ACTION_BYTES)
+        ctypes.CDLL(None).sigaction(signal.SIGTERM, None, self._action)
+
+    def listen(self) -> None:
+        """Has SIGTERM do the same again."""
+        ctypes.CDLL(None).sigaction(signal.SIGTERM, self._action, None)
+
+
+def _end(name: str) -> None:
+    """Ends the process without Python's orderly end, which waits for what is being done."""
+    print(
+        f"stopped by {name} with nothing to save; the same command starts again, from the last "
+        "checkpoint where there is one",
+        file=sys.stderr,
+        flush=True,
+    )
+    sys.stdout.flush()
+    os._exit(RunInterrupted.exit_status)

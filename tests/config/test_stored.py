@@ -1,0 +1,62 @@
+"""A configuration survives the disk, and two of them are told apart by their fields."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from l2w_jax.config import (
+    default_config,
+    differences,
+    from_json,
+    to_json,
+    use_plain_recipe,
+    validate,
+)
+from l2w_jax.errors import UserError
+
+
+def test_a_configuration_survives_the_disk():
+    config = default_config()
+    use_plain_recipe(config)
+    restored = from_json(to_json(config))
+    validate(restored)
+    assert differences(config, restored) == []
+    assert to_json(restored) == to_json(config)
+    assert isinstance(restored.model.growth_factors, tuple)
+
+
+@given(
+    classes=st.integers(2, 1000),
+    q=st.floats(0.01, 5),
+    factors=st.lists(st.integers(1, 8), min_size=1, max_size=4).map(tuple),
+)
+def test_any_values_survive_the_disk(classes, q, factors):
+    config = default_config()
+    config.dataset.num_classes = classes
+    config.weighting.q = q
+    config.model.growth_factors = factors
+    assert differences(config, from_json(to_json(config))) == []
+
+
+def test_a_configuration_of_before_a_field_existed_gets_its_default():
+    text = to_json(default_config()).replace('"interval": 1,', "")
+    assert "interval" not in text
+    validate(from_json(text))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"seed": "zero"}'])
+def test_a_broken_file_is_one_line(text):
+    with pytest.raises(UserError) as raised:
+        from_json(text)
+    assert "\n" not in str(raised.value)
+
+
+def test_differences_name_the_fields():
+    old, new = default_config(), default_config()
+    use_plain_recipe(new)
+    assert differences(old, new) == [
+        "dataset.batch_size: 1024 -> 64",
+        "optimizer.learning_rate: 0.8 -> 0.1",
+        "optimizer.schedule: 'cosine' -> 'multistep'",
+        "weighting.kind: 'meta' -> 'none'",
+    ]

@@ -1,0 +1,255 @@
+"""What is exported to ONNX answers as the network it came from, where nothing of JAX is."""
+
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import onnx
+import pytest
+from flax import linen as nn
+from PIL import Image
+from small_networks import lively_variables, network, thresholds_between
+
+from l2w_jax.data.resize import resize
+from l2w_jax.early_exit import EarlyExitPredictor, rules
+from l2w_jax.errors import UserError
+from l2w_jax.interop import export_onnx
+from l2w_jax.interop.exported_folder import ImageFormat
+from l2w_jax.models import MultiExitNetwork
+from l2w_jax.models.preprocessing import normalize
+
+CLASSES = [f"class {i}" for i in range(10)]
+
+# Runs the loader where nothing of this project nor what it is made with can be imported.
+ALONE = """
+import runpy
+import sys
+
+for name in ("jax", "flax", "l2w_jax", "cv2", "tensorflow", "onnx"):
+    sys.modules[name] = None
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def image_format(size):
+    return ImageFormat(size, 0.875, [0.4, 0.5, 0.6], [0.2, 0.25, 0.3])
+
+
+def preprocess(images):
+    of_all = image_format(0)
+    return normalize(images, np.float32(of_all.mean), np.float32(of_all.deviation))
+
+
+def stored_images(count, size):
+    """Of all brightnesses and contrasts, so that the network's answers vary."""
+    generator = np.random.default_rng(7)
+    images = generator.integers(0, 200, (count, 1, 1, 3)) + generator.integers(
+        0, 56, (count, size, size, 3)
+    )
+    return images.astype(np.uint8)
+
+
+def own_network():
+    """The one of the README."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    imports, definitions = re.search(
+        r"```python\n(import jax\n.*?)(class ResidualBlock.*?)digits = ", readme, re.DOTALL
+    ).groups()
+    names = {"__name__": __name__}
+    exec(imports.replace("from sklearn.datasets import load_digits\n", "") + definitions, names)
+    return names["MultiExitResNet"]()
+
+
+def loader(folder):
+    spec = importlib.util.spec_from_file_location("run_onnx", folder / export_onnx.LOADER)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def exported(model, variables, images, folder, rule=rules.confidence):
+    """The predictor whose images leave at all exits, and its export."""
+    predictor = EarlyExitPredictor(model, variables, np.zeros(model.num_exits), preprocess, [250])
+    thresholds = thresholds_between(predictor, images, 0.6)
+    predictor = predictor.with_thresholds(thresholds)
+    if rule is rules.log_odds:
+        thresholds = rules.log_odds_of_confidences(thresholds)
+    arguments = (thresholds, image_format(images.shape[1]), CLASSES, rule)
+    export_onnx.export_network(folder, model, variables, *arguments)
+    return predictor
+
+
+def check_answers(folder, decisions, images):
+    """Labels and exits are equal, whatever the number of images that come at once."""
+    run = loader(folder).ExportedNetwork(folder)
+    for size in (1, 7, 256, 1000):
+        # One at a time, some are enough.
+        count = 20 if size == 1 else len(images)
+        parts = [run(images[start : start + size]) for start in range(0, count, size)]
+        labels, exits, confidences = map(np.concatenate, zip(*parts, strict=True))
+        np.testing.assert_array_equal(labels, decisions.labels[:count])
+        np.testing.assert_array_equal(exits, decisions.exits[:count])
+        np.testing.assert_allclose(confidences, decisions.confidences[:count], rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["msdnet", "imagenet", "ranet", "imta"])
+def test_labels_and_exits_are_those_of_the_predictor(kind, tmp_path):
+    model, images = network(kind), stored_images(1000, 32)
+    variables = lively_variables(model, preprocess(images[:1]))
+    decisions = exported(model, variables, images, tmp_path)(images)
+    assert set(decisions.exits) == set(range(model.num_exits))
+    check_answers(tmp_path, decisions, images)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The network of the README, exported, and its predictor."""
+    folder = tmp_path_factory.mktemp("exported")
+    model, images = own_network(), stored_images(1000, 8)
+    variables = lively_variables(model, preprocess(images[:1]))
+    return folder, exported(model, variables, images, folder, rules.log_odds)
+
+
+def test_a_users_own_network_answers_as_the_predictor_does(folder):
+    folder, predictor = folder
+    images = stored_images(1000, 8)
+    decisions = predictor(images)
+    assert set(decisions.exits) == {0, 1, 2}
+    check_answers(folder, decisions, images)
+
+
+def test_stages_are_sound_and_say_what_they_are(folder):
+    for path in sorted(folder[0].glob("stage_*.onnx")):
+        model = onnx.load(path)
+        onnx.checker.check_model(model, full_check=True)
+        about = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
+        assert about["class_names"] == CLASSES
+        assert about["image_format"]["mean"] == [0.4, 0.5, 0.6]
+        assert len(about["thresholds"]) == 3
+
+
+def test_no_features_change_their_layout_between_convolutions(tmp_path):
+    model, images = network("msdnet"), stored_images(1, 32)
+    variables = lively_variables(model, preprocess(images))
+    arguments = ([0] * model.num_exits, image_format(32), CLASSES)
+    export_onnx.export_network(tmp_path, model, variables, *arguments)
+    nodes = [
+        node.op_type
+        for k in range(model.num_exits)
+        for node in onnx.load(tmp_path / f"stage_{k + 1}.onnx").graph.node
+    ]
+    # That of the images themselves.
+    assert nodes.count("Transpose") == 1
+    assert nodes.count("Conv") > 20
+    assert not {"BatchNormalization", "Reciprocal"} & set(nodes)
+
+
+def test_files_are_classified_alone(folder, tmp_path):
+    folder, predictor = folder
+    images = stored_images(30, 8)
+    files = [tmp_path / f"{i}.png" for i in range(len(images))]
+    for image, file in zip(images, files, strict=True):
+        # The centre is what the network sees.
+        Image.fromarray(np.pad(image, ((1, 1), (0, 0), (0, 0)))).resize((8, 10)).save(file)
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    description = json.loads((copy / "network.json").read_text())
+    description["image_format"]["centre_share"] = 1.0
+    (copy / "network.json").write_text(json.dumps(description))
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    command = [sys.executable, "-I", "-c", ALONE, copy / "run_onnx.py", *files]
+    done = subprocess.run(
+        [*map(str, command), str(tmp_path / "broken.png")], capture_output=True, text=True
+    )
+    assert re.fullmatch(r".*broken.png: cannot be read as an image: .*\n", done.stderr)
+    decisions = predictor(images)
+    assert done.stdout.splitlines() == [
+        f"{CLASSES[label]}\t{100 * confidence:.1f}%\texit {exit_index + 1}\t{file}"
+        for label, exit_index, confidence, file in zip(*decisions, files, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (40, 30), (61, 90), (200, 151)])
+def test_images_are_prepared_as_by_predict(folder, shape, tmp_path):
+    generator = np.random.default_rng(1)
+    pixels = generator.integers(0, 256, (*shape, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    side = min(shape)
+    top, left = (shape[0] - side) // 2, (shape[1] - side) // 2
+    expected = np.empty((32, 32, 3), np.uint8)
+    resize(np.ascontiguousarray(pixels[top : top + side, left : left + side]), expected)
+    found = loader(folder[0]).read_image(tmp_path / "image.png", 32, 1.0)
+    # OpenCV computes with fewer digits.
+    assert np.abs(found.astype(int) - expected).max() <= 1
+
+
+def test_files_that_are_turned_transparent_or_of_16_bits_are_seen_as_people_see_them(
+    folder, tmp_path
+):
+    read_image = loader(folder[0]).read_image
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    pixels[:4] = 200
+    turned = Image.fromarray(pixels)
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "turned.png", exif=exif)
+    seen = read_image(tmp_path / "turned.png", 8, 1.0)
+    np.testing.assert_array_equal(seen, np.rot90(pixels, -1))
+    transparent = np.zeros((8, 8, 4), np.uint8)
+    Image.fromarray(transparent).save(tmp_path / "transparent.png")
+    assert (read_image(tmp_path / "transparent.png", 8, 1.0) == 255).all()
+    Image.fromarray(np.full((8, 8), 0x1234, np.uint16)).save(tmp_path / "grey.png")
+    assert (read_image(tmp_path / "grey.png", 8, 1.0) == 0x12).all()
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("damaged", "stage_2.onnx: damaged, or of another export"),
+        ("missing", "stage_2.onnx: No such file or directory; the folder needs it"),
+        ("format", "network.json: is not of format 1; export again"),
+    ],
+)
+def test_faults_are_told_in_one_line(folder, fault, message, tmp_path):
+    copy = shutil.copytree(folder[0], tmp_path / "copy")
+    stage, about = copy / "stage_2.onnx", copy / "network.json"
+    if fault == "damaged":
+        content = bytearray(stage.read_bytes())
+        content[len(content) // 2] ^= 1
+        stage.write_bytes(content)
+    elif fault == "missing":
+        stage.unlink()
+    else:
+        about.write_text(json.dumps(json.loads(about.read_text()) | {"format": 2}))
+    done = subprocess.run(
+        [sys.executable, copy / "run_onnx.py", "image.png"], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr == f"{copy}/{message}\n"
+
+
+class SortingNetwork(MultiExitNetwork):
+    num_exits: int = 1
+
+    def setup(self):
+        self.head = nn.Dense(10)
+
+    def init_carry(self, images, train):
+        return images
+
+    def stage(self, k, carry, train):
+        return self.head(jax.numpy.sort(carry.mean(axis=(1, 2)))), ()
+
+
+def test_an_operation_without_a_word_is_named(tmp_path):
+    model, images = SortingNetwork(), stored_images(1, 8)
+    variables = lively_variables(model, preprocess(images))
+    with pytest.raises(UserError, match="stage 1 of this network needs the operation 'sort'"):
+        export_onnx.export_network(tmp_path, model, variables, [0], image_format(8), CLASSES)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,72 @@
+"""Eight bits change the answers a little and the thresholds with them."""
+
+import numpy as np
+import pytest
+from small_networks import lively_variables, network
+
+from l2w_jax.early_exit import rules
+from l2w_jax.early_exit.budget import NOBODY_LEAVES, first_exits
+from l2w_jax.interop import quantize, run_onnx
+from l2w_jax.interop.export_onnx import export_quantized
+from l2w_jax.interop.exported_folder import ImageFormat
+
+IMAGE_FORMAT = ImageFormat(32, 1.0, [0.5] * 3, [0.25] * 3)
+
+
+def stored_images(count, seed):
+    generator = np.random.default_rng(seed)
+    bright = generator.integers(0, 200, (count, 1, 1, 3))
+    return (bright + generator.integers(0, 56, (count, 32, 32, 3))).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A network in 8 bits, and what was told of it."""
+    folder = tmp_path_factory.mktemp("quantized")
+    model = network("msdnet")
+    variables = lively_variables(model, np.zeros((1, 32, 32, 3), np.float32))
+    test = stored_images(40, 1), np.arange(40, dtype=np.int32) % 10
+    names = [str(i) for i in range(10)]
+    arguments = (folder, model, variables, [-1.0, 0], IMAGE_FORMAT, names, rules.log_odds)
+    lines = export_quantized(*arguments, stored_images(128, 0), test, [1e6, 2e6])
+    return folder, lines, (model, variables)
+
+
+def test_what_is_written_runs_and_says_what_it_costs(written):
+    folder, lines, _ = written
+    labels, exits, _ = run_onnx.ExportedNetwork(folder)(stored_images(40, 1))
+    assert lines[0].split() == ["test", "images", "float32", "8", "bits"]
+    assert lines[1].startswith("top-1 of exit 1 ")
+    top1 = 100 * (labels == np.arange(40) % 10).mean()
+    mul_adds = np.take([1.0, 2.0], exits).mean()
+    (stopping,) = [line for line in lines if line.startswith("stopping early")]
+    assert stopping.endswith(f" {top1:.2f}% {mul_adds:.1f}M")
+    assert lines[-1].count(" ms") == 2
+
+
+def test_answers_in_8_bits_are_near(written):
+    from l2w_jax.interop.export_onnx import _models
+
+    _, _, (model, variables) = written
+    stages = _models(model, variables, IMAGE_FORMAT, rules.log_odds)
+    images = stored_images(128, 2)
+    in_8_bits = quantize.quantized(stages, images)
+    kinds = [node.op_type for stage in in_8_bits for node in stage.graph.node]
+    assert kinds.count("QuantizeLinear") > 20
+    before, after = (quantize.answers(of, images) for of in (stages, in_8_bits))
+    assert (before.labels == after.labels).mean() > 0.95
+    spread = before.scores.std(axis=1)
+    assert (np.abs(before.scores - after.scores).mean(axis=1) < 0.3 * spread).all()
+    assert sum(s.ByteSize() for s in in_8_bits) < 0.4 * sum(s.ByteSize() for s in stages)
+
+
+def test_as_many_images_leave_at_thresholds_that_are_set_anew():
+    generator = np.random.default_rng(0)
+    labels = np.zeros((3, 500), np.int32)
+    before = quantize.Answers(labels, generator.normal(0, 1, (3, 500)).astype(np.float32))
+    # Less sure of everything, and in another way.
+    after = quantize.Answers(labels, 0.5 * generator.normal(-1, 1, (3, 500)).astype(np.float32))
+    thresholds = np.float32([0.8, NOBODY_LEAVES, 0])
+    anew = quantize.thresholds_as_before(thresholds, before, after)
+    left = np.bincount(first_exits(before.scores, thresholds), minlength=3)
+    np.testing.assert_array_equal(np.bincount(first_exits(after.scores, anew), minlength=3), left)

@@ -1,0 +1,24 @@
+"""Reads image files as `l2w_jax.predict` does, and prints what is wrong with each.
+
+python -m tests.read_images IMAGE ...
+"""
+
+import sys
+from pathlib import Path
+
+from l2w_jax import command_line  # first, as in every command
+from l2w_jax.config import default_config
+
+
+def main(paths):
+    from l2w_jax.data.single import UnreadableImage, read_image
+
+    for path in paths:
+        try:
+            read_image(Path(path), default_config())
+        except UnreadableImage as error:
+            print(error)
+
+
+if __name__ == "__main__":
+    command_line.run(lambda: main(sys.argv[1:]))

@@ -1,0 +1,66 @@
+"""What processes that cannot join a run say: the setting that is missing, in one line."""
+
+import jax
+import pytest
+
+from l2w_jax.errors import UserError
+from l2w_jax.run import processes
+
+
+@pytest.fixture(autouse=True)
+def _automatic(monkeypatch):
+    monkeypatch.setenv("L2W_DISTRIBUTED", "auto")
+    # Which is to stay what it is for other tests.
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+
+
+def test_a_slurm_task_joins_with_its_own_gpus(monkeypatch):
+    for name, value in {
+        "SLURM_JOB_ID": "17",
+        "SLURM_STEP_NODELIST": "node1",
+        "SLURM_STEP_TASKS_PER_NODE": "2",
+        "SLURM_NTASKS": "2",
+        "SLURM_PROCID": "1",
+        "SLURM_LOCALID": "1",
+        "SLURM_GPUS_PER_TASK": "1",
+        "CUDA_VISIBLE_DEVICES": "0",
+    }.items():
+        monkeypatch.setenv(name, value)
+    given = {}
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **settings: given.update(settings))
+    with processes.joined():
+        pass
+    assert given["local_device_ids"] == [0]
+    assert not given.keys() & {"coordinator_address", "num_processes", "process_id"}
+    monkeypatch.setattr(processes, "_sigterm_listener", None)
+
+
+def test_outside_of_any_cluster_the_settings_are_named(monkeypatch):
+    for name in ("SLURM_JOB_ID", "JAX_NUM_PROCESSES"):
+        monkeypatch.delenv(name, raising=False)
+
+    def fail(**_):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", fail)
+    with (
+        pytest.raises(UserError, match=r"^L2W_DISTRIBUTED=auto: .*set JAX_COORDINATOR_ADDRESS"),
+        processes.joined(),
+    ):
+        pytest.fail("joined nobody")
+
+
+def test_devices_that_jax_cannot_use_are_one_line_with_the_settings(monkeypatch):
+    monkeypatch.delenv("L2W_DISTRIBUTED")
+    monkeypatch.delenv("JAX_NUM_PROCESSES", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+
+    def fail():
+        raise RuntimeError("Unable to initialize backend 'cuda': no such device\nmore")
+
+    monkeypatch.setattr(jax, "devices", fail)
+    with (
+        pytest.raises(UserError, match=r"CUDA_VISIBLE_DEVICES=7, .*: Unable .* no such device$"),
+        processes.joined(),
+    ):
+        pytest.fail("joined without a device")

@@ -1,0 +1,125 @@
+"""A run starts from what fits of an earlier one, and says what does not."""
+
+import jax
+import numpy as np
+import pytest
+from small_networks import ConvNetwork
+
+from l2w_jax.config import default_config, stored
+from l2w_jax.data import open_source
+from l2w_jax.data.source import LabelledImages, MemorySource
+from l2w_jax.errors import UserError
+from l2w_jax.evaluation.predictions import predict_all
+from l2w_jax.run import loop, restore, start
+
+
+def make_config(num_classes=10, epochs=2):
+    config = default_config(ConvNetwork(num_classes=num_classes))
+    config.dataset.update(
+        name="digits", image_size=16, batch_size=32, eval_batch_size=64, holdout=100
+    )
+    config.dataset.num_classes = num_classes
+    config.dataset.augmentation = "none"
+    config.weighting.hidden = 8
+    config.optimizer.update(epochs=epochs, learning_rate=0.1)
+    return config
+
+
+def digits_below(num_classes):
+    """The digits 0 to num_classes - 1."""
+    whole = open_source(make_config())
+    splits = {}
+    for split in ("train", "holdout", "test"):
+        batches = list(whole.evaluation_batches(split, 64))
+        images, labels, mask = (
+            np.concatenate([batch[name] for batch in batches])
+            for name in ("image", "label", "mask")
+        )
+        chosen = mask & (labels < num_classes)
+        splits[split] = LabelledImages(images[chosen], labels[chosen])
+    return MemorySource(make_config(num_classes), splits, tuple("0123456789"[:num_classes]))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run on the first five digits."""
+    workdir = tmp_path_factory.mktemp("trained")
+    loop.train(make_config(num_classes=5, epochs=8), digits_below(5), workdir)
+    return workdir
+
+
+@pytest.fixture
+def config(trained, monkeypatch):
+    # A network that is no section of fields has no place in config.json.
+    first_config = make_config(num_classes=5)
+    monkeypatch.setattr(stored, "read_config", lambda _: first_config)
+    config = make_config()
+    config.init.checkpoint = str(trained)
+    return config
+
+
+def top1(config, state, source):
+    answers = predict_all(config, config.model, state.variables, source, "test")
+    return answers.top1.max()
+
+
+def test_fine_tuning_to_twice_the_classes_is_better_than_starting_anew(config, tmp_path):
+    source = digits_below(10)
+    tuned = loop.train(config, source, tmp_path / "tuned")
+    config.init.checkpoint = ""
+    anew = loop.train(config, source, tmp_path / "anew")
+    assert top1(config, tuned, source) > top1(config, anew, source) + 5
+
+
+def test_what_fits_is_taken_and_what_does_not_is_said(config, trained, tmp_path, capsys):
+    earlier = restore.restore_best(make_config(num_classes=5), trained)
+    state = start.create_or_restore(config, tmp_path)
+    for part in ("convolutions_0", "convolutions_1"):
+        jax.tree.map(np.testing.assert_array_equal, state.params[part], earlier.params[part])
+    jax.tree.map(np.testing.assert_array_equal, state.batch_stats, earlier.batch_stats)
+    jax.tree.map(np.testing.assert_array_equal, state.wpn_params, earlier.wpn_params)
+    assert state.params["heads_0"]["kernel"].shape == (6, 10)
+    assert int(state.step) == 0
+    said = capsys.readouterr().out
+    assert "of another shape: params/heads_0/bias [5] -> [10], params/heads_0/kernel" in said
+    assert "\n" not in said.strip()
+
+
+def test_another_number_of_exits_names_whole_branches():
+    there = {"params": {"a": {"k": np.ones(2), "b": np.ones(1)}, "c": {"d": {"k": np.ones(3)}}}}
+    here = {"params": {"a": {"k": np.zeros(2), "b": np.zeros(1)}, "e": {"f": {"k": np.zeros(3)}}}}
+    merged, differences = start.take_what_fits(there, here)
+    np.testing.assert_array_equal(merged["params"]["a"]["k"], 1)
+    np.testing.assert_array_equal(merged["params"]["e"]["f"]["k"], 0)
+    assert differences == ["new: params/e", "left out: params/c"]
+
+
+def test_strict_allows_no_difference(config, tmp_path):
+    config.init.strict = True
+    with pytest.raises(UserError, match=r"^config\.init\.checkpoint: .* must fit exactly, but new"):
+        start.create_or_restore(config, tmp_path)
+
+
+def test_strict_takes_the_same_network(config, trained, tmp_path, capsys):
+    same = make_config(num_classes=5)
+    same.init.update(checkpoint=str(trained), strict=True)
+    start.create_or_restore(same, tmp_path)
+    assert "all of it fits" in capsys.readouterr().out
+
+
+def test_a_network_of_which_nothing_fits_is_refused():
+    assert start.take_what_fits({"a": np.ones(2)}, {"b": np.ones(2)})[0] is None
+
+
+def test_a_folder_without_a_run_is_refused(config, tmp_path):
+    config.init.checkpoint = str(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"^config\.init\.checkpoint: .* must be the workdir of"):
+        start.create_or_restore(config, tmp_path)
+
+
+def test_a_run_that_has_begun_goes_on_from_its_own_checkpoint(config, tmp_path, capsys):
+    end = loop.train(config, digits_below(10), tmp_path)
+    capsys.readouterr()
+    again = start.create_or_restore(config, tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, again.params, end.params)
+    assert "starts from" not in capsys.readouterr().out

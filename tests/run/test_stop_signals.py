@@ -1,0 +1,79 @@
+"""A signal ends what has nothing to save at once, also while a function in C does not return."""
+
+import ctypes
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from l2w_jax.run import stop_signals
+
+ROOT = Path(__file__).parents[2]
+
+
+def start(*arguments):
+    """Starts a program that compiles slowly, and returns it when it does."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.run.slow_compilation", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "compiling\n"
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_with_nothing_to_save_a_signal_ends_a_compilation(number):
+    with start() as process:
+        sent = time.monotonic()
+        process.send_signal(number)
+        output, error = process.communicate()
+    assert time.monotonic() - sent < 5
+    assert process.returncode == 75
+    assert output == ""
+    assert error.startswith(f"stopped by {number.name} with nothing to save; ")
+    assert len(error.splitlines()) == 1
+
+
+def test_with_something_to_save_a_signal_is_noted():
+    with start("later") as process:
+        process.send_signal(signal.SIGTERM)
+        output, error = process.communicate()
+    assert (process.returncode, output, error) == (0, "SIGTERM\n", "")
+
+
+def test_the_handlers_from_before_are_back_afterwards():
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+    try:
+        with stop_signals.ending_at_once() as outer:
+            outer.defer()
+            with stop_signals.ending_at_once() as inner:
+                inner.defer()
+                signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+            assert (outer.received, inner.received, heard) == (["SIGTERM"], ["SIGTERM"], [])
+        signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert heard == [signal.SIGTERM]
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_a_listener_in_c_hears_sigterm_again():
+    before = signal.getsignal(signal.SIGTERM)
+    # As JAX sets its own, past Python.
+    ctypes.CDLL(None).signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        listener = stop_signals.Listener()
+        with stop_signals.ending_at_once() as signals:
+            signals.defer(listener)
+            signal.raise_signal(signal.SIGTERM)
+            assert signals.received == []
+    finally:
+        signal.signal(signal.SIGTERM, before)
