@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from l2w_jax.data import Source
 from l2w_jax.early_exit import exit_shares, find_thresholds, mul_adds_per_exit
 from l2w_jax.early_exit.budget import budgeted_curve_from_confidences
+from l2w_jax.early_exit.calibration import calibration_table
 from l2w_jax.early_exit.selection import shares_of
 from l2w_jax.evaluation.exit_examples import read_examples
 from l2w_jax.evaluation.predictions import Predictions, predict_all
@@ -57,6 +58,7 @@ def evaluate(config: ConfigDict, state: TrainState, source: Source, workdir: Pat
         anytime=anytime_table(test, mul_adds),
         budgeted=[],
         test=test,
+        calibration=calibration_table(test.confidences, test.correct),
     )
     if config.dataset.imbalance_factor and source.num_train:
         shots = shots_table(test, source.train_class_counts)

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from l2w_jax.config import stored
 from l2w_jax.early_exit import rules
 from l2w_jax.early_exit.budget import checked_thresholds, first_exits, operating_point
+from l2w_jax.early_exit.calibration import checked_temperatures
 from l2w_jax.early_exit.selection import Candidate, cheapest_without_loss
 from l2w_jax.errors import UserError
 from l2w_jax.evaluation.exit_examples import ExitExamples
@@ -57,6 +58,8 @@ class Evaluation:
         held_out: and to those that set thresholds, if there are any.
         shots: for each exit of a long-tailed data set: exit, and top-1 on the many, medium and few
             shot classes (`evaluate.shots_table`).
+        calibration: for each exit: exit, and ece and adaptive_ece of the test images, 0 to 1
+            (`early_exit.calibration`).
         sample_weights: of some of the `held_out` images; None for plain training.
         examples: test images that leave at each exit, when about as many leave at each.
         splits: where the images of each split come from, as `Source.origins`.
@@ -71,6 +74,7 @@ class Evaluation:
     test: Predictions
     held_out: Predictions | None = None
     shots: list[dict[str, float | None]] | None = None
+    calibration: list[dict[str, float]] | None = None
     sample_weights: SampleWeights | None = None
     examples: ExitExamples | None = None
     splits: dict[str, str] | None = None
@@ -268,6 +272,7 @@ def read_policy(path: Path, evaluation: Evaluation) -> rules.ExitPolicy:
         content = json.loads(path.read_text())
         thresholds = checked_thresholds(content["thresholds"], num_exits)
         rule = rules.checked_rule(content.get("rule", rules.confidence.__name__))
+        temperatures = checked_temperatures(content.get("temperatures"), num_exits)
     except FileNotFoundError:
         raise UserError(
             f"{path}: there is no such file; make one with python -m l2w_jax.thresholds"
@@ -279,4 +284,4 @@ def read_policy(path: Path, evaluation: Evaluation) -> rules.ExitPolicy:
             f"{path}: not a file of thresholds for {num_exits} exits: {error}"
         ) from error
     evaluation.check_step(content.get("step", evaluation.step), str(path))
-    return rules.ExitPolicy(thresholds, rule)
+    return rules.ExitPolicy(thresholds, rule, temperatures)

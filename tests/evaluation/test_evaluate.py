@@ -13,6 +13,7 @@ from written_runs import made_evaluation, made_predictions
 
 from l2w_jax.data.source import ORIGINS, MemorySource
 from l2w_jax.early_exit import budgeted_curve, mul_adds_per_exit
+from l2w_jax.early_exit.calibration import calibration_error
 from l2w_jax.evaluation import evaluate
 from l2w_jax.training.state import TrainState
 from l2w_jax.training.weighting import create_predictor, create_weighting
@@ -54,6 +55,14 @@ def test_every_exit_is_as_accurate_as_a_recomputation(evaluated, tiny_network):
     accuracies = 100 * (predicted == TEST.labels).mean(axis=1)
     np.testing.assert_allclose([row["top1"] for row in rows], accuracies)
     assert [row["top5"] for row in rows] == [100, 100, 100]
+
+
+def test_the_calibration_error_of_every_exit_is_told(evaluated):
+    assert [row["exit"] for row in evaluated.calibration] == [1, 2, 3]
+    for row, confidences, correct in zip(
+        evaluated.calibration, evaluated.test.confidences, evaluated.test.correct, strict=True
+    ):
+        assert row["ece"] == calibration_error(confidences, correct)
 
 
 def test_the_budgeted_curve_is_that_of_all_probabilities(evaluated, source, tiny_network):
