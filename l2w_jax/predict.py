@@ -4,8 +4,9 @@
 
 Prints, for every image, its class, how confident the network is, at which exit it left and the
 share of the full network's mul-adds that this saved: as a table, or with --json as one JSON object
-a line. Folders are searched for files, their sub-folders too. A file that is no image is reported,
-the rest go on, and the exit status is 1.
+a line. Folders are searched for images of all kinds, their sub-folders too, and links are followed;
+the other files in them are counted. A file that is no image is reported, the rest go on, and the
+exit status is 1.
 
 Thresholds are those of --thresholds, or else of RUN/thresholds.json; without either, the cheapest
 with which stopping early lost no accuracy on the run's held-out images.
@@ -15,6 +16,7 @@ import argparse
 import itertools
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from numpy.typing import NDArray
 
 from l2w_jax import command_line
 from l2w_jax.config import stored
+from l2w_jax.data import walk
 from l2w_jax.early_exit.rules import ExitPolicy
 from l2w_jax.errors import Incomplete, UserError
 from l2w_jax.evaluation import results
@@ -37,9 +40,6 @@ TABLE_HEADER = f"{'class':<20} {'confidence':>10}  {'exit':>5}  {'saved':>6}  fi
 
 def main(argv: Sequence[str]) -> None:
     """Runs the command.
-
-    Args:
-        argv: arguments without the program's name.
 
     Raises:
         UserError: an argument is wrong, the run is not evaluated, or there is no file.
@@ -57,17 +57,20 @@ def main(argv: Sequence[str]) -> None:
     if not arguments.json:
         print(TABLE_HEADER)
     found = failed = 0
-    for answer in answers(files_in(arguments.images), config, predictor, evaluation):
+    skipped: Counter[str] = Counter()
+    for answer in answers(files_in(arguments.images, skipped), config, predictor, evaluation):
         if "error" in answer and not arguments.json:
             print(answer["error"], file=sys.stderr)
         else:
             print(json.dumps(answer) if arguments.json else table_row(answer, evaluation))
         found += "error" not in answer
         failed += "error" in answer
+    if skipped:
+        print(walk.skipped_line(skipped), file=sys.stderr)
     if not found:
         given = ", ".join(map(str, arguments.images))
         raise (Incomplete if failed else UserError)(
-            f"{given}: no image found; must be JPEG, PNG, GIF, BMP or WebP files or hold some"
+            f"{given}: no image found; must be image files or hold some"
         )
     if failed:
         raise Incomplete(f"{failed} of {found + failed} files could not be classified")
@@ -77,7 +80,8 @@ def choose_policy(workdir: Path, given: Path | None, evaluation: results.Evaluat
     """Who leaves where: as given, as set for the run, or so that no accuracy is lost.
 
     Raises:
-        UserError: a file of thresholds is missing or wrong.
+        UserError: a file of thresholds is missing or wrong, or there is none and the run was
+            evaluated without images to choose thresholds from.
     """
     of_run = workdir / results.THRESHOLDS_FILE
     if given is not None or of_run.exists():
@@ -85,14 +89,16 @@ def choose_policy(workdir: Path, given: Path | None, evaluation: results.Evaluat
     return ExitPolicy(evaluation.without_loss.thresholds)
 
 
-def files_in(paths: Sequence[Path]) -> Iterator[Path]:
-    """The files themselves, and all in the folders, in alphabetical order, but for hidden ones."""
+def files_in(paths: Sequence[Path], skipped: Counter[str]) -> Iterator[Path]:
+    """The files themselves, and all images in the folders, see `walk.image_files`.
+
+    Args:
+        paths: files and folders.
+        skipped: counts the other files in the folders by their endings.
+    """
     for path in paths:
         if path.is_dir():
-            for inner in sorted(path.rglob("*")):
-                parts = inner.relative_to(path).parts
-                if inner.is_file() and not any(part.startswith(".") for part in parts):
-                    yield inner
+            yield from map(Path, walk.image_files(path, skipped))
         else:
             yield path
 
@@ -151,11 +157,7 @@ def table_row(answer: dict[str, Any], evaluation: results.Evaluation) -> str:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = command_line.ArgumentParser(
-        prog="python -m l2w_jax.predict",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_line.ArgumentParser("predict", __doc__)
     parser.add_argument("--workdir", type=Path, required=True, help="folder of an evaluated run")
     parser.add_argument("--thresholds", type=Path, help="a file that l2w_jax.thresholds wrote")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
@@ -164,4 +166,4 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    command_line.run(lambda: main(sys.argv[1:]))
+    command_line.run(main)

@@ -62,6 +62,7 @@ class Evaluation:
             (`early_exit.calibration`).
         sample_weights: of some of the `held_out` images; None for plain training.
         examples: test images that leave at each exit, when about as many leave at each.
+        splits: where the images of each split come from, as `Source.origins`.
     """
 
     step: int
@@ -76,6 +77,7 @@ class Evaluation:
     calibration: list[dict[str, float]] | None = None
     sample_weights: SampleWeights | None = None
     examples: ExitExamples | None = None
+    splits: dict[str, str] | None = None
 
     @property
     def mul_adds(self) -> list[float]:
@@ -133,6 +135,15 @@ class Evaluation:
         """mul_adds, top1 and share_1 to share_K of images that leave at a rule's thresholds [K]."""
         exits = first_exits(images.scores(rule), thresholds)
         return operating_point(exits, images.correct, self.mul_adds)
+
+    def check_thresholds(self) -> None:
+        """Raises UserError if there were no images to choose thresholds from."""
+        if "thresholds_confidences" not in self.arrays:
+            raise UserError(
+                "the run was evaluated without images of "
+                f"{self.summary['thresholds_from']!r}, which thresholds are chosen on: give a file "
+                "of thresholds, or evaluate the run with such images"
+            )
 
     def check_step(self, step: int, what: str) -> None:
         """Raises UserError if `what` is of another step than the one that was evaluated."""

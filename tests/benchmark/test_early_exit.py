@@ -51,6 +51,7 @@ def test_every_exit_and_the_curve_are_timed_in_batches_in_each_runtime(tiny_netw
 
 
 def test_onnx_answers_as_jax_does(tiny_network):
+    pytest.importorskip("onnxruntime")
     images = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3)).astype(np.uint8)
     image_format = ImageFormat(8, 1.0, [0.5] * 3, [0.25] * 3)
     made = [RUNTIMES[name](*tiny_network, image_format) for name in checked_runtimes(RUNTIMES)]

@@ -207,6 +207,7 @@ def test_that_onnx_is_not_installed_is_told(monkeypatch):
 
 
 def test_a_run_is_exported_to_onnx(run_folder, tmp_path, capsys):
+    pytest.importorskip("onnxruntime")
     workdir, _ = run_folder
     export.main([f"--workdir={workdir}", f"--output={tmp_path}", "--format=onnx"])
     assert capsys.readouterr().out == f"{tmp_path}: 3 stages of step 60, and run_onnx.py\n"
