@@ -133,7 +133,7 @@ def summary_lines(chosen: Mapping[str, Any]) -> list[str]:
             + ", ".join(f"{temperature:.2f}" for temperature in chosen["temperatures"])
         )
         lines.append(
-            "expected calibration error on test images: "
+            f"expected calibration error on test images, exits 1 to {len(chosen['calibration'])}: "
             + ", ".join(
                 f"{100 * row['ece_before']:.1f}% -> {100 * row['ece_after']:.1f}%"
                 for row in chosen["calibration"]
@@ -289,7 +289,7 @@ def _percentages(shares: Sequence[float]) -> str:
 
 
 def _readable(threshold: float, rule: str) -> str:
-    """The threshold as a probability."""
+    """The threshold, of log-odds as the probability that they are of."""
     if threshold >= NOBODY_LEAVES:
         return "nobody"
     if threshold <= EVERYBODY_LEAVES:
