@@ -26,8 +26,8 @@ from l2w_jax.models import MultiExitNetwork
 #     rows     1    2    4    8    12   16   24   32   48   64   96   128
 #     ms a row 2.2  1.6  1.4  1.5  1.4  1.5  1.3  1.3  1.4  1.4  1.5  1.8
 #
-# Each further size has to be compiled. With these, padding is on average 15% of the rows for 9 to 64
-# images, all numbers alike, and 11% for 9 to 256; without 24 and 48 it were 24% and 13%.
+# Each further size has to be compiled. With these, padding is on average 15% of the rows for 9 to
+# 64 images, all numbers alike, and 11% for 9 to 256; without 24 and 48 it were 24% and 13%.
 BATCH_SIZES: tuple[int, ...] = (1, 2, 4, 8, 16, 24, 32, 48, *range(64, 257, 32))
 
 # A row of a packed batch that holds no image, or one that has left.
