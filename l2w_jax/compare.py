@@ -194,7 +194,8 @@ def _of_held_out_images(
 
 
 def _points(rows: Sequence[Mapping[str, float]]) -> NDArray[np.float64]:
-    return np.array([(row["mul_adds"], row["top1"]) for row in rows])
+    # A run that was evaluated without held-out images has no curve.
+    return np.array([(row["mul_adds"], row["top1"]) for row in rows] or [(np.nan, np.nan)])
 
 
 def _numbers(way: Way) -> dict[str, Any]:

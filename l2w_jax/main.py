@@ -69,6 +69,11 @@ def _train_or_evaluate(arguments: Arguments) -> None:
     if mode == "evaluate" and not checkpoints.has_checkpoint(workdir):
         raise UserError(f"--workdir={workdir}: no checkpoint to evaluate; train first")
     source = data.open_source(config)
+    if mode == "train" and source.num_train == 0:
+        raise UserError(
+            f"{config.dataset.data_dir}: split 'train' is missing: must hold train/CLASS/*.jpg to "
+            "train on"
+        )
 
     from l2w_jax.evaluation import evaluate
     from l2w_jax.report import __main__ as report

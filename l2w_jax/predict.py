@@ -4,8 +4,9 @@
 
 Prints, for every image, its class, how confident the network is, at which exit it left and the
 share of the full network's mul-adds that this saved: as a table, or with --json as one JSON object
-a line. Folders are searched for files, their sub-folders too. A file that is no image is reported,
-the rest go on, and the exit status is 1.
+a line. Folders are searched for images of all kinds, their sub-folders too, and links are followed;
+the other files in them are counted. A file that is no image is reported, the rest go on, and the
+exit status is 1.
 
 Thresholds are those of --thresholds, or else of RUN/thresholds.json; without either, the cheapest
 with which stopping early lost no accuracy on the run's held-out images.
@@ -15,6 +16,7 @@ import argparse
 import itertools
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from numpy.typing import NDArray
 
 from l2w_jax import command_line
 from l2w_jax.config import stored
+from l2w_jax.data import walk
 from l2w_jax.early_exit.rules import ExitPolicy
 from l2w_jax.errors import Incomplete, UserError
 from l2w_jax.evaluation import results
@@ -57,17 +60,20 @@ def main(argv: Sequence[str]) -> None:
     if not arguments.json:
         print(TABLE_HEADER)
     found = failed = 0
-    for answer in answers(files_in(arguments.images), config, predictor, evaluation):
+    skipped: Counter[str] = Counter()
+    for answer in answers(files_in(arguments.images, skipped), config, predictor, evaluation):
         if "error" in answer and not arguments.json:
             print(answer["error"], file=sys.stderr)
         else:
             print(json.dumps(answer) if arguments.json else table_row(answer, evaluation))
         found += "error" not in answer
         failed += "error" in answer
+    if skipped:
+        print(walk.skipped_line(skipped), file=sys.stderr)
     if not found:
         given = ", ".join(map(str, arguments.images))
         raise (Incomplete if failed else UserError)(
-            f"{given}: no image found; must be JPEG, PNG, GIF, BMP or WebP files or hold some"
+            f"{given}: no image found; must be image files or hold some"
         )
     if failed:
         raise Incomplete(f"{failed} of {found + failed} files could not be classified")
@@ -77,7 +83,8 @@ def choose_policy(workdir: Path, given: Path | None, evaluation: results.Evaluat
     """Who leaves where: as given, as set for the run, or so that no accuracy is lost.
 
     Raises:
-        UserError: a file of thresholds is missing or wrong.
+        UserError: a file of thresholds is missing or wrong, or there is none and the run was
+            evaluated without images to choose thresholds from.
     """
     of_run = workdir / results.THRESHOLDS_FILE
     if given is not None or of_run.exists():
@@ -85,14 +92,16 @@ def choose_policy(workdir: Path, given: Path | None, evaluation: results.Evaluat
     return ExitPolicy(evaluation.without_loss.thresholds)
 
 
-def files_in(paths: Sequence[Path]) -> Iterator[Path]:
-    """The files themselves, and all in the folders, in alphabetical order, but for hidden ones."""
+def files_in(paths: Sequence[Path], skipped: Counter[str]) -> Iterator[Path]:
+    """The files themselves, and all images in the folders, see `walk.image_files`.
+
+    Args:
+        paths: files and folders.
+        skipped: counts the other files in the folders by their endings.
+    """
     for path in paths:
         if path.is_dir():
-            for inner in sorted(path.rglob("*")):
-                parts = inner.relative_to(path).parts
-                if inner.is_file() and not any(part.startswith(".") for part in parts):
-                    yield inner
+            yield from map(Path, walk.image_files(path, skipped))
         else:
             yield path
 

@@ -6,13 +6,16 @@
     python -m l2w_jax.thresholds --workdir=RUN --q=0.8             # shares p_k proportional to q^k
     python -m l2w_jax.thresholds --workdir=RUN --risk=0.01 --confidence=0.95
     python -m l2w_jax.thresholds --workdir=RUN --rule=patience --mul-adds=20M
+    python -m l2w_jax.thresholds --workdir=RUN --calibrate --mul-adds=20M
 
 --risk promises that at most one point of accuracy is lost against the full network, with 95%
 confidence, for images of the kind that were held out (`early_exit.guarantee` says how). Means are
 taken over the held-out images of the run's last evaluation; --latency-ms is for images that come
 one at a time. --rule says who may leave (`early_exit.rules`): by the log-odds of the most probable
-class, by the entropy, by the margin to the second class, or by patience, when exits agree. Writes
-RUN/thresholds.json (or --output), which the other commands take.
+class, by the entropy, by the margin to the second class, or by patience, when exits agree. With
+--calibrate each exit gets a temperature, fitted on a third of the held-out images, so that its
+confidences mean how often it is right; the others set the thresholds. Writes RUN/thresholds.json
+(or --output), which the other commands take.
 """
 
 import argparse
@@ -40,6 +43,7 @@ from l2w_jax.early_exit.selection import (
 )
 from l2w_jax.errors import UserError
 from l2w_jax.evaluation import results
+from l2w_jax.evaluation.calibrate import Calibration, calibrate
 from l2w_jax.files import told_if_unwritable, write_json
 
 # Shares that differ by more from what was asked for are pointed out.
@@ -67,7 +71,15 @@ def main(argv: Sequence[str]) -> None:
     arguments = _parse(argv)
     evaluation = results.Evaluation.load(arguments.workdir)
     output = arguments.output or arguments.workdir / results.THRESHOLDS_FILE
-    chosen = choose(arguments, evaluation)
+    calibration = _calibration(arguments.workdir, evaluation) if arguments.calibrate else None
+    if calibration is None:
+        chosen = choose(arguments, evaluation)
+    else:
+        chosen = choose(arguments, calibration.evaluation) | {
+            "temperatures": calibration.temperatures,
+            "fitting_images": calibration.fitting_images,
+            "calibration": calibration.errors,
+        }
     with told_if_unwritable(output, "--output=" if arguments.output else ""):
         write_json(output, chosen)
     print("\n".join(summary_lines(chosen)))
@@ -119,6 +131,18 @@ def summary_lines(chosen: Mapping[str, Any]) -> list[str]:
         asked = exit_shares(chosen["q"], len(shares)) if chosen["q"] else shares
         if np.abs(np.subtract(asked, shares)).max() > SHARE_TOLERANCE:
             lines.append(f"  but q={chosen['q']:g} asks for shares of {_percentages(asked)}")
+    if "temperatures" in chosen:
+        lines.append(
+            f"temperatures, fitted on {chosen['fitting_images']} other held-out images: "
+            + ", ".join(f"{temperature:.2f}" for temperature in chosen["temperatures"])
+        )
+        lines.append(
+            "expected calibration error on test images: "
+            + ", ".join(
+                f"{100 * row['ece_before']:.1f}% -> {100 * row['ece_after']:.1f}%"
+                for row in chosen["calibration"]
+            )
+        )
     promise = chosen["chosen_by"]
     if "risk" in promise:
         lines.append(
@@ -144,6 +168,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         choices=rules.RULES,
         default=rules.DEFAULT_RULE,
         help=f"who may leave, one of {', '.join(rules.RULES)}; default: {rules.DEFAULT_RULE}",
+    )
+    parser.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="fit a temperature to each exit on a third of the held-out images first",
     )
     parser.add_argument("--output", type=Path, help="default: thresholds.json in the workdir")
     wish = parser.add_mutually_exclusive_group(required=True)
@@ -233,6 +262,16 @@ def _within(among: Sequence[Candidate], budget: float, argument: str) -> Candida
             f"{argument}={budget:g} is out of reach: the first exit alone takes {least:.3g}"
         )
     return best
+
+
+def _calibration(workdir: Path, evaluation: results.Evaluation) -> Calibration:
+    # Imported here, since only this needs the network and the data.
+    from l2w_jax.data import open_source
+    from l2w_jax.run.restore import restore_evaluated
+
+    config = stored.read_config(workdir)
+    state = restore_evaluated(config, workdir, evaluation)
+    return calibrate(config, state.variables, open_source(config), evaluation)
 
 
 def _milliseconds(workdir: Path, evaluation: results.Evaluation) -> list[float]:

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from image_folders import write_split
 
 from l2w_jax import main
 from l2w_jax.config import from_json
@@ -250,3 +251,17 @@ def test_a_damaged_checkpoint_is_one_line_too(small_run):
     assert completed.returncode == 0, completed.stderr
     assert f"The checkpoint of step {evaluated} is not used" in completed.stderr
     assert len(completed.stderr.splitlines()) == 1
+
+
+def test_training_needs_training_images_and_says_so(tmp_path, workdir, capsys):
+    write_split(tmp_path / "data" / "val", 1, 0)
+    status = run_main(
+        f"--config={DIGITS}",
+        f"--workdir={workdir}",
+        "--config.dataset.name=image_folder",
+        f"--config.dataset.data_dir={tmp_path / 'data'}",
+        "--config.dataset.num_classes=3",
+    )
+    assert status == 2
+    assert f"{tmp_path / 'data'}: split 'train' is missing" in capsys.readouterr().err
+    assert not workdir.exists()

@@ -1,8 +1,10 @@
 """The command that classifies image files, with a run made on the spot."""
 
+import dataclasses
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -43,13 +45,14 @@ def evaluation():
 
 @pytest.fixture
 def folder(tmp_path):
-    """Five images, one of them grey, a text, and a hidden file."""
+    """Five images, one of them grey, a broken one, a text, and a hidden file."""
     rng = np.random.default_rng(0)
     (tmp_path / "inner").mkdir()
     for place, shape in enumerate([(8, 8, 3), (8, 8), (8, 8, 3), (16, 12, 3), (8, 8, 3)]):
         image = Image.fromarray(rng.integers(0, 256, shape).astype(np.uint8))
         image.save(tmp_path / ("inner" if place > 2 else "") / f"{place}.png")
-    (tmp_path / "2_notes.txt").write_text("no image")
+    (tmp_path / "2_broken.png").write_text("no image")
+    (tmp_path / "notes.txt").write_text("no image")
     (tmp_path / ".hidden.png").write_bytes((tmp_path / "0.png").read_bytes())
     return tmp_path
 
@@ -62,9 +65,9 @@ def predictor(tiny_network):
 
 
 def test_answers_come_in_order_and_bad_files_among_them(config, evaluation, folder, predictor):
-    files = predict.files_in([folder, folder / "none.png"])
+    files = predict.files_in([folder, folder / "none.png"], Counter())
     found = list(predict.answers(files, config, predictor, evaluation))
-    names = ["0.png", "1.png", "2.png", "2_notes.txt", "inner/3.png", "inner/4.png", "none.png"]
+    names = ["0.png", "1.png", "2.png", "2_broken.png", "inner/3.png", "inner/4.png", "none.png"]
     assert [answer["file"] for answer in found] == [str(folder / name) for name in names]
     assert "no image" in found[3]["error"] and "No such file" in found[6]["error"]
     pixels = np.stack([np.asarray(Image.open(folder / f"{n}.png")) for n in (0, 2, "inner/4")])
@@ -77,10 +80,14 @@ def test_answers_come_in_order_and_bad_files_among_them(config, evaluation, fold
         assert answer["saved"] == [0.75, 0.5, 0][exit_index]
 
 
+def files(folder):
+    return predict.files_in([folder], Counter())
+
+
 def test_more_files_than_are_read_at_once(config, evaluation, folder, predictor, monkeypatch):
-    together = list(predict.answers(predict.files_in([folder]), config, predictor, evaluation))
+    together = list(predict.answers(files(folder), config, predictor, evaluation))
     monkeypatch.setattr(predict, "FILES_AT_ONCE", 2)
-    apart = list(predict.answers(predict.files_in([folder]), config, predictor, evaluation))
+    apart = list(predict.answers(files(folder), config, predictor, evaluation))
     for one, other in zip(together, apart, strict=True):
         assert one.pop("confidence", 0) == pytest.approx(other.pop("confidence", 0), abs=1e-6)
         assert one == other
@@ -109,7 +116,10 @@ def test_the_table_names_class_confidence_exit_and_savings(command, folder, caps
         assert name in ("cat", "dog", "fox", "owl")
         assert 25 <= float(confidence.rstrip("%")) <= 100
         assert (of_exits, saved) in {("1/3", "75%"), ("2/3", "50%"), ("3/3", "0%")}
-    assert shown.err.splitlines() == [f"{folder / '2_notes.txt'}: is no image that can be decoded"]
+    assert shown.err.splitlines() == [
+        f"{folder / '2_broken.png'}: is no image that can be decoded",
+        "skipped what is no image by its ending: 1 .txt",
+    ]
 
 
 def test_json_is_one_object_a_line(command, folder, capsys):
@@ -121,13 +131,49 @@ def test_json_is_one_object_a_line(command, folder, capsys):
 
 
 def test_no_image_at_all_is_a_fault(command, folder, capsys):
-    with pytest.raises(Incomplete, match=r"2_notes\.txt: no image found"):
-        command(folder / "2_notes.txt")
-    assert "2_notes.txt" in capsys.readouterr().err
+    with pytest.raises(Incomplete, match=r"notes\.txt: no image found"):
+        command(folder / "notes.txt")
+    assert "notes.txt" in capsys.readouterr().err
     (folder / "empty").mkdir()
     with pytest.raises(UserError, match=r"empty: no image found") as failure:
         command(folder / "empty")
     assert failure.value.exit_status == 2
+
+
+def test_a_folder_is_read_as_training_reads_it(
+    config, evaluation, predictor, tmp_path, tmp_path_factory
+):
+    """Every kind of file, through links, upright, on white, and without its last bytes."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (tmp_path / "link").symlink_to(elsewhere)
+    (elsewhere / "up").symlink_to(tmp_path)
+    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(elsewhere / "clear.webp")
+    Image.new("RGB", (8, 8), "white").save(elsewhere / "white.bmp")
+    photo = Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo.save(elsewhere / "turned.tiff", exif=exif)
+    photo.transpose(Image.Transpose.ROTATE_270).save(elsewhere / "upright.gif")
+    photo.save(elsewhere / "whole.jpg")
+    (elsewhere / "cut.jpg").write_bytes((elsewhere / "whole.jpg").read_bytes()[:-2])
+    Image.new("1", (400, 300)).save(elsewhere / "large.png")
+    config.dataset.max_pixels = 100_000
+    found = predict.answers(files(tmp_path), config, predictor, evaluation)
+    answers = {answer.pop("file").split("/")[-1]: answer for answer in found}
+    assert answers["clear.webp"] == answers["white.bmp"]
+    assert answers["cut.jpg"] == answers["whole.jpg"]
+    assert "400 x 300 pixels are more than" in answers["large.png"]["error"]
+    assert {"turned.tiff", "upright.gif"} <= answers.keys()
+    assert answers["turned.tiff"]["class"] == answers["upright.gif"]["class"]
+
+
+def test_without_images_to_choose_thresholds_on_a_file_of_them_is_asked_for(evaluation, tmp_path):
+    alone = dataclasses.replace(evaluation, held_out=None)
+    with pytest.raises(UserError, match=r"without images of 'holdout'.*give a file"):
+        predict.choose_policy(tmp_path, None, alone)
+    content = {"thresholds": [0.5, 0.5, 0], "rule": "log_odds"}
+    (tmp_path / "thresholds.json").write_text(json.dumps(content))
+    assert predict.choose_policy(tmp_path, None, alone).thresholds[0] == np.float32(0.5)
 
 
 def test_images_alone_are_no_fault(command, folder, capsys):

@@ -11,6 +11,7 @@ from l2w_jax import thresholds
 from l2w_jax.early_exit.budget import NOBODY_LEAVES, exit_shares, find_thresholds, first_exits
 from l2w_jax.errors import UserError
 from l2w_jax.evaluation import results
+from l2w_jax.evaluation.calibrate import Calibration
 
 MUL_ADDS = [1e6, 2e6, 4e6]
 
@@ -102,6 +103,22 @@ def test_patience_is_one_of_the_rules(run):
     assert 1.5e6 < result["expected"]["mul_adds"] <= 2e6
 
 
+def test_temperatures_are_kept_with_the_thresholds_that_need_them(run, monkeypatch, capsys):
+    error = {"exit": 1, "ece_before": 0.08, "ece_after": 0.021}
+    cooled = dataclasses.replace(
+        run[1], held_out=random_predictions(np.random.default_rng(9), 2000)
+    )
+    made = Calibration((1.5, 2.0, 2.5), 1000, cooled, [error])
+    monkeypatch.setattr(thresholds, "_calibration", lambda workdir, evaluation: made)
+    result = chosen(run[0], "--q=0.8", "--calibrate")
+    expected = find_thresholds(cooled.held_out.log_odds, exit_shares(0.8, 3))
+    np.testing.assert_array_equal(np.float32(result["thresholds"]), expected)
+    assert result["thresholds_images"] == 2000
+    assert "8.0% -> 2.1%" in capsys.readouterr().out
+    read = results.read_policy(run[0].parent / "chosen.json", run[1])
+    assert read.temperatures == (1.5, 2.0, 2.5)
+
+
 def test_a_latency_is_kept_by_measured_times(run, monkeypatch):
     monkeypatch.setattr(thresholds, "_milliseconds", lambda workdir, evaluation: [3.0, 4.0, 9.0])
     result = chosen(run[0], "--latency-ms=5")
@@ -143,6 +160,7 @@ def test_thresholds_lie_beside_the_checkpoint_and_can_be_read_back(tmp_path, cap
     for content, fault in {
         '{"thresholds": [0.5, 0.5, 0.5, 0.5]}': "for 3 exits",
         '{"thresholds": "high"}': "not a file of thresholds",
+        '{"thresholds": [5, 5, 5], "temperatures": [1, 0, 1]}': "3 positive ones are expected",
         '{"thresholds": [5, 5, 5], "rule": "luck"}': "rule 'luck' is not allowed: .* log_odds",
         '{"thresholds": [0.5, 0.5, 0.5], "step": 1}': "of step 1, but .* evaluated at step",
     }.items():

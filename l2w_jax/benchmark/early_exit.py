@@ -98,7 +98,6 @@ def time_network(
         batch_size: images that are classified together.
         evaluation: held-out scores, that set thresholds, and the accuracies.
         repeats: how often each is timed.
-        rule: of the scores that the images of the budgeted curve leave by.
     """
 
     def in_batches(predict: Callable[[NDArray[Any]], Any]) -> Callable[[NDArray[Any]], None]:

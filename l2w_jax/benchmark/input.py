@@ -58,9 +58,9 @@ def benchmark_input(num_batches: int, rounds: int = 9, num_images: int = 256) ->
             batch_size=_BATCH_SIZE,
             augmentation="resized_crop",
         )
-        found, class_names = list_images(Path(folder))
-        splits = complete_splits(config, found)
-        source = StreamingSource(config, splits, class_names)
+        found = list_images(Path(folder))
+        splits = complete_splits(config, found).images
+        source = StreamingSource(config, splits, found.class_names)
         ways: dict[str, Callable[[], Iterator[Any]]] = {
             "pipeline": lambda: source.train_batches(0),
             "decoding": lambda: _decoded_crops(

@@ -21,9 +21,23 @@ class BadImages:
         self._total = total
         self._max_share = max_share
         self._names: set[str] = set()
+        self._cut: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._names)
+
+    @property
+    def num_cut(self) -> int:
+        """Images that were used although their files lack the last bytes."""
+        return len(self._cut)
+
+    def add_cut(self, name: str) -> None:
+        """Counts the image `name`, which lacks nothing but its last bytes, and logs it once."""
+        if name not in self._cut:
+            self._cut.add(name)
+            _logger.warning(
+                "used although its last bytes are missing: %s (%d so far)", name, len(self._cut)
+            )
 
     def add(self, name: str, reason: str) -> None:
         """Counts the image `name` and logs it, both only the first time.

@@ -1,18 +1,19 @@
 """From encoded images to the part of each that the network is to see.
 
-JPEGs are decoded only where the crop lies. Grey, palette, RGBA and CMYK images become RGB (alpha is
-dropped), and a JPEG is turned upright as its EXIF orientation says. `crops` is a TensorFlow graph
-function for groups of images: each operation of a graph costs microseconds, and what is done once
-for a group is nearly free. `crop` is the same for one image, in Python.
+JPEGs are decoded only where the crop lies. Images of all kinds become RGB, composed over white
+where they are transparent, and are turned upright as their EXIF orientation says. `crops` is a
+TensorFlow graph function for groups of images: each operation of a graph costs microseconds, and
+what is done once for a group is nearly free. `crop` is the same for one image, in Python.
 """
 
 import functools
-import io
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from PIL import Image
 
+from l2w_jax.data import orientation
+from l2w_jax.data.cut_jpeg import with_end
+from l2w_jax.data.formats import BadImage, TooLarge, check_size, read_upright
 from l2w_jax.data.tensorflow_import import tf
 
 # From heights int32[n], widths int32[n] and arguments with n rows to boxes int32[n, 4]: top, left,
@@ -22,29 +23,28 @@ ChooseBoxes = Callable[..., tf.Tensor]
 # Share of the shorter side that evaluation sees: 224 of 256 pixels in every ImageNet table.
 EVALUATED_SHARE = 224 / 256
 
-_JPEG = b"\xff\xd8\xff"  # the first bytes of any
-
-# The EXIF segment follows the first two bytes and its own header, or a JFIF segment of 18 bytes
-# besides.
-_EXIF = b"Exif"
-_EXIF_STARTS = (6, 24)
-_ORIENTATION_TAG = 0x0112
-
 
 def crops(
-    encoded: Sequence[tf.Tensor], choose_boxes: ChooseBoxes, *arguments: tf.Tensor
+    encoded: Sequence[tf.Tensor],
+    max_pixels: int,
+    choose_boxes: ChooseBoxes,
+    *arguments: tf.Tensor,
 ) -> list[tf.Tensor]:
     """Returns the chosen box of each of n upright images, uint8[h, w, 3].
 
     Args:
         encoded: n files' bytes.
+        max_pixels: that an image may have; a larger one is an error.
         choose_boxes: `drawn_boxes` for training, `centre_boxes` for evaluation.
         arguments: of `choose_boxes`, with n rows.
     """
 
     def only_the_crops() -> list[tf.Tensor]:
         shapes = tf.stack([tf.io.extract_jpeg_shape(of_image) for of_image in encoded])
-        boxes = tf.unstack(choose_boxes(shapes[:, 0], shapes[:, 1], *arguments))
+        boxes = choose_boxes(shapes[:, 0], shapes[:, 1], *arguments)
+        # To decode an empty box is an error, which is what a picture too large is to be.
+        is_small = tf.reduce_prod(tf.cast(shapes[:, :2], tf.int64), axis=1) <= max_pixels
+        boxes = tf.unstack(tf.where(is_small[:, None], boxes, 0))
         return [
             tf.image.decode_and_crop_jpeg(of_image, box, channels=3)
             for of_image, box in zip(encoded, boxes, strict=True)
@@ -53,48 +53,92 @@ def crops(
     # A branch that is not taken costs time for each of its operations: this one has a single one.
     def one_by_one() -> list[tf.Tensor]:
         return tf.numpy_function(
-            _crops_in_python(choose_boxes, len(encoded)),
+            _crops_in_python(max_pixels, choose_boxes, len(encoded)),
             [*encoded, *arguments],
             [tf.uint8] * len(encoded),
             stateful=False,
         )
 
-    return tf.cond(tf.reduce_all(_are_upright_jpegs(encoded)), only_the_crops, one_by_one)
+    are_upright_jpegs = orientation.are_upright_jpegs(encoded)
+    return tf.cond(tf.reduce_all(are_upright_jpegs), only_the_crops, one_by_one)
 
 
 # TensorFlow never lets go of a Python function that a graph calls: there is to be one of each kind.
 @functools.cache
-def _crops_in_python(choose_boxes: ChooseBoxes, num_images: int) -> Callable[..., list[np.ndarray]]:
+def _crops_in_python(
+    max_pixels: int, choose_boxes: ChooseBoxes, num_images: int
+) -> Callable[..., list[np.ndarray]]:
     def crops_in_python(*inputs: bytes | np.ndarray) -> list[np.ndarray]:
         encoded, arguments = inputs[:num_images], inputs[num_images:]
         return [
-            crop(of_image, choose_boxes, *(argument[row : row + 1] for argument in arguments))
+            crop(
+                of_image, max_pixels, choose_boxes, *(column[row : row + 1] for column in arguments)
+            )
             for row, of_image in enumerate(encoded)
         ]
 
     return crops_in_python
 
 
-def crop(encoded: bytes, choose_boxes: ChooseBoxes, *arguments: np.ndarray) -> np.ndarray:
+def crop(
+    encoded: bytes, max_pixels: int, choose_boxes: ChooseBoxes, *arguments: np.ndarray
+) -> np.ndarray:
     """Returns the chosen box of an upright image, uint8[h, w, 3].
 
     Args:
         encoded: a file's bytes.
+        max_pixels: that the image may have.
         choose_boxes: see `crops`.
         arguments: of `choose_boxes`, with one row.
 
     Raises:
-        tf.errors.OpError: this is no image.
+        BadImage: this is no image, an incomplete or a too large one.
     """
+    if encoded.startswith(orientation.JPEG):
+        try:
+            return _crop_of_jpeg(encoded, max_pixels, choose_boxes, *arguments)
+        except tf.errors.OpError:
+            pass  # Pillow reads rare kinds of JPEGs, or says what is wrong.
+    return _part(read_upright(encoded, max_pixels), choose_boxes, *arguments)
+
+
+def crop_of_perhaps_cut(
+    encoded: bytes, max_pixels: int, choose_boxes: ChooseBoxes, *arguments: np.ndarray
+) -> tuple[np.ndarray, bool]:
+    """Does what `crop` does, but a JPEG may lack its last bytes if nothing to be seen is missing.
+
+    Returns:
+        The crop, and whether the file lacks its last bytes.
+
+    Raises:
+        BadImage: see `crop`.
+    """
+    try:
+        return crop(encoded, max_pixels, choose_boxes, *arguments), False
+    except TooLarge:
+        raise
+    except BadImage:
+        completed = with_end(encoded) if encoded.startswith(orientation.JPEG) else None
+        if completed is None:
+            raise
+    return crop(completed, max_pixels, choose_boxes, *arguments), True
+
+
+def _crop_of_jpeg(
+    encoded: bytes, max_pixels: int, choose_boxes: ChooseBoxes, *arguments: np.ndarray
+) -> np.ndarray:
     contents = tf.constant(encoded)
-    is_jpeg = encoded.startswith(_JPEG)
-    has_exif = is_jpeg and any(encoded.startswith(_EXIF, start) for start in _EXIF_STARTS)
-    orientation = _exif_orientation(encoded) if has_exif else 1
-    if is_jpeg and orientation == 1:
-        box = _box(choose_boxes, tf.io.extract_jpeg_shape(contents), *arguments)
+    shape = tf.io.extract_jpeg_shape(contents)
+    check_size(*shape.numpy()[:2].tolist(), max_pixels)
+    turned = orientation.of_jpeg(encoded)
+    if turned == orientation.UPRIGHT:
+        box = _box(choose_boxes, shape, *arguments)
         return tf.image.decode_and_crop_jpeg(contents, box, channels=3).numpy()
-    whole = tf.image.decode_image(contents, channels=3, expand_animations=False).numpy()
-    upright = _turn(whole, orientation)
+    whole = tf.image.decode_jpeg(contents, channels=3).numpy()
+    return _part(orientation.turn(whole, turned), choose_boxes, *arguments)
+
+
+def _part(upright: np.ndarray, choose_boxes: ChooseBoxes, *arguments: np.ndarray) -> np.ndarray:
     top, left, height, width = _box(choose_boxes, tf.constant(upright.shape), *arguments).numpy()
     return np.ascontiguousarray(upright[top : top + height, left : left + width])
 
@@ -111,7 +155,9 @@ def drawn_boxes(heights: tf.Tensor, widths: tf.Tensor, draws: tf.Tensor) -> tf.T
     The first attempt that fits counts; if none does, the largest centre crop of a legal ratio.
     """
     image = tf.stack([heights, widths], axis=-1)
-    sqrt_area = tf.sqrt(tf.cast(heights * widths, tf.float32))[:, None, None]
+    # Not multiplied as integers: a large image has more pixels than those count.
+    area = tf.cast(heights, tf.float32) * tf.cast(widths, tf.float32)
+    sqrt_area = tf.sqrt(area)[:, None, None]
     sides = tf.cast(tf.round(sqrt_area * draws[..., :2]), tf.int32)  # [n, attempts, 2]
     fits = tf.reduce_all((sides > 0) & (sides <= image[:, None]), axis=-1)
     first = tf.argmax(fits, axis=-1, output_type=tf.int32)
@@ -134,52 +180,3 @@ def centre_boxes(heights: tf.Tensor, widths: tf.Tensor, shares: tf.Tensor) -> tf
     shorter = tf.cast(tf.minimum(heights, widths), tf.float32)
     sides = tf.maximum(tf.cast(tf.round(shorter * shares), tf.int32), 1)
     return tf.stack([(heights - sides) // 2, (widths - sides) // 2, sides, sides], axis=-1)
-
-
-def _are_upright_jpegs(encoded: Sequence[tf.Tensor]) -> tf.Tensor:
-    """Whether each file is a JPEG that need not be turned, bool[n]; a graph function."""
-    length = max(_EXIF_STARTS) + len(_EXIF)
-    heads = tf.stack([tf.strings.substr(of_image, 0, length) for of_image in encoded])
-    heads = tf.strings.join([heads, "\0" * length])
-    is_jpeg = tf.strings.substr(heads, 0, len(_JPEG)) == _JPEG
-    has_exif = is_jpeg & tf.reduce_any(
-        [tf.strings.substr(heads, start, len(_EXIF)) == _EXIF for start in _EXIF_STARTS], axis=0
-    )
-
-    # Python, which is slow, is called only for files that have EXIF.
-    return is_jpeg & tf.cond(
-        tf.reduce_any(has_exif),
-        lambda: tf.numpy_function(_are_upright, [has_exif, *encoded], tf.bool, stateful=False),
-        lambda: ~has_exif,
-    )
-
-
-def _are_upright(has_exif: np.ndarray, *encoded: bytes) -> np.ndarray:
-    return np.array(
-        [
-            not may_be_turned or _exif_orientation(of_image) == 1
-            for may_be_turned, of_image in zip(has_exif, encoded, strict=True)
-        ]
-    )
-
-
-def _exif_orientation(encoded: bytes) -> int:
-    """Returns how the camera was held, 1 to 8; 1 is upright, and what is said of no other."""
-    try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            orientation = image.getexif().get(_ORIENTATION_TAG, 1)
-    # Pillow raises many kinds of errors; a broken tag is no reason to lose the picture.
-    except Exception:
-        orientation = 1
-    return orientation if orientation in range(1, 9) else 1
-
-
-def _turn(image: np.ndarray, orientation: int) -> np.ndarray:
-    """Turns a stored image upright. The eight orientations are a transposition and two mirrors."""
-    if orientation in (5, 6, 7, 8):
-        image = image.swapaxes(0, 1)
-    if orientation in (2, 3, 6, 7):
-        image = image[:, ::-1]
-    if orientation in (3, 4, 7, 8):
-        image = image[::-1]
-    return image

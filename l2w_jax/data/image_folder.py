@@ -1,18 +1,25 @@
-"""A folder of images, `train|val|test/CLASS/*.jpg|jpeg|png`; "val" is what is held out.
+"""A folder of images, `train|val|test/CLASS/.../*.jpg` and all other kinds that can be decoded.
 
-A split that is absent is cut from "train", the same in every run: `config.dataset.holdout` images
-to hold out, and a fifth of the training images to test on. With augmentation "resized_crop" images
-stay on disk; otherwise they are small, and are read into memory once.
+Where there is "test", "val" is held out; otherwise "val" is tested on, as everywhere on ImageNet.
+What is still absent is cut from "train", the same in every run: `config.dataset.holdout` images to
+hold out, and a fifth of the training images to test on. A folder without "train" can be evaluated
+on. With augmentation "resized_crop" images stay on disk; otherwise they are small, and are read
+into memory once.
 """
 
+import logging
 import math
 import os
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from l2w_jax.data import order, splits
+from l2w_jax.data import order, splits, walk
 from l2w_jax.data.bad_images import BadImages
 from l2w_jax.data.reading import read_evaluation_batches
 from l2w_jax.data.source import LabelledImages, MemorySource, Source, choose_training_images
@@ -20,12 +27,40 @@ from l2w_jax.data.stored import ImageFiles
 from l2w_jax.data.streaming import StreamingSource
 from l2w_jax.errors import UserError
 
-_ENDINGS = (".jpg", ".jpeg", ".png")
-_SPLITS = ("train", "val", "test")
-# Of the training images, where there is no "test" folder.
+_logger = logging.getLogger(__name__)
+
+# Folders at the top, in lower case, and what they are.
+_SPLITS = {
+    "train": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
+_NO_IMAGES = ImageFiles(np.array([], "S"), np.array([], np.int32))
+
+# Of the training images, where there is nothing to test on.
 _TEST_SHARE = 0.2
 _MOST_BYTES_IN_MEMORY = 8 * 2**30
 _BATCH_SIZE = 500
+
+# Names in a message that may have any number of them.
+_MOST_NAMES = 10
+
+
+class FoundImages(NamedTuple):
+    """What a folder holds."""
+
+    splits: dict[str, ImageFiles]  # "train", "val" and "test", those that are there
+    folders: dict[str, str]  # what the folders of these are called
+    class_names: tuple[str, ...]
+
+
+class CompleteSplits(NamedTuple):
+    """The splits of a run and where they come from."""
+
+    images: dict[str, ImageFiles]  # "train", "holdout" and "test"
+    origins: dict[str, str]  # see `source.describe_origins`
 
 
 def open_image_folder(config: ConfigDict) -> Source:
@@ -35,109 +70,173 @@ def open_image_folder(config: ConfigDict) -> Source:
         UserError: the folder or one of its classes is missing, unreadable or empty, or does not
             agree with the configuration.
     """
-    found, class_names = list_images(Path(config.dataset.data_dir).expanduser())
+    found = list_images(Path(config.dataset.data_dir).expanduser())
+    class_names = found.class_names
     if len(class_names) != config.dataset.num_classes:
+        folder = found.folders.get("train") or " and ".join(found.folders.values())
         raise UserError(
             f"config.dataset.num_classes: {config.dataset.num_classes} is not allowed: must be "
-            f"{len(class_names)}, the folders in {config.dataset.data_dir}/train"
+            f"{len(class_names)}, the folders in {config.dataset.data_dir}/{folder}"
         )
     complete = complete_splits(config, found)
+    untested = np.setdiff1d(np.arange(len(class_names)), complete.images["test"].labels)
+    if len(untested):
+        _logger.warning(
+            "%s: classes without an image to test on: %s",
+            config.dataset.data_dir,
+            _some([class_names[label] for label in untested]),
+        )
     if config.dataset.augmentation == "resized_crop":
-        return StreamingSource(config, complete, class_names)
+        return StreamingSource(config, complete.images, class_names, complete.origins)
     return _read_into_memory(config, complete, class_names)
 
 
-def list_images(folder: Path) -> tuple[dict[str, ImageFiles], tuple[str, ...]]:
+def list_images(folder: Path) -> FoundImages:
     """Returns the files of each split that is there, in alphabetical order, and the class names.
 
-    Classes are numbered in the alphabetical order of the folders in "train".
+    Classes are numbered in the alphabetical order of the folders in "train", or in the others where
+    there is no "train". Names that differ only in how their letters are composed are one class.
+    Files and folders that are not used are told in a warning each.
     """
     if not folder.is_dir():
         raise UserError(f"config.dataset.data_dir: {folder} is not allowed: must be a folder")
-    if not (folder / "train").is_dir():
+    folders = _split_folders(folder)
+    if not folders:
         raise UserError(f"{folder}: split 'train' is missing: must hold train/CLASS/*.jpg")
-    class_names = tuple(entry.name for entry in _entries(folder / "train") if entry.is_dir())
+    skipped: Counter[str] = Counter()
+    classes = {split: _class_folders(folder / name, skipped) for split, name in folders.items()}
+    of_classes = [classes["train"]] if "train" in classes else classes.values()
+    class_names = sorted(set().union(*of_classes))
     found = {
-        split: _list_split(folder / split, class_names)
-        for split in _SPLITS
-        if (folder / split).is_dir()
+        split: _list_split(folder / folders[split], of_split, class_names, skipped)
+        for split, of_split in classes.items()
     }
+    if skipped:
+        _logger.warning("%s: %s", folder, walk.skipped_line(skipped))
     # A name that is not UTF-8 could be neither logged nor put into a report.
-    return found, tuple(os.fsencode(name).decode(errors="replace") for name in class_names)
+    readable = tuple(os.fsencode(name).decode(errors="replace") for name in class_names)
+    return FoundImages(found, folders, readable)
 
 
-def _entries(folder: Path) -> list[os.DirEntry]:
-    """Lists a folder in alphabetical order, without hidden files."""
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(
-                (entry for entry in entries if not entry.name.startswith(".")),
-                key=lambda entry: entry.name,
-            )
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be read: {error.strerror}") from error
-
-
-def _list_split(folder: Path, class_names: tuple[str, ...]) -> ImageFiles:
-    paths, labels = [], []
-    for entry in _entries(folder):
+def _split_folders(folder: Path) -> dict[str, str]:
+    """Returns the names of the folders of "train", "val" and "test", those that are there."""
+    found: dict[str, str] = {}
+    others = []
+    for entry in walk.entries(folder):
         if not entry.is_dir():
             continue
-        if entry.name not in class_names:
-            raise UserError(f"{entry.path}: class {entry.name!r} is not allowed: not in train/")
-        files = [
-            file.path
-            for file in _entries(Path(entry.path))
-            if file.name.lower().endswith(_ENDINGS) and file.is_file()
-        ]
+        split = _SPLITS.get(entry.name.lower())
+        if split is None:
+            others.append(entry.name)
+        elif split in found:
+            raise UserError(
+                f"{folder}: folders {found[split]!r} and {entry.name!r} are both split {split!r}: "
+                "must be one"
+            )
+        else:
+            found[split] = entry.name
+    if others and found:
+        _logger.warning(
+            "%s: folders that play no part: %s (those that do: train; val, valid or validation; "
+            "test)",
+            folder,
+            _some(others),
+        )
+    return {split: found[split] for split in ("train", "val", "test") if split in found}
+
+
+def _class_folders(folder: Path, skipped: Counter[str]) -> dict[str, list[str]]:
+    """Returns the folders of each class of a split, by the class's name."""
+    folders = defaultdict(list)
+    for entry in walk.entries(folder):
+        if entry.is_dir():
+            # Systems compose accented letters differently, and users cannot see that they do.
+            folders[unicodedata.normalize("NFC", entry.name)].append(entry.path)
+        else:
+            skipped[f"{walk.ending(entry.name)} outside of class folders"] += 1
+    return dict(folders)
+
+
+def _list_split(
+    folder: Path,
+    classes: Mapping[str, Sequence[str]],
+    class_names: Sequence[str],
+    skipped: Counter[str],
+) -> ImageFiles:
+    numbers = {name: number for number, name in enumerate(class_names)}
+    paths, labels = [], []
+    for name, folders in sorted(classes.items()):
+        if name not in numbers:
+            raise UserError(f"{folders[0]}: class {name!r} is not allowed: not in train/")
+        files = [file for inside in folders for file in walk.image_files(inside, skipped)]
         if not files:
-            raise UserError(f"{entry.path}: empty class: must hold {', '.join(_ENDINGS)} files")
+            raise UserError(
+                f"{folders[0]}: empty class: must hold images, such as .jpg, .png or .webp files"
+            )
         paths += files
-        labels += [class_names.index(entry.name)] * len(files)
+        labels += [numbers[name]] * len(files)
     if not paths:
         raise UserError(f"{folder}: empty split: must hold CLASS/*.jpg")
     return ImageFiles(np.array([*map(os.fsencode, paths)]), np.array(labels, np.int32))
 
 
-def complete_splits(config: ConfigDict, found: dict[str, ImageFiles]) -> dict[str, ImageFiles]:
+def complete_splits(config: ConfigDict, found: FoundImages) -> CompleteSplits:
     """Returns "train", "holdout" and "test", the absent ones cut from "train"."""
-    train, test = found["train"], found.get("test")
+    folders = {split: f"{name}/" for split, name in found.folders.items()}
+    train, val, test = (found.splits.get(split) for split in ("train", "val", "test"))
+    origins = {"train": folders.get("train", ""), "test": folders.get("test", "")}
+    if test is None and val is not None:
+        test, val = val, None
+        origins["test"] = folders["val"]
+    if train is None:
+        origins["holdout"] = folders.get("val", "") if val is not None else ""
+        return CompleteSplits(
+            {"train": _NO_IMAGES, "holdout": val or _NO_IMAGES, "test": test}, origins
+        )
     if test is None:
         tested = splits.stratified_choice(train.labels, math.ceil(_TEST_SHARE * len(train)))
         test = train.rows(tested)
         train = train.rows(splits.without(len(train), tested))
-    holdout = found.get("val")
-    num_holdout = config.dataset.holdout if holdout is None else 0
-    trained, held_out = choose_training_images(config, train.labels, num_holdout)
-    return {
-        "train": train.rows(trained),
-        "holdout": train.rows(held_out) if holdout is None else holdout,
-        "test": test,
-    }
+        origins["test"] = f"cut from {folders['train']}"
+    trained, held_out = choose_training_images(
+        config, train.labels, config.dataset.holdout if val is None else 0
+    )
+    holdout = train.rows(held_out) if val is None else val
+    origins["holdout"] = f"cut from {folders['train']}" if val is None else folders["val"]
+    return CompleteSplits({"train": train.rows(trained), "holdout": holdout, "test": test}, origins)
 
 
 def _read_into_memory(
-    config: ConfigDict, stored: dict[str, ImageFiles], class_names: tuple[str, ...]
+    config: ConfigDict, complete: CompleteSplits, class_names: tuple[str, ...]
 ) -> Source:
     """Reads all images, each made square by its centre; those that cannot be read are left out."""
-    total = sum(map(len, stored.values()))
-    size = config.dataset.image_size
+    total = sum(map(len, complete.images.values()))
+    size, max_pixels = config.dataset.image_size, config.dataset.max_pixels
     if total * size * size * 3 > _MOST_BYTES_IN_MEMORY:
         raise UserError(
             f"config.dataset.augmentation: {config.dataset.augmentation!r} is not allowed for "
             f"{total} images of {size} pixels, which do not fit into memory: must be 'resized_crop'"
         )
     bad = BadImages(total, config.dataset.max_bad_share)
-    read = {split: _read_split(images, size, bad) for split, images in stored.items()}
-    return MemorySource(config, read, class_names, num_bad=len(bad))
+    read = {
+        split: _read_split(images, size, max_pixels, bad)
+        for split, images in complete.images.items()
+    }
+    return MemorySource(config, read, class_names, complete.origins, num_bad=len(bad))
 
 
-def _read_split(images: ImageFiles, size: int, bad: BadImages) -> LabelledImages:
+def _read_split(images: ImageFiles, size: int, max_pixels: int, bad: BadImages) -> LabelledImages:
     rows = list(order.evaluation_rows(len(images), max(1, min(_BATCH_SIZE, len(images)))))
     pixels = np.empty((len(images), size, size, 3), np.uint8)
     is_read = np.zeros(len(images), bool)
-    for batch in read_evaluation_batches(images, rows, size, bad, share=1.0):
+    for batch in read_evaluation_batches(images, rows, size, max_pixels, bad, share=1.0):
         read = batch.choice.positions[batch.is_read]
         pixels[read] = batch.pixels[batch.is_read]
         is_read[read] = True
     return LabelledImages(pixels, images.labels).rows(np.flatnonzero(is_read))
+
+
+def _some(names: Sequence[str]) -> str:
+    """Returns names for a message, not more than a person reads."""
+    shown = ", ".join(map(repr, names[:_MOST_NAMES]))
+    return shown + (f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else "")

@@ -11,6 +11,7 @@ import numpy as np
 from l2w_jax.data import decode
 from l2w_jax.data.bad_images import BadImages
 from l2w_jax.data.cores import available_cores
+from l2w_jax.data.formats import BadImage
 from l2w_jax.data.resize import resize
 from l2w_jax.data.stored import StoredImages
 from l2w_jax.data.tensorflow_import import explain, tf
@@ -52,6 +53,7 @@ def read_evaluation_batches(
     images: StoredImages,
     rows: Sequence[tuple[np.ndarray, np.ndarray]],
     size: int,
+    max_pixels: int,
     bad: BadImages,
     share: float = decode.EVALUATED_SHARE,
 ) -> Iterator[ReadBatch]:
@@ -61,6 +63,7 @@ def read_evaluation_batches(
         images: where to read from.
         rows: positions int[b] and mask bool[b] of each batch.
         size: pixels of an image's side.
+        max_pixels: that a stored image may have.
         bad: is told of images that cannot be read, which `is_read` leaves out too.
         share: of the shorter side of an image, see `decode.centre_boxes`.
     """
@@ -68,18 +71,16 @@ def read_evaluation_batches(
         Choice(positions, np.zeros(len(positions), bool), (np.full(len(positions), share, "f"),))
         for positions, _ in rows
     ]
-    batches = read_batches(images, choices, len(choices), size, decode.centre_boxes)
-    for (positions, mask), batch in zip(rows, batches, strict=True):
+    batches = read_batches(images, choices, len(choices), size, max_pixels, decode.centre_boxes)
+    for (_, mask), batch in zip(rows, batches, strict=True):
         for row in np.flatnonzero(~batch.is_read):
-            try:
-                batch.pixels[row], batch.labels[row] = read_one(
-                    images, batch.choice.row(row), size, decode.centre_boxes
+            alone = None
+            if mask[row]:
+                alone = read_one(
+                    images, batch.choice.row(row), size, max_pixels, decode.centre_boxes, bad
                 )
-                batch.is_read[row] = True
-            except (tf.errors.OpError, OSError) as error:
-                batch.pixels[row], batch.labels[row] = 0, 0
-                if mask[row]:
-                    bad.add(images.name(positions[row]), explain(error))
+            batch.is_read[row] = alone is not None
+            batch.pixels[row], batch.labels[row] = alone or (0, 0)
         yield batch._replace(is_read=batch.is_read & mask)
 
 
@@ -88,6 +89,7 @@ def read_batches(
     choices: Iterable[Choice],
     num_batches: int,
     size: int,
+    max_pixels: int,
     choose_boxes: decode.ChooseBoxes,
 ) -> Iterator[ReadBatch]:
     """Yields a batch for each choice, all of one size. An image that fails takes its group along.
@@ -100,9 +102,10 @@ def read_batches(
         choices: is asked in another thread, some batches ahead.
         num_batches: how many choices there are.
         size: pixels of an image's side.
+        max_pixels: that a stored image may have.
         choose_boxes: of the crops, see `decode.crops`.
     """
-    batches = _read_batches(images, choices, num_batches, size, choose_boxes)
+    batches = _read_batches(images, choices, num_batches, size, max_pixels, choose_boxes)
     _being_read.add(batches)
     return batches
 
@@ -112,6 +115,7 @@ def _read_batches(
     choices: Iterable[Choice],
     num_batches: int,
     size: int,
+    max_pixels: int,
     choose_boxes: decode.ChooseBoxes,
 ) -> Iterator[ReadBatch]:
     if num_batches == 0:
@@ -119,7 +123,7 @@ def _read_batches(
     key = next(_keys)
     reading = _readings[key] = _Reading(images, choices, size)
     try:
-        ends = _ends_of_batches(key, num_batches, choose_boxes)
+        ends = _ends_of_batches(key, num_batches, max_pixels, choose_boxes)
         for number, _ in zip(range(num_batches), ends, strict=False):
             if reading.error:
                 raise reading.error
@@ -213,7 +217,7 @@ def _put(
 
 
 def _ends_of_batches(
-    key: int, num_batches: int, choose_boxes: decode.ChooseBoxes
+    key: int, num_batches: int, max_pixels: int, choose_boxes: decode.ChooseBoxes
 ) -> Iterator[tf.Tensor]:
     """Yields when a batch of the reading `key` has been filled as far as it can be."""
     reading = _readings[key]
@@ -232,7 +236,8 @@ def _ends_of_batches(
 
         def load_group() -> tf.Tensor:
             encoded, labels = reading.images.read(*columns[3:first_argument])
-            crops = decode.crops(encoded, choose_boxes, *columns[first_argument:])
+            arguments = columns[first_argument:]
+            crops = decode.crops(encoded, max_pixels, choose_boxes, *arguments)
             return tf.numpy_function(_put, [key, number, rows, labels, *crops], tf.bool)
 
         return tf.cond(is_end, lambda: True, load_group)
@@ -262,11 +267,29 @@ def _stop_reading() -> None:
 
 
 def read_one(
-    images: StoredImages, choice: Choice, size: int, choose_boxes: decode.ChooseBoxes
-) -> tuple[np.ndarray, np.ndarray]:
-    """Reads a batch of one image outside of any pipeline, so that its error can be seen."""
-    encoded, labels = images.read(*map(tf.constant, images.references(choice.positions)))
-    crop = decode.crop(encoded[0].numpy(), choose_boxes, *choice.arguments)
+    images: StoredImages,
+    choice: Choice,
+    size: int,
+    max_pixels: int,
+    choose_boxes: decode.ChooseBoxes,
+    bad: BadImages,
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Reads a batch of one image outside of any pipeline, so that its error can be seen.
+
+    Returns:
+        Its pixels and label; None if it cannot be read, which `bad` is told.
+    """
+    name = images.name(choice.positions[0])
+    try:
+        encoded, labels = images.read(*map(tf.constant, images.references(choice.positions)))
+        crop, is_cut = decode.crop_of_perhaps_cut(
+            encoded[0].numpy(), max_pixels, choose_boxes, *choice.arguments
+        )
+    except (BadImage, tf.errors.OpError, OSError) as error:
+        bad.add(name, explain(error))
+        return None
+    if is_cut:
+        bad.add_cut(name)
     square = np.empty((size, size, 3), np.uint8)
     resize(crop, square, choice.mirrored[0])
     return square, labels.numpy()[0]

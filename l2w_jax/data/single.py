@@ -6,8 +6,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from l2w_jax.data import decode
+from l2w_jax.data.formats import BadImage
 from l2w_jax.data.resize import resize
-from l2w_jax.data.tensorflow_import import silent, tf
+from l2w_jax.data.tensorflow_import import silent
 
 
 class UnreadableImage(Exception):
@@ -20,16 +21,16 @@ def read_image(path: Path, config: ConfigDict) -> np.ndarray:
     Raises:
         UnreadableImage: the file cannot be read or decoded.
     """
-    share = evaluated_share(config)
+    share = np.array([evaluated_share(config)], np.float32)
     try:
         with silent():
-            crop = decode.crop(
-                path.read_bytes(), decode.centre_boxes, np.array([share], np.float32)
+            crop, _ = decode.crop_of_perhaps_cut(
+                path.read_bytes(), config.dataset.max_pixels, decode.centre_boxes, share
             )
     except OSError as error:
         raise UnreadableImage(f"{path}: cannot be read: {error.strerror}") from error
-    except tf.errors.OpError as error:
-        raise UnreadableImage(f"{path}: is no image that can be decoded") from error
+    except BadImage as error:
+        raise UnreadableImage(f"{path}: {error}") from error
     size = config.dataset.image_size
     square = np.empty((size, size, 3), np.uint8)
     resize(crop, square)

@@ -12,6 +12,9 @@ from l2w_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
 
+# Where a data set that has training and test images takes its splits from.
+ORIGINS = {"train": "train", "holdout": "cut from train", "test": "test"}
+
 
 class Source(abc.ABC):
     """A data set split into training, held-out and test images.
@@ -20,6 +23,7 @@ class Source(abc.ABC):
         num_train, num_holdout, num_test: images in each split; held-out images are not in "train".
         num_classes: C.
         class_names: one name for each class.
+        origins: for each split, where its images come from and how many they are, for a person.
         num_bad: images that could not be read so far, each of which was replaced.
     """
 
@@ -28,6 +32,7 @@ class Source(abc.ABC):
     num_test: int
     num_classes: int
     class_names: tuple[str, ...]
+    origins: Mapping[str, str]
     num_bad: int = 0
 
     @property
@@ -92,6 +97,7 @@ class MemorySource(Source):
         config: the run's configuration.
         splits: "train" (without the held-out images), "holdout" and "test".
         class_names: one name for each class.
+        origins: where the images of each split come from, see `describe_origins`.
         num_bad: images that could not be read, which are in no split.
     """
 
@@ -100,6 +106,7 @@ class MemorySource(Source):
         config: ConfigDict,
         splits: Mapping[str, LabelledImages],
         class_names: tuple[str, ...],
+        origins: Mapping[str, str] = ORIGINS,
         num_bad: int = 0,
     ):
         for split, images in splits.items():
@@ -109,11 +116,13 @@ class MemorySource(Source):
         self._seed = config.seed
         self._batch_size = config.dataset.batch_size
         self._shift = augment.shift_of(config.dataset.augmentation, config.dataset.image_size)
-        self.num_train = len(splits["train"].labels)
-        self.num_holdout = len(splits["holdout"].labels)
-        self.num_test = len(splits["test"].labels)
+        counts = {split: len(images.labels) for split, images in splits.items()}
+        self.num_train = counts["train"]
+        self.num_holdout = counts["holdout"]
+        self.num_test = counts["test"]
         self.num_classes = config.dataset.num_classes
         self.class_names = class_names
+        self.origins = describe_origins(origins, counts)
         self.num_bad = num_bad
 
     @property
@@ -159,27 +168,35 @@ def choose_training_images(
     kept = np.arange(len(labels))
     if config.dataset.imbalance_factor:
         kept = splits.long_tailed_choice(labels, config.dataset.imbalance_factor)
-    check_holdout(num_holdout, len(kept))
+    check_holdout(num_holdout, splits.most_to_cut(labels[kept]) + 1)
     held_out = splits.stratified_choice(labels[kept], num_holdout)
     return kept[splits.without(len(kept), held_out)], kept[held_out]
 
 
-def check_holdout(num_holdout: int, num_images: int) -> None:
-    """Raises UserError if more images are to be held out than there are to train on."""
-    if num_holdout >= num_images:
+def check_holdout(num_holdout: int, too_many: int) -> None:
+    """Raises UserError if so many training images are to be held out that too few are left."""
+    if num_holdout >= too_many:
         raise UserError(
-            f"config.dataset.holdout: {num_holdout} is not allowed: must be less than the "
-            f"{num_images} training images"
+            f"config.dataset.holdout: {num_holdout} is not allowed: must be less than {too_many}, "
+            "to leave training images of every class"
         )
 
 
 def check_batch(config: ConfigDict, num_train: int) -> None:
-    """Raises UserError if the training images do not fill one batch."""
-    if config.dataset.batch_size > num_train:
+    """Raises UserError if there are training images, but not enough to fill one batch."""
+    if 0 < num_train < config.dataset.batch_size:
         raise UserError(
             f"config.dataset.batch_size: {config.dataset.batch_size} is not allowed: must be at "
             f"most {num_train}, the training images without the held-out ones"
         )
+
+
+def describe_origins(origins: Mapping[str, str], counts: Mapping[str, int]) -> dict[str, str]:
+    """Adds to where each split comes from how many images it has; "none" where it has none."""
+    return {
+        split: f"{origins[split]} ({counts[split]:,} images)" if counts[split] else "none"
+        for split in ("train", "holdout", "test")
+    }
 
 
 def _check_labels(labels: np.ndarray, num_classes: int, split: str) -> None:

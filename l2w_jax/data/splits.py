@@ -15,19 +15,28 @@ def stratified_choice(labels: np.ndarray, count: int) -> np.ndarray:
     """Returns `count` positions in `labels`, ascending, each class in proportion to its size.
 
     Every class gives the whole part of its proportional share; the positions still missing are
-    taken from the classes with the largest remainders, the lower class first among equals.
+    taken from the classes with the largest remainders, the lower class first among equals. But no
+    class gives its last image, so that at most `most_to_cut` are returned.
     """
     sizes = np.bincount(labels)
-    quotas = sizes * count / len(labels)
-    taken = np.floor(quotas).astype(int)
-    by_remainder = np.argsort(taken - quotas, kind="stable")
-    taken[by_remainder[: count - taken.sum()]] += 1
+    most = np.maximum(sizes - 1, 0)
+    quotas = sizes * count / max(1, len(labels))
+    taken = np.minimum(np.floor(quotas).astype(int), most)
+    while missing := min(count, most.sum()) - taken.sum():
+        by_remainder = np.argsort(taken - quotas, kind="stable")
+        has_more = taken[by_remainder] < most[by_remainder]
+        taken[by_remainder[has_more][:missing]] += 1
     generator = np.random.default_rng(_HOLDOUT_SEED)
     chosen = [
         generator.permutation(np.flatnonzero(labels == label))[: taken[label]]
         for label in range(len(sizes))
     ]
     return np.sort(np.concatenate(chosen))
+
+
+def most_to_cut(labels: np.ndarray) -> int:
+    """Returns how many images can be taken away so that every class keeps one."""
+    return len(labels) - len(np.unique(labels))
 
 
 def random_choice(num_images: int, count: int) -> np.ndarray:

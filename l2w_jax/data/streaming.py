@@ -9,9 +9,9 @@ from l2w_jax.data import augment, decode, order
 from l2w_jax.data.bad_images import BadImages
 from l2w_jax.data.cores import available_cores
 from l2w_jax.data.reading import Choice, read_batches, read_evaluation_batches, read_one
-from l2w_jax.data.source import Batch, Source, check_batch
+from l2w_jax.data.source import ORIGINS, Batch, Source, check_batch, describe_origins
 from l2w_jax.data.stored import StoredImages
-from l2w_jax.data.tensorflow_import import explain, tf
+from l2w_jax.data.tensorflow_import import tf
 from l2w_jax.errors import UserError
 
 # Batches of training.
@@ -25,6 +25,7 @@ class StreamingSource(Source):
         config: the run's configuration.
         splits: "train" (without the held-out images), "holdout" and "test".
         class_names: one name for each class.
+        origins: where the images of each split come from, see `describe_origins`.
     """
 
     def __init__(
@@ -32,18 +33,22 @@ class StreamingSource(Source):
         config: ConfigDict,
         splits: Mapping[str, StoredImages],
         class_names: tuple[str, ...],
+        origins: Mapping[str, str] = ORIGINS,
     ):
-        check_batch(config, len(splits["train"]))
+        counts = {split: len(images) for split, images in splits.items()}
+        check_batch(config, counts["train"])
         self._splits = splits
         self._seed = config.seed
         self._batch_size = config.dataset.batch_size
         self._size = config.dataset.image_size
-        self._bad = BadImages(sum(map(len, splits.values())), config.dataset.max_bad_share)
-        self.num_train = len(splits["train"])
-        self.num_holdout = len(splits["holdout"])
-        self.num_test = len(splits["test"])
+        self._max_pixels = config.dataset.max_pixels
+        self._bad = BadImages(sum(counts.values()), config.dataset.max_bad_share)
+        self.num_train = counts["train"]
+        self.num_holdout = counts["holdout"]
+        self.num_test = counts["test"]
         self.num_classes = config.dataset.num_classes
         self.class_names = class_names
+        self.origins = describe_origins(origins, counts)
 
     @property
     def num_bad(self) -> int:
@@ -61,8 +66,11 @@ class StreamingSource(Source):
             .batch(1024)
         )
         return sum(
-            np.bincount(batch.ravel(), minlength=self.num_classes)
-            for batch in labels.as_numpy_iterator()
+            (
+                np.bincount(batch.ravel(), minlength=self.num_classes)
+                for batch in labels.as_numpy_iterator()
+            ),
+            start=np.zeros(self.num_classes, np.int64),
         )
 
     def train_batches(
@@ -83,7 +91,10 @@ class StreamingSource(Source):
                 draws = augment.draw_resized_crops(self._batch_size, generator).rows(part)
                 yield Choice(rows[part], draws.mirrored, (draws.crops,))
 
-        for batch in read_batches(images, choices(), _ENDLESS, self._size, decode.drawn_boxes):
+        batches = read_batches(
+            images, choices(), _ENDLESS, self._size, self._max_pixels, decode.drawn_boxes
+        )
+        for batch in batches:
             for row in np.flatnonzero(~batch.is_read):
                 batch.pixels[row], batch.labels[row] = self._replacement(
                     images, batch.choice.row(row)
@@ -97,7 +108,8 @@ class StreamingSource(Source):
         """See `Source.evaluation_batches`. An image that cannot be read has a false mask."""
         images = self._splits[split]
         rows = list(order.evaluation_rows(len(images), batch_size, process_index, process_count))
-        for batch in read_evaluation_batches(images, rows, self._size, self._bad):
+        batches = read_evaluation_batches(images, rows, self._size, self._max_pixels, self._bad)
+        for batch in batches:
             positions = batch.choice.positions
             self._check_labels(images, positions, batch.labels)
             yield {
@@ -111,12 +123,16 @@ class StreamingSource(Source):
         """Returns pixels and label of the first readable image from the chosen one on."""
         for further in range(len(images)):
             position = (choice.positions + further) % len(images)
-            try:
-                return read_one(
-                    images, choice._replace(positions=position), self._size, decode.drawn_boxes
-                )
-            except (tf.errors.OpError, OSError) as error:
-                self._bad.add(images.name(position[0]), explain(error))
+            replacement = read_one(
+                images,
+                choice._replace(positions=position),
+                self._size,
+                self._max_pixels,
+                decode.drawn_boxes,
+                self._bad,
+            )
+            if replacement:
+                return replacement
         raise UserError(f"data set: none of the {len(images)} images of split 'train' can be read")
 
     def _check_labels(

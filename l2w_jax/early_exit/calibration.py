@@ -63,6 +63,21 @@ def calibrated(network: MultiExitNetwork, temperatures: Sequence[float] | None) 
     )
 
 
+def checked_temperatures(
+    temperatures: Sequence[float] | None, num_exits: int
+) -> tuple[float, ...] | None:
+    """The temperatures [K], or None where there are none.
+
+    Raises:
+        ValueError: there are not K, or one is not positive.
+    """
+    if temperatures is None:
+        return None
+    if len(temperatures) != num_exits or not all(0 < t < np.inf for t in temperatures):
+        raise ValueError(f"temperatures are {temperatures}; {num_exits} positive ones are expected")
+    return tuple(float(t) for t in temperatures)
+
+
 def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
     """The temperature T with the least mean cross-entropy of logits / T.
 

@@ -175,7 +175,9 @@ class ExitPolicy:
     Attributes:
         thresholds: T_k, float32 [K].
         rule: key of RULES, of the scores that the thresholds are for.
+        temperatures: of the exits that the scores are by (`calibration`) [K]; None without.
     """
 
     thresholds: NDArray[np.float32]
     rule: str = DEFAULT_RULE
+    temperatures: tuple[float, ...] | None = None

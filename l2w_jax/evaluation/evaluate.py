@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from l2w_jax.data import Source
 from l2w_jax.early_exit import exit_shares, find_thresholds, mul_adds_per_exit
 from l2w_jax.early_exit.budget import budgeted_curve_from_confidences
+from l2w_jax.early_exit.calibration import calibration_table
 from l2w_jax.early_exit.selection import shares_of
-from l2w_jax.errors import UserError
 from l2w_jax.evaluation.exit_examples import read_examples
 from l2w_jax.evaluation.predictions import Predictions, predict_all
 from l2w_jax.evaluation.results import Evaluation, SampleWeights
@@ -30,6 +30,9 @@ LARGEST_SHIFT = 0.05
 def evaluate(config: ConfigDict, state: TrainState, source: Source, workdir: Path) -> Evaluation:
     """Evaluates a state on the test images; the first process saves the results in the workdir.
 
+    Without images to set thresholds from, as where only test images are at hand, all but the
+    anytime table is left out.
+
     Args:
         config: a run's configuration.
         state: its parameters, statistics and weight-prediction network.
@@ -40,37 +43,42 @@ def evaluate(config: ConfigDict, state: TrainState, source: Source, workdir: Pat
         The results, with examples in the first process only.
 
     Raises:
-        UserError: there are no images to set thresholds from, or an answer is not finite.
+        UserError: an answer is not finite.
     """
     thresholds_split = config.dataset.thresholds_from
-    if thresholds_split == "holdout" and source.num_holdout == 0:
-        raise UserError(
-            "dataset.thresholds_from: 'holdout' needs held-out images, but dataset.holdout is 0; "
-            "set it, or take thresholds from 'train'"
-        )
     model = create_network(config)
     test = predict_all(config, model, state.variables, source, "test")
-    held_out = predict_all(config, model, state.variables, source, thresholds_split)
     mul_adds = mul_adds_per_exit(model, config.dataset.image_size)
-    long_tailed = config.dataset.imbalance_factor
     evaluation = Evaluation(
         step=int(state.step),
         dataset=config.dataset.name,
         class_names=list(source.class_names),
+        splits=dict(source.origins),
         thresholds_from=thresholds_split,
         anytime=anytime_table(test, mul_adds),
-        budgeted=budgeted_curve_from_confidences(
-            held_out.log_odds, test.log_odds, test.correct, mul_adds
-        ),
+        budgeted=[],
         test=test,
-        held_out=held_out,
-        shots=shots_table(test, source.train_class_counts) if long_tailed else None,
-        sample_weights=sample_weights(config, model, state, held_out),
+        calibration=calibration_table(test.confidences, test.correct),
     )
+    if config.dataset.imbalance_factor and source.num_train:
+        shots = shots_table(test, source.train_class_counts)
+        evaluation = dataclasses.replace(evaluation, shots=shots)
+    if {"train": source.num_train, "holdout": source.num_holdout}[thresholds_split]:
+        held_out = predict_all(config, model, state.variables, source, thresholds_split)
+        evaluation = dataclasses.replace(
+            evaluation,
+            budgeted=budgeted_curve_from_confidences(
+                held_out.log_odds, test.log_odds, test.correct, mul_adds
+            ),
+            held_out=held_out,
+            sample_weights=sample_weights(config, model, state, held_out),
+        )
     if jax.process_index() == 0:
-        even_thresholds = find_thresholds(held_out.log_odds, exit_shares(1, model.num_exits))
-        examples = read_examples(source, test, even_thresholds)
-        evaluation = dataclasses.replace(evaluation, examples=examples)
+        if evaluation.held_out is not None:
+            shares = exit_shares(1, model.num_exits)
+            even_thresholds = find_thresholds(evaluation.held_out.log_odds, shares)
+            examples = read_examples(source, test, even_thresholds)
+            evaluation = dataclasses.replace(evaluation, examples=examples)
         evaluation.save(workdir)
     return evaluation
 

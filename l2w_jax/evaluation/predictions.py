@@ -146,6 +146,51 @@ def predict_all(
     return _predictions(rows, split, getattr(source, f"num_{split}"))
 
 
+def logits_of(
+    config: ConfigDict,
+    model: MultiExitNetwork,
+    variables: Mapping[str, Any],
+    source: Source,
+    split: str,
+    positions: NDArray[np.integer],
+) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """The logits themselves of some images of a split, by this process alone.
+
+    Args:
+        config: its dataset and eval_batch_size are used.
+        model: the network.
+        variables: {"params", "batch_stats"}.
+        source: the data.
+        split: "test", "holdout" or "train".
+        positions: of the images in the split [n]; those that cannot be read are left out.
+
+    Returns:
+        Logits [K, n, C] and labels [n].
+    """
+    mean, std = channel_statistics(config.dataset.name)
+    placed = jax.device_put(variables)
+    logits, labels = [], []
+    for batch in source.evaluation_batches(split, config.dataset.eval_batch_size, 0, 1):
+        chosen = batch["mask"] & np.isin(batch["index"], positions)
+        if chosen.any():
+            of_batch = jax.device_get(_logits(model, placed, mean, std, batch["image"]))
+            logits.append(of_batch[:, chosen].astype(np.float32))
+            labels.append(batch["label"][chosen])
+    return np.concatenate(logits, axis=1), np.concatenate(labels)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _logits(
+    model: MultiExitNetwork,
+    variables: Mapping[str, Any],
+    mean: jax.Array,
+    std: jax.Array,
+    images: jax.Array,
+) -> jax.Array:
+    """[K, N, C]."""
+    return model.apply(variables, normalize(images, mean, std), train=False)
+
+
 @functools.cache
 def _compiled_answers() -> Callable[..., dict[str, jax.Array]]:
     """`_answers`, compiled once for each network; what the compiler is asked for takes a device."""
@@ -161,7 +206,7 @@ def _answers(
     labels: jax.Array,
 ) -> dict[str, jax.Array]:
     """What `Predictions` keeps, images first: arrays [N, K]."""
-    logits = model.apply(variables, normalize(images, mean, std), train=False)
+    logits = _logits(model, variables, mean, std, images)
     return {
         "loss": cross_entropy(logits, labels).astype(jnp.float32),
         "confidence": confidences_of_logits(logits).astype(jnp.float32),

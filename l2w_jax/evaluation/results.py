@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from l2w_jax.config import stored
 from l2w_jax.early_exit import rules
 from l2w_jax.early_exit.budget import checked_thresholds, first_exits, operating_point
+from l2w_jax.early_exit.calibration import checked_temperatures
 from l2w_jax.early_exit.selection import Candidate, cheapest_without_loss
 from l2w_jax.errors import UserError
 from l2w_jax.evaluation.exit_examples import ExitExamples
@@ -57,8 +58,11 @@ class Evaluation:
         held_out: and to those that set thresholds, if there are any.
         shots: for each exit of a long-tailed data set: exit, and top-1 on the many, medium and few
             shot classes (`evaluate.shots_table`).
+        calibration: for each exit: exit, and ece and adaptive_ece of the test images, 0 to 1
+            (`early_exit.calibration`).
         sample_weights: of some of the `held_out` images; None for plain training.
         examples: test images that leave at each exit, when about as many leave at each.
+        splits: where the images of each split come from, as `Source.origins`.
     """
 
     step: int
@@ -70,8 +74,10 @@ class Evaluation:
     test: Predictions
     held_out: Predictions | None = None
     shots: list[dict[str, float | None]] | None = None
+    calibration: list[dict[str, float]] | None = None
     sample_weights: SampleWeights | None = None
     examples: ExitExamples | None = None
+    splits: dict[str, str] | None = None
 
     @property
     def mul_adds(self) -> list[float]:
@@ -129,6 +135,15 @@ class Evaluation:
         """mul_adds, top1 and share_1 to share_K of images that leave at a rule's thresholds [K]."""
         exits = first_exits(images.scores(rule), thresholds)
         return operating_point(exits, images.correct, self.mul_adds)
+
+    def check_thresholds(self) -> None:
+        """Raises UserError if there were no images to choose thresholds from."""
+        if "thresholds_confidences" not in self.arrays:
+            raise UserError(
+                "the run was evaluated without images of "
+                f"{self.summary['thresholds_from']!r}, which thresholds are chosen on: give a file "
+                "of thresholds, or evaluate the run with such images"
+            )
 
     def check_step(self, step: int, what: str) -> None:
         """Raises UserError if `what` is of another step than the one that was evaluated."""
@@ -257,6 +272,7 @@ def read_policy(path: Path, evaluation: Evaluation) -> rules.ExitPolicy:
         content = json.loads(path.read_text())
         thresholds = checked_thresholds(content["thresholds"], num_exits)
         rule = rules.checked_rule(content.get("rule", rules.confidence.__name__))
+        temperatures = checked_temperatures(content.get("temperatures"), num_exits)
     except FileNotFoundError:
         raise UserError(
             f"{path}: there is no such file; make one with python -m l2w_jax.thresholds"
@@ -268,4 +284,4 @@ def read_policy(path: Path, evaluation: Evaluation) -> rules.ExitPolicy:
             f"{path}: not a file of thresholds for {num_exits} exits: {error}"
         ) from error
     evaluation.check_step(content.get("step", evaluation.step), str(path))
-    return rules.ExitPolicy(thresholds, rule)
+    return rules.ExitPolicy(thresholds, rule, temperatures)

@@ -34,6 +34,7 @@ from l2w_jax import command_line
 from l2w_jax.config import stored
 from l2w_jax.early_exit import rules
 from l2w_jax.early_exit.budget import checked_thresholds
+from l2w_jax.early_exit.calibration import calibrated
 from l2w_jax.early_exit.predictor import BATCH_SIZES
 from l2w_jax.early_exit.stages import StageFunction, folded_variables, narrowed, stage_function
 from l2w_jax.errors import UserError
@@ -88,7 +89,7 @@ def main(argv: Sequence[str]) -> None:
         ) from error
     exported = (
         arguments.output,
-        create_network(config),
+        calibrated(create_network(config), policy.temperatures),
         state.variables,
         policy.thresholds,
         image_format,

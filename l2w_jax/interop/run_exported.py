@@ -3,7 +3,10 @@
     python run_exported.py IMAGES.npy       # uint8 [N, size, size, 3], as numpy.save writes it
 
 or `ExportedNetwork()(images)`. Needs jax, numpy and what jax reads exported functions with,
-flatbuffers; network.json tells the classes, and how images become pixels.
+flatbuffers. network.json tells the classes, and how images become pixels: turn them upright as
+their EXIF says (PIL.ImageOps.exif_transpose), compose them over white where they are transparent,
+cut out the square at the centre whose side is `centre_share` of the shorter side, and resize it to
+`size`.
 """
 
 import functools

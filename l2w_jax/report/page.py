@@ -130,6 +130,7 @@ def _of_run(run: Run) -> dict[str, Any]:
     sampled = evaluation.sample_weights
     return {
         "name": run.name,
+        "splits": evaluation.splits,
         "exits": evaluation.anytime,
         "above_curve": figures.exits_above_curve(evaluation),
         "held_out": evaluation.held_out is not None,

@@ -57,6 +57,7 @@ def train(config: ConfigDict, source: Source, workdir: Path) -> TrainState:
     if first_step >= total_steps:
         say(f"{workdir}: trained to its last step, {total_steps}, before")
         return state
+    say("splits: " + "; ".join(f"{split}: {origin}" for split, origin in source.origins.items()))
     say(
         f"{source.num_train:,} images to train on, {source.num_holdout:,} held out, "
         f"{source.num_test:,} to test on; {jax.device_count()} x {jax.devices()[0].device_kind}; "

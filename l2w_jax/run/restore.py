@@ -6,6 +6,7 @@ import jax
 from ml_collections import ConfigDict
 
 from l2w_jax.early_exit import EarlyExitPredictor, rules
+from l2w_jax.early_exit.calibration import calibrated
 from l2w_jax.errors import UserError
 from l2w_jax.evaluation.results import Evaluation
 from l2w_jax.models import create_network
@@ -50,7 +51,7 @@ def restore_predictor(
     state = restore_evaluated(config, workdir, evaluation)
     mean, deviation = channel_statistics(config.dataset.name)
     return EarlyExitPredictor(
-        create_network(config),
+        calibrated(create_network(config), policy.temperatures),
         state.variables,
         policy.thresholds,
         preprocess=lambda images: normalize(images, mean, deviation),

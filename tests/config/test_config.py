@@ -117,6 +117,7 @@ IMPOSSIBLE = [
     ("dataset.augmentation", "mixup"),
     ("dataset.augmentation", "resized_crop"),
     ("dataset.max_bad_share", 1.0),
+    ("dataset.max_pixels", 0),
     ("model.name", "resnet"),
     ("model.num_exits", 0),
     ("model.base", 0),

@@ -9,7 +9,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from l2w_jax.data import augment, decode
+from l2w_jax.data.formats import BadImage
 from l2w_jax.data.tensorflow_import import tf
+
+MAX_PIXELS = 10**6
 
 
 def encoded(image: Image.Image, kind: str, orientation: int | None = None) -> bytes:
@@ -41,7 +44,7 @@ ODD = {
 def crops(files: list[bytes], choose_boxes, *arguments: np.ndarray) -> list[np.ndarray]:
     @tf.function(autograph=False)
     def in_graph(files, *arguments):
-        return decode.crops(tf.unstack(files), choose_boxes, *arguments)
+        return decode.crops(tf.unstack(files), MAX_PIXELS, choose_boxes, *arguments)
 
     return [crop.numpy() for crop in in_graph(tf.constant(files), *map(tf.constant, arguments))]
 
@@ -60,7 +63,7 @@ def test_a_group_has_the_crops_of_its_images(files):
     ):
         together = crops(files, choose_boxes, arguments)
         for row, (file, crop) in enumerate(zip(files, together, strict=True)):
-            alone = decode.crop(file, choose_boxes, arguments[row : row + 1])
+            alone = decode.crop(file, MAX_PIXELS, choose_boxes, arguments[row : row + 1])
             np.testing.assert_array_equal(crop, alone)
             assert crop.std() > 0
 
@@ -88,13 +91,15 @@ def test_a_crop_is_that_part_of_the_upright_picture(file):
     expected = whole[whole.shape[0] // 2 :, : whole.shape[1] // 2]
     # Decoders differ by a few levels, and at an edge in the colours that lie beyond it.
     inner = (slice(1, -1), slice(1, -1))
-    np.testing.assert_allclose(decode.crop(file, lower_left)[inner], expected[inner], atol=12)
+    np.testing.assert_allclose(
+        decode.crop(file, MAX_PIXELS, lower_left)[inner], expected[inner], atol=12
+    )
 
 
 @pytest.mark.parametrize("file", [b"", b"no image", PLAIN[0][:200], b"\xff\xd8\xff"])
 def test_what_is_no_image_is_an_error(file):
-    with pytest.raises(tf.errors.OpError):
-        decode.crop(file, decode.drawn_boxes, draws(1))
+    with pytest.raises(BadImage):
+        decode.crop(file, MAX_PIXELS, decode.drawn_boxes, draws(1))
     with pytest.raises(tf.errors.OpError):
         crops([*PLAIN, file], decode.drawn_boxes, draws(6))
 

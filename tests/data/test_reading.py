@@ -30,7 +30,7 @@ def choices():
 
 reading.resize = lambda *images: time.sleep(0.01)
 images = ImageFiles(np.array([sys.argv[1].encode()] * 8), np.zeros(8, np.int32))
-batches = reading.read_batches(images, choices(), 10**9, 2, decode.centre_boxes)
+batches = reading.read_batches(images, choices(), 10**9, 2, 100, decode.centre_boxes)
 next(batches)
 """
 
@@ -60,7 +60,7 @@ def some_choices(batch_size: int, num_batches: int):
 
 
 def read(images, choices, num_batches):
-    return read_batches(images, choices, num_batches, 8, decode.centre_boxes)
+    return read_batches(images, choices, num_batches, 8, 10**6, decode.centre_boxes)
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 16, 17, 32, 34])
@@ -81,12 +81,12 @@ def test_batches_of_any_size_have_each_image_in_its_place(images, batch_size):
 @pytest.mark.parametrize("broken", [[0], [15, 16], [39], range(32, 40), range(40)])
 def test_broken_images_leave_the_others_as_they_are(images, broken):
     rows = [(np.arange(20), np.ones(20, bool)), (np.arange(20, 40), np.ones(20, bool))]
-    whole = list(read_evaluation_batches(images, rows, 8, BadImages(40, 1.0)))
+    whole = list(read_evaluation_batches(images, rows, 8, 10**6, BadImages(40, 1.0)))
     for position in broken:
         with open(images.paths[position], "wb") as file:
             file.write(b"no image")
     bad = BadImages(40, 1.0)
-    batches = list(read_evaluation_batches(images, rows, 8, bad))
+    batches = list(read_evaluation_batches(images, rows, 8, 10**6, bad))
     is_read = np.concatenate([batch.is_read for batch in batches])
     np.testing.assert_array_equal(np.flatnonzero(~is_read), broken)
     assert len(bad) == len(broken)

@@ -11,13 +11,25 @@ some_labels = st.lists(st.integers(0, 5), min_size=1, max_size=80).map(np.array)
 
 
 @given(labels=some_labels, data=st.data())
-def test_a_stratified_choice_is_in_proportion(labels, data):
+def test_a_stratified_choice_is_in_proportion_and_leaves_one_of_each(labels, data):
     count = data.draw(st.integers(0, len(labels)))
     chosen = splits.stratified_choice(labels, count)
-    assert len(np.unique(chosen)) == len(chosen) == count
-    shares = np.bincount(labels) * count / len(labels)
-    taken = np.bincount(labels[chosen], minlength=len(shares))
-    assert (np.abs(taken - shares) < 1).all()
+    assert len(np.unique(chosen)) == len(chosen) == min(count, splits.most_to_cut(labels))
+    sizes = np.bincount(labels)
+    taken = np.bincount(labels[chosen], minlength=len(sizes))
+    assert (taken <= np.maximum(sizes - 1, 0)).all()
+    shares = sizes * count / len(labels)
+    # What a small class cannot give the others give.
+    has_given_all = taken == sizes - 1
+    missing = np.maximum(shares - taken, 0)[has_given_all].sum()
+    assert (taken > shares - 1)[~has_given_all].all()
+    assert (np.maximum(taken - shares, 0) < 1 + missing).all()
+
+
+def test_classes_of_one_image_change_nothing_for_the_others():
+    labels = np.array([0] * 10 + [1] + [2] * 20 + [3])
+    chosen = splits.stratified_choice(labels, 7)
+    np.testing.assert_array_equal(np.bincount(labels[chosen], minlength=4), [2, 0, 5, 0])
 
 
 def test_a_choice_is_the_same_every_time():

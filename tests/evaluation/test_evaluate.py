@@ -8,11 +8,12 @@ import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from tiny_images import TEST, all_log_probs, open_tiny_source
+from tiny_images import TEST, all_log_probs, images_of
 from written_runs import made_evaluation, made_predictions
 
+from l2w_jax.data.source import ORIGINS, MemorySource
 from l2w_jax.early_exit import budgeted_curve, mul_adds_per_exit
-from l2w_jax.errors import UserError
+from l2w_jax.early_exit.calibration import calibration_error
 from l2w_jax.evaluation import evaluate
 from l2w_jax.training.state import TrainState
 from l2w_jax.training.weighting import create_predictor, create_weighting
@@ -54,6 +55,14 @@ def test_every_exit_is_as_accurate_as_a_recomputation(evaluated, tiny_network):
     accuracies = 100 * (predicted == TEST.labels).mean(axis=1)
     np.testing.assert_allclose([row["top1"] for row in rows], accuracies)
     assert [row["top5"] for row in rows] == [100, 100, 100]
+
+
+def test_the_calibration_error_of_every_exit_is_told(evaluated):
+    assert [row["exit"] for row in evaluated.calibration] == [1, 2, 3]
+    for row, confidences, correct in zip(
+        evaluated.calibration, evaluated.test.confidences, evaluated.test.correct, strict=True
+    ):
+        assert row["ece"] == calibration_error(confidences, correct)
 
 
 def test_the_budgeted_curve_is_that_of_all_probabilities(evaluated, source, tiny_network):
@@ -107,14 +116,24 @@ def test_plain_training_has_no_weights_to_show(config, source, state, tiny_netwo
     assert found.sample_weights is None
 
 
-def test_no_held_out_images_to_set_thresholds_from_is_refused(
-    config, state, tiny_network, tmp_path
+def test_without_held_out_images_there_is_the_anytime_table(
+    config, source, state, tiny_network, tmp_path
 ):
-    config.dataset.holdout = 0
-    source = open_tiny_source(config, num_holdout=0)
-    with pytest.raises(UserError, match=r"dataset\.thresholds_from"):
-        evaluate.evaluate(with_network(config, tiny_network[0]), state, source, tmp_path)
-    assert not list(tmp_path.iterdir())
+    network_config = with_network(config, tiny_network[0])
+    before = evaluate.evaluate(network_config, state, source, tmp_path)
+    splits = {"train": images_of(0, 0), "holdout": images_of(2, 0), "test": TEST}
+    alone = MemorySource(config, splits, ("a", "b", "c", "d"), ORIGINS)
+    found = evaluate.evaluate(network_config, state, alone, tmp_path)
+    assert found.anytime == before.anytime
+    assert found.splits == {"train": "none", "holdout": "none", "test": "test (37 images)"}
+    assert (found.budgeted, found.held_out) == ([], None)
+    # What an earlier evaluation made is not left behind as if it were of this one.
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "anytime.csv",
+        "evaluation.json",
+        "evaluation.npz",
+    ]
+    assert "no images of 'holdout' are at hand" in evaluate.summary_lines(found)[-1]
 
 
 def test_accuracy_is_split_by_how_often_a_class_was_seen_in_training():

@@ -5,7 +5,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from written_runs import write_run
+from written_runs import made_evaluation, write_config, write_run
 
 from l2w_jax.early_exit.selection import cheapest_without_loss
 from l2w_jax.errors import UserError
@@ -211,3 +211,13 @@ def test_a_folder_without_an_evaluation_is_named(two_runs, tmp_path):
     (two_runs[1] / "evaluation.npz").unlink()
     with pytest.raises(UserError, match=r"evaluation\.npz is missing"):
         report.main([str(two_runs[1])])
+
+
+def test_the_page_says_where_the_images_come_from(tmp_path):
+    splits = {"train": "train/ (38,000 images)", "holdout": "cut from train/", "test": "<val>/"}
+    write_config(tmp_path / "run")
+    made_evaluation(splits=splits).save(tmp_path / "run")
+    page = report.write_report([tmp_path / "run"]).read_text()
+    assert (
+        "run: train: train/ (38,000 images); holdout: cut from train/; test: &lt;val&gt;/." in page
+    )

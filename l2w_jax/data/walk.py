@@ -1,0 +1,67 @@
+"""Image files in a folder and all folders within it, the same for training and `predict`."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+
+from l2w_jax.data.formats import image_endings
+from l2w_jax.errors import UserError
+
+
+def entries(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
+    """Lists a folder in alphabetical order, without hidden files.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        with os.scandir(folder) as found:
+            return sorted(
+                (entry for entry in found if not entry.name.startswith(".")),
+                key=lambda entry: entry.name,
+            )
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read: {error.strerror}") from error
+
+
+def image_files(folder: str | os.PathLike[str], skipped: Counter[str]) -> Iterator[str]:
+    """Yields the paths of all images below a folder, in alphabetical order.
+
+    Links are followed, but not back to a folder that they are in. Which file is an image its ending
+    tells. A link of such an ending that leads nowhere is yielded too, for its reader to name.
+
+    Args:
+        folder: where to begin.
+        skipped: counts the other files by their endings.
+    """
+    yield from _below(os.fspath(folder), (os.path.realpath(folder),), skipped)
+
+
+def _below(folder: str, above: tuple[str, ...], skipped: Counter[str]) -> Iterator[str]:
+    for entry in entries(folder):
+        if entry.is_dir():
+            inside = os.path.join(above[-1], entry.name)
+            real = os.path.realpath(inside) if entry.is_symlink() else inside
+            if real not in above:
+                yield from _below(entry.path, (*above, real), skipped)
+        elif is_image(entry):
+            yield entry.path
+        else:
+            skipped[ending(entry.name)] += 1
+
+
+def is_image(entry: os.DirEntry[str]) -> bool:
+    """Whether the ending is that of an image; pipes and devices have none."""
+    has_ending = entry.name.lower().endswith(image_endings())
+    return has_ending and (entry.is_file() or not os.path.exists(entry.path))
+
+
+def ending(name: str) -> str:
+    """Returns the ending of a file's name for people to read."""
+    return os.path.splitext(name)[1].lower() or "without an ending"
+
+
+def skipped_line(skipped: Counter[str]) -> str:
+    """Says how many files were skipped because they are no images, by their endings."""
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in skipped.most_common())
+    return f"skipped what is no image by its ending: {kinds}"

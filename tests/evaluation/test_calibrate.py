@@ -1,0 +1,95 @@
+"""Calibration of a run: which images it is fitted on, and that the predictor goes by it."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from tiny_images import TEST, all_log_probs, images_of, make_config, open_tiny_source
+from written_runs import made_evaluation
+
+from l2w_jax.early_exit import EarlyExitPredictor
+from l2w_jax.early_exit.budget import find_thresholds, first_exits
+from l2w_jax.early_exit.calibration import calibrated, calibration_error, fit_temperature
+from l2w_jax.errors import UserError
+from l2w_jax.evaluation.calibrate import calibrate
+from l2w_jax.evaluation.predictions import logits_of, predict_all
+from l2w_jax.models.preprocessing import channel_statistics, normalize
+
+
+@pytest.fixture(scope="module")
+def run(tiny_network):
+    """Configuration, variables, data and evaluation of a network with 90 held-out images."""
+    model, variables = tiny_network
+    config = ConfigDict({**dict(make_config()), "model": model})
+    source = open_tiny_source(config, num_holdout=90)
+    evaluation = made_evaluation(
+        test=predict_all(config, model, variables, source, "test"),
+        held_out=predict_all(config, model, variables, source, "holdout"),
+    )
+    return config, variables, source, evaluation
+
+
+@pytest.fixture(scope="module")
+def calibration(run):
+    return calibrate(*run)
+
+
+def test_temperatures_are_fitted_on_images_that_set_no_threshold(run, calibration, tiny_network):
+    rest = calibration.evaluation.held_out
+    assert (calibration.fitting_images, len(rest.labels)) == (30, 60)
+    fitting = np.setdiff1d(np.arange(90), rest.positions)
+    held_out = images_of(2, 90)
+    log_probs = all_log_probs(tiny_network, held_out.images[fitting])
+    for k, temperature in enumerate(calibration.temperatures):
+        expected = fit_temperature(log_probs[k], held_out.labels[fitting])
+        assert temperature == pytest.approx(expected, rel=1e-3)
+    np.testing.assert_array_equal(rest.labels, held_out.labels[rest.positions])
+
+
+def test_errors_are_told_before_and_after(run, calibration):
+    before, after = run[-1].test, calibration.evaluation.test
+    np.testing.assert_array_equal(after.correct, before.correct)
+    for k, row in enumerate(calibration.errors):
+        assert row["exit"] == k + 1
+        assert row["ece_before"] == calibration_error(before.confidences[k], before.correct[k])
+        assert row["ece_after"] == calibration_error(after.confidences[k], after.correct[k])
+
+
+def test_the_calibrated_predictor_stops_where_the_evaluation_says(calibration, tiny_network):
+    model, variables = tiny_network
+    evaluation = calibration.evaluation
+    thresholds = find_thresholds(evaluation.held_out.confidences, [0.4, 0.3, 0.3])
+    predict = EarlyExitPredictor(
+        calibrated(model, calibration.temperatures),
+        variables,
+        thresholds,
+        lambda images: normalize(images, *channel_statistics("digits")),
+        batch_sizes=[37],
+    )
+    scores = evaluation.test.confidences
+    clear = (np.abs(scores - thresholds[:, None]) > 1e-5).all(axis=0)
+    assert clear.mean() > 0.9
+    exits = predict(TEST.images).exits
+    np.testing.assert_array_equal(exits[clear], first_exits(scores, thresholds)[clear])
+
+
+def test_logits_are_those_of_the_positions(run, tiny_network):
+    config, variables, source, _ = run
+    positions = np.array([3, 40, 88])
+    logits, labels = logits_of(config, config.model, variables, source, "holdout", positions)
+    held_out = images_of(2, 90)
+    np.testing.assert_array_equal(labels, held_out.labels[positions])
+    log_probs = all_log_probs(tiny_network, held_out.images[positions])
+    normalised = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    np.testing.assert_allclose(normalised, log_probs, rtol=1e-4, atol=1e-5)
+
+
+def test_what_cannot_be_calibrated_is_told_in_one_line(run):
+    config, variables, source, evaluation = run
+    trained_on = dataclasses.replace(evaluation, thresholds_from="train")
+    with pytest.raises(UserError, match=r"--calibrate: needs images that .* not trained on"):
+        calibrate(config, variables, source, trained_on)
+    few = predict_all(config, config.model, variables, open_tiny_source(config, 20), "holdout")
+    with pytest.raises(UserError, match="--calibrate: 20 held-out images are too few"):
+        calibrate(config, variables, source, dataclasses.replace(evaluation, held_out=few))
