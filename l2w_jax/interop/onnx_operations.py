@@ -329,6 +329,10 @@ def _is_finite(graph: Graph, eqn: core.JaxprEqn, operand: Value) -> Tensor:
     return Tensor(name, tensor.stored, tensor.axes, tensor.shape, np.dtype(bool))
 
 
+def _not_equal(graph: Graph, eqn: core.JaxprEqn, *operands: Known | Value) -> Tensor:
+    return _composed("Not")(graph, eqn, _elementwise(graph, "Equal", operands, eqn))
+
+
 def _select(graph: Graph, eqn: core.JaxprEqn, *operands: Known | Value) -> Value:
     which, *cases = operands
     if len(cases) != 2 or which.dtype != bool:
@@ -356,6 +360,7 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "integer_pow": _with_number("Pow", lambda eqn: eqn.params["y"]),
     "is_finite": _is_finite,
     "log1p": _with_number("Add", lambda eqn: 1, then="Log"),
+    "ne": _not_equal,
     "reduce_window_max": onnx_windows.pool("MaxPool"),
     "reduce_window_sum": onnx_windows.pool("AveragePool"),
     "reshape": onnx_shapes.reshape,

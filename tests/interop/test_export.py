@@ -15,6 +15,7 @@ from conftest import TinyNetwork
 from small_networks import between, scores_of, thresholds_between
 from tiny_run import TinySource, make_config, train_and_evaluate
 
+from l2w_jax import data
 from l2w_jax.config import stored
 from l2w_jax.early_exit import EarlyExitPredictor, rules
 from l2w_jax.early_exit.calibration import calibrated
@@ -216,6 +217,24 @@ def test_a_run_is_exported_to_onnx(run_folder, tmp_path, capsys):
         "run_onnx.py",
         *(f"stage_{k}.onnx" for k in (1, 2, 3)),
     }
+
+
+def test_a_run_is_exported_in_8_bits_with_what_that_costs(run_folder, tmp_path, capsys):
+    pytest.importorskip("onnxruntime")
+    workdir, _ = run_folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "open_source", TinySource)
+        export.main([f"--workdir={workdir}", f"--output={tmp_path}", "--format=onnx", "--quantize"])
+    out = capsys.readouterr().out.splitlines()
+    names = [line[:24].strip() for line in out]
+    assert names[:5] == [
+        "test images",
+        *(f"top-1 of exit {k}" for k in (1, 2, 3)),
+        "stopping early",
+    ]
+    # A network without convolutions has nothing that becomes 8 bits.
+    assert all(line.split()[-1] == line.split()[-2] for line in out[1:4])
+    assert len(json.loads((tmp_path / "network.json").read_text())["thresholds"]) == 3
 
 
 def test_faults_are_told_in_one_line(run_folder, tmp_path):

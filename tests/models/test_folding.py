@@ -7,6 +7,7 @@ import pytest
 from flax import linen as nn
 from small_networks import lively_variables, network
 
+from l2w_jax.early_exit.calibration import calibrated
 from l2w_jax.models import MultiExitNetwork
 from l2w_jax.models.folding import fold_batch_norms
 from l2w_jax.models.layers import BatchNorm, Convolution, LayerOptions
@@ -47,6 +48,15 @@ def test_in_bfloat16_no_more_is_lost_than_by_bfloat16_itself():
     folded = logits_of(narrow, fold_batch_norms(narrow, variables, IMAGES)).astype(np.float32)
     unfolded = logits_of(narrow, variables).astype(np.float32)
     assert np.abs(folded - exact).mean() < 1.2 * np.abs(unfolded - exact).mean()
+
+
+def test_exits_that_are_calibrated_are_folded_as_those_that_are_not():
+    model = network("msdnet")
+    variables = lively_variables(model, IMAGES)
+    folded = fold_batch_norms(calibrated(model, [1.5, 0.5]), variables, IMAGES)
+    expected = fold_batch_norms(model, variables, IMAGES)
+    assert jax.tree.structure(folded) == jax.tree.structure(expected)
+    assert jax.tree.all(jax.tree.map(np.array_equal, folded, expected))
 
 
 class NormBefore(nn.Module):

@@ -1,0 +1,101 @@
+"""What a user's network may be made of means the same in ONNX, whatever the batch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import onnxruntime
+import pytest
+from flax import linen as nn
+from jax import export, lax
+
+from l2w_jax.interop.onnx_graph import Graph, Tensor, Unsupported
+from l2w_jax.interop.onnx_operations import convert
+from l2w_jax.models.layers import convolve
+from l2w_jax.models.resize import resize_align_corners
+
+X = np.random.default_rng(0).normal(size=(5, 6, 7, 8)).astype(np.float32)
+KERNEL = np.random.default_rng(1).normal(size=(3, 3, 8, 6)).astype(np.float32)
+CHANNELS = np.arange(8, dtype=np.float32)
+
+
+def convolved(x, kernel=KERNEL, **options):
+    layout = options.pop("layout", ("NHWC", "HWIO", "NHWC"))
+    options = {"window_strides": (1, 1), "padding": "SAME", **options}
+    return lax.conv_general_dilated(x, kernel, dimension_numbers=layout, **options)
+
+
+def layer_norm(x):
+    mean = x.mean(axis=-1, keepdims=True)
+    return (x - mean) * lax.rsqrt(x.var(axis=-1, keepdims=True) + 1e-3) * CHANNELS
+
+
+FUNCTIONS = {
+    "own convolution": lambda x: convolve(x, KERNEL, 2),
+    "1x1 convolution": lambda x: convolve(x, KERNEL[:1, :1]) + 1,
+    "dilated convolution": lambda x: convolved(x, rhs_dilation=(2, 2)),
+    "uneven padding": lambda x: convolved(x, padding=((0, 1), (2, 0)), window_strides=(2, 1)),
+    "grouped convolution": lambda x: convolved(x, KERNEL[:, :, :4], feature_group_count=2),
+    "channels first": lambda x: convolved(
+        x.transpose(0, 3, 1, 2), layout=("NCHW", "HWIO", "NCHW")
+    ).transpose(0, 2, 3, 1),
+    "residual": lambda x: nn.relu(convolved(x, KERNEL.repeat(2, 3)[..., :8]) + x),
+    "joined": lambda x: nn.relu(jnp.concatenate([convolved(x), x, convolved(x)], -1) - 0.5),
+    "parts": lambda x: jnp.split(convolved(x), [2, 3], axis=-1)[2] * 2,
+    "part of the rows": lambda x: lax.slice(
+        convolved(x), (0, 1, 0, 0), (x.shape[0], 5, 7, 6), (1, 2, 3, 1)
+    ),
+    "max pool": lambda x: nn.max_pool(convolved(x), (3, 2), (2, 2), ((1, 1), (0, 1))),
+    "average pool": lambda x: nn.avg_pool(x, (2, 2), (2, 2), ((1, 0), (0, 0))),
+    "resize": lambda x: resize_align_corners(convolved(x), 11, 4),
+    "layer norm": lambda x: layer_norm(convolved(x, KERNEL.repeat(2, 3)[..., :8])),
+    "flattened": lambda x: (
+        convolved(x).reshape(x.shape[0], -1) @ np.ones((6 * 7 * 6, 3), np.float32)
+    ),
+    "linear map of pixels": lambda x: jnp.dot(x, KERNEL[0, 0]) + 1,
+    "mean and deviation": lambda x: jnp.concatenate([x.mean((1, 2)), x.std((1, 2))], -1),
+    "soft": lambda x: nn.softmax(x.mean((1, 2))) + nn.log_softmax(x.max((1, 2))),
+    "gates": lambda x: nn.gelu(x) + nn.silu(x) * nn.sigmoid(x) + nn.softplus(x) + jnp.expm1(x),
+    "numbers": lambda x: jnp.clip(x, -0.5, 0.5) ** 3 + jnp.log1p(x**2) + jnp.square(x) / 3,
+    "cases": lambda x: jnp.where(x > 0, jnp.floor(x), -jnp.inf) * jnp.sign(x),
+    "finite": lambda x: jnp.isfinite(jnp.log(x)).astype(jnp.float32),
+    "one of each": lambda x: jax.nn.one_hot(x.mean((1, 2)).argmax(-1), 8) + CHANNELS,
+    "repeated": lambda x: jnp.broadcast_to(x.mean((1, 2), keepdims=True), x.shape).sum((1, 2)),
+}
+
+
+def graph_of(function):
+    """The model of a function of x, for any batch."""
+    (batch,) = export.symbolic_shape("batch")
+    shape = (batch, *X.shape[1:])
+    jaxpr = jax.make_jaxpr(function)(jax.ShapeDtypeStruct(shape, jnp.float32))
+    graph = Graph("graph")
+    x = Tensor("x", shape, (0, 1, 2, 3), shape, np.dtype(np.float32))
+    (result,) = convert(graph, jaxpr, [x])
+    return graph.model([x], {"y": graph.laid_out(result)}, [])
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_give_what_they_give_in_jax(name):
+    model = graph_of(FUNCTIONS[name])
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    for count in (1, 5):
+        (found,) = session.run(None, {"x": X[:count]})
+        expected = np.asarray(FUNCTIONS[name](X[:count]))
+        assert found.dtype == expected.dtype
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda x: jnp.sort(x), "'sort'"),
+        (lambda x: jnp.cumsum(x, axis=1), "'cumsum'"),
+        (lambda x: lax.conv_transpose(x, KERNEL, (2, 2), "SAME"), "'conv_general_dilated'"),
+        (lambda x: x @ x.swapaxes(2, 3), "'dot_general'"),
+    ],
+)
+def test_what_has_no_word_is_named(function, message):
+    with pytest.raises(Unsupported, match=message):
+        graph_of(function)
