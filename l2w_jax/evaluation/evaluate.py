@@ -13,6 +13,7 @@ from l2w_jax.early_exit import exit_shares, find_thresholds, mul_adds_per_exit
 from l2w_jax.early_exit.budget import budgeted_curve_from_confidences
 from l2w_jax.early_exit.calibration import calibration_table
 from l2w_jax.early_exit.selection import shares_of
+from l2w_jax.evaluation.classes import shot_groups
 from l2w_jax.evaluation.exit_examples import read_examples
 from l2w_jax.evaluation.predictions import Predictions, predict_all
 from l2w_jax.evaluation.results import Evaluation, SampleWeights
@@ -61,8 +62,10 @@ def evaluate(config: ConfigDict, state: TrainState, source: Source, workdir: Pat
         calibration=calibration_table(test.confidences, test.correct),
     )
     if config.dataset.imbalance_factor and source.num_train:
-        shots = shots_table(test, source.train_class_counts)
-        evaluation = dataclasses.replace(evaluation, shots=shots)
+        counts = source.train_class_counts
+        evaluation = dataclasses.replace(
+            evaluation, shots=shots_table(test, counts), class_counts=counts.tolist()
+        )
     if {"train": source.num_train, "holdout": source.num_holdout}[thresholds_split]:
         held_out = predict_all(config, model, state.variables, source, thresholds_split)
         evaluation = dataclasses.replace(
@@ -112,8 +115,7 @@ def shots_table(
         One row for each exit: exit (from 1); many, medium and few, top-1 in percent on the classes
         with over 100, 20 to 100 and under 20 training images; None where there are none.
     """
-    counts = class_counts[predictions.labels]
-    groups = {"many": counts > 100, "medium": (counts >= 20) & (counts <= 100), "few": counts < 20}
+    groups = shot_groups(predictions.labels, class_counts)
     return [
         {"exit": k + 1}
         | {

@@ -63,6 +63,7 @@ class Evaluation:
         sample_weights: of some of the `held_out` images; None for plain training.
         examples: test images that leave at each exit, when about as many leave at each.
         splits: where the images of each split come from, as `Source.origins`.
+        class_counts: training images of each class of a long-tailed data set.
     """
 
     step: int
@@ -78,6 +79,7 @@ class Evaluation:
     sample_weights: SampleWeights | None = None
     examples: ExitExamples | None = None
     splits: dict[str, str] | None = None
+    class_counts: list[int] | None = None
 
     @property
     def mul_adds(self) -> list[float]:

@@ -98,6 +98,27 @@ def exit_shares(evaluation: Evaluation) -> Chart:
     return Chart("Where images leave the network", _mul_adds_axis(unit), share, bands, stacked=True)
 
 
+def class_shares(rows: Sequence[Mapping[str, Any]]) -> Chart:
+    """Share of each class's test images that leaves at each exit.
+
+    Args:
+        rows: of `classes.leaving_by_class`, at least two.
+    """
+    num_exits = sum(name.startswith("share_") for name in rows[0])
+    bands = [
+        Series(
+            f"exit {k}",
+            [(i, 100 * row[f"share_{k}"]) for i, row in enumerate(rows, start=1)],
+            k - 1,
+            names=[row["name"] for row in rows],
+        )
+        for k in range(1, num_exits + 1)
+    ]
+    place = Axis("class, from the one that leaves earliest", digits=".0f")
+    share = Axis("share of its test images", "%", ".1f")
+    return Chart("Which classes leave where", place, share, bands, stacked=True)
+
+
 def weight_panels(sampled: SampleWeights) -> list[Chart]:
     """The learned weight of each image over its loss, a chart for each exit, and its mean.
 

@@ -136,10 +136,46 @@ def _of_run(run: Run) -> dict[str, Any]:
         "held_out": evaluation.held_out is not None,
         "plain": run.config.weighting.kind == "none",
         "shares": figures.exit_shares(evaluation) if evaluation.curve else None,
+        "classes": _classes(evaluation),
         "examples": _examples(evaluation),
         "weights": None if sampled is None else figures.mean_weights(sampled),
         "latency": None if run.latency is None else _latency(run.latency),
     }
+
+
+def _classes(evaluation: Evaluation) -> dict[str, Any] | None:
+    """Chart and table of the classes; of many classes the table has those at both ends."""
+    if evaluation.held_out is None:
+        return None
+    rows = classes.leaving_by_class(evaluation)
+    shown = rows
+    if len(rows) > MOST_CLASSES:
+        shown = [*rows[: MOST_CLASSES // 2], *rows[-MOST_CLASSES // 2 :]]
+    return {
+        "chart": figures.class_shares(rows) if len(rows) > 1 else None,
+        "table": _leaving_table("class", shown),
+        "left_out": len(rows) - len(shown),
+        "shots": _leaving_table("classes", classes.leaving_by_shots(evaluation)),
+    }
+
+
+def _leaving_table(what: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    num_exits = sum(name.startswith("share_") for name in rows[0]) if rows else 0
+    exits = range(1, num_exits + 1)
+    header = [what, "images", "top-1 [%]", "at the last exit [%]", *(f"exit {k} [%]" for k in exits)]
+    return Table(
+        header,
+        [
+            [
+                row["name"],
+                f"{row['images']}",
+                f"{row['top1']:.1f}",
+                f"{row['top1_last']:.1f}",
+                *(f"{100 * row[f'share_{k}']:.0f}" for k in exits),
+            ]
+            for row in rows
+        ],
+    )
 
 
 def _examples(evaluation: Evaluation) -> list[list[list[dict[str, Any]]]]:
