@@ -3,7 +3,7 @@
 import base64
 import dataclasses
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from l2w_jax.config import default_config, differences
+from l2w_jax.evaluation import classes
 from l2w_jax.evaluation.exit_examples import ExitExamples
 from l2w_jax.evaluation.results import Evaluation
 from l2w_jax.report import figures
