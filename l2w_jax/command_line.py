@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,8 +25,13 @@ class ArgumentParser(argparse.ArgumentParser):
     An argument of `type=Path` has to be on this machine.
     """
 
-    def __init__(self, **settings: Any):
-        super().__init__(**settings)
+    def __init__(self, command: str, description: str, **settings: Any):
+        super().__init__(
+            prog=f"python -m l2w_jax.{command}",
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            **settings,
+        )
         self.register("type", Path, _local_path)
 
     def error(self, message: str) -> NoReturn:
@@ -88,13 +93,17 @@ def _ignore_closed_loop(unraisable: "sys.UnraisableHookArgs") -> None:
         sys.__unraisablehook__(unraisable)
 
 
-def run(main: Callable[[], None]) -> NoReturn:
-    """Runs a command; ends the process with its exit status, after the lines of a UserError."""
+def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
+    """Runs a command; ends the process with its exit status, after the lines of a UserError.
+
+    Args:
+        main: a function of the arguments, without the program's name.
+    """
     set_up_libraries()
     # A file's name need not be UTF-8; it is printed as it is on the disk.
     sys.stdout.reconfigure(errors="surrogateescape")
     try:
-        main()
+        main(sys.argv[1:])
     except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_status)

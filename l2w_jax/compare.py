@@ -15,11 +15,9 @@ holdout takes held-out images instead of test images: half of them set the thres
 other half is read, and the other way round.
 """
 
-import argparse
 import dataclasses
 import json
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -83,17 +81,10 @@ class Way:
 def main(argv: Sequence[str]) -> None:
     """Runs the command.
 
-    Args:
-        argv: arguments without the program's name.
-
     Raises:
         UserError: a folder is not that of an evaluated run, or the picture cannot be written.
     """
-    parser = command_line.ArgumentParser(
-        prog="python -m l2w_jax.compare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_line.ArgumentParser("compare", __doc__)
     parser.add_argument(
         "runs", type=Path, nargs="+", metavar="RUN", help="folder of a run, or a file of --save"
     )
@@ -293,4 +284,4 @@ def _mean_and_deviation(values: NDArray[np.float64]) -> str:
 
 
 if __name__ == "__main__":
-    command_line.run(lambda: main(sys.argv[1:]))
+    command_line.run(main)

@@ -41,9 +41,6 @@ TABLE_HEADER = f"{'class':<20} {'confidence':>10}  {'exit':>5}  {'saved':>6}  fi
 def main(argv: Sequence[str]) -> None:
     """Runs the command.
 
-    Args:
-        argv: arguments without the program's name.
-
     Raises:
         UserError: an argument is wrong, the run is not evaluated, or there is no file.
         Incomplete: a file is no image; the others were classified.
@@ -160,11 +157,7 @@ def table_row(answer: dict[str, Any], evaluation: results.Evaluation) -> str:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = command_line.ArgumentParser(
-        prog="python -m l2w_jax.predict",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_line.ArgumentParser("predict", __doc__)
     parser.add_argument("--workdir", type=Path, required=True, help="folder of an evaluated run")
     parser.add_argument("--thresholds", type=Path, help="a file that l2w_jax.thresholds wrote")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
@@ -173,4 +166,4 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    command_line.run(lambda: main(sys.argv[1:]))
+    command_line.run(main)

@@ -21,7 +21,6 @@ confidences mean how often it is right; the others set the thresholds. Writes RU
 import argparse
 import dataclasses
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,9 +60,6 @@ class Choice:
 
 def main(argv: Sequence[str]) -> None:
     """Runs the command.
-
-    Args:
-        argv: arguments without the program's name.
 
     Raises:
         UserError: an argument is wrong, the run was not evaluated, or nothing fulfils the wish.
@@ -137,7 +133,7 @@ def summary_lines(chosen: Mapping[str, Any]) -> list[str]:
             + ", ".join(f"{temperature:.2f}" for temperature in chosen["temperatures"])
         )
         lines.append(
-            "expected calibration error on test images: "
+            f"expected calibration error on test images, exits 1 to {len(chosen['calibration'])}: "
             + ", ".join(
                 f"{100 * row['ece_before']:.1f}% -> {100 * row['ece_after']:.1f}%"
                 for row in chosen["calibration"]
@@ -157,11 +153,7 @@ def summary_lines(chosen: Mapping[str, Any]) -> list[str]:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = command_line.ArgumentParser(
-        prog="python -m l2w_jax.thresholds",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_line.ArgumentParser("thresholds", __doc__)
     parser.add_argument("--workdir", type=Path, required=True, help="folder of an evaluated run")
     parser.add_argument(
         "--rule",
@@ -297,7 +289,7 @@ def _percentages(shares: Sequence[float]) -> str:
 
 
 def _readable(threshold: float, rule: str) -> str:
-    """The threshold as a probability."""
+    """The threshold, of log-odds as the probability that they are of."""
     if threshold >= NOBODY_LEAVES:
         return "nobody"
     if threshold <= EVERYBODY_LEAVES:
@@ -312,4 +304,4 @@ def _readable(threshold: float, rule: str) -> str:
 
 
 if __name__ == "__main__":
-    command_line.run(lambda: main(sys.argv[1:]))
+    command_line.run(main)

@@ -3,7 +3,6 @@
 python -m tests.read_images IMAGE ...
 """
 
-import sys
 from pathlib import Path
 
 from l2w_jax import command_line  # first, as in every command
@@ -21,4 +20,4 @@ def main(paths):
 
 
 if __name__ == "__main__":
-    command_line.run(lambda: main(sys.argv[1:]))
+    command_line.run(main)

@@ -5,6 +5,7 @@ import jax
 import numpy as np
 from flax import linen as nn
 
+from l2w_jax.early_exit import rules
 from l2w_jax.early_exit.budget import NOBODY_LEAVES
 from l2w_jax.models import (
     CollaborativeExits,
@@ -76,17 +77,28 @@ def lively_variables(model, images):
 
 
 def thresholds_between(predictor, images, share):
-    """Of each exit, half-way between two confidences of these images, so that rounding is none.
+    """`between` the confidences of these images."""
+    num_exits = len(predictor.thresholds)
+    confidences = []
+    for k in range(num_exits):
+        at_k = np.where(np.arange(num_exits) == k, 0, NOBODY_LEAVES)
+        confidences.append(predictor.with_thresholds(at_k)(images).confidences)
+    return between(np.array(confidences), share)
+
+
+def between(scores, share):
+    """Of each exit, half-way between two scores [K, N], so that rounding is none: float32 [K].
 
     About the share of the images stays; of the places thereabouts it is the widest.
     """
-    num_exits = len(predictor.thresholds)
-    thresholds = []
-    for k in range(num_exits):
-        at_k = np.where(np.arange(num_exits) == k, 0, NOBODY_LEAVES)
-        confidences = np.sort(predictor.with_thresholds(at_k)(images).confidences)
-        first = int(share * len(images))
-        near = confidences[first : first + 2 + len(images) // 50]
-        widest = np.argmax(np.diff(near))
-        thresholds.append(near[widest : widest + 2].mean())
-    return np.float32(thresholds)
+    first = int(share * scores.shape[1])
+    near = np.sort(scores, axis=1)[:, first : first + 2 + scores.shape[1] // 50]
+    widest = np.diff(near, axis=1).argmax(axis=1)
+    return np.float32([row[at : at + 2].mean() for row, at in zip(near, widest, strict=True)])
+
+
+def scores_of(rule, logits):
+    """By the rule of this name, from logits of all exits [K, N, C]: [K, N]."""
+    if rule == "patience":
+        return rules.patience_of_predictions(logits.argmax(axis=-1), rules.log_odds(logits))
+    return np.asarray(rules.RULES[rule](logits))

@@ -24,7 +24,7 @@ def test_quantities_are_read_as_people_write_them():
 
 
 def test_an_argument_that_is_a_path_is_one_of_this_machine():
-    parser = command_line.ArgumentParser(prog="program")
+    parser = command_line.ArgumentParser("program", "")
     parser.add_argument("--workdir", type=Path)
     parser.add_argument("images", type=Path, nargs="*")
     assert parser.parse_args(["--workdir=runs/a", "b"]).workdir == Path("runs/a")
@@ -56,7 +56,7 @@ def test_programs_are_kept_in_the_users_home(tmp_path, monkeypatch, capsys):
 
 
 def test_a_fault_is_a_line_on_standard_error_and_status_2(capsys):
-    def fail():
+    def fail(argv):
         raise UserError("a: wrong")
 
     with pytest.raises(SystemExit) as caught:
@@ -66,7 +66,9 @@ def test_a_fault_is_a_line_on_standard_error_and_status_2(capsys):
 
 
 def test_names_that_are_not_utf8_are_printed_as_they_are():
-    program = "from l2w_jax import command_line; command_line.run(lambda: print('gr\\udcfcn.jpg'))"
+    program = (
+        "from l2w_jax import command_line; command_line.run(lambda _: print('gr\\udcfcn.jpg'))"
+    )
     completed = subprocess.run(
         [sys.executable, "-c", program],
         env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"},

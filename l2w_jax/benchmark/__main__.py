@@ -26,8 +26,8 @@ decoding the same crops alone takes on the same cores.
 """
 
 import argparse
+import functools
 import json
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,7 +42,6 @@ def main(argv: Sequence[str], started: float) -> None:
     """Runs the command.
 
     Args:
-        argv: arguments without the program's name.
         started: `time.monotonic()` when the program began.
 
     Raises:
@@ -94,12 +93,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = command_line.ArgumentParser(
-        prog="python -m l2w_jax.benchmark",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_line.ArgumentParser("benchmark", __doc__, allow_abbrev=False)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--no-cache", action="store_true")
     parser.add_argument("--compare", type=Path)
@@ -112,4 +106,4 @@ def _parser() -> argparse.ArgumentParser:
 
 if __name__ == "__main__":
     _started = time.monotonic()
-    command_line.run(lambda: main(sys.argv[1:], _started))
+    command_line.run(functools.partial(main, started=_started))

@@ -84,7 +84,9 @@ def negative_entropy(logits: jax.Array) -> jax.Array:
     """
     logits = at_least_float32(logits)
     log_probs = jax.nn.log_softmax(logits)
-    of_others = jnp.where(_most_probable(logits), 0, jnp.exp(log_probs) * log_probs).sum(axis=-1)
+    # A class whose logit is minus infinity adds nothing.
+    is_left_out = _most_probable(logits) | (log_probs == -jnp.inf)
+    of_others = jnp.where(is_left_out, 0, jnp.exp(log_probs) * log_probs).sum(axis=-1)
     return of_others - confidence(logits) * jnp.log1p(jnp.exp(-log_odds(logits)))
 
 

@@ -18,7 +18,6 @@ run's held-out images. In 8 bits they are set anew, so that as many held-out ima
 
 import argparse
 import importlib
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,9 +52,6 @@ MOST_IMAGES = 10_000
 
 def main(argv: Sequence[str]) -> None:
     """Runs the command.
-
-    Args:
-        argv: arguments without the program's name.
 
     Raises:
         UserError: an argument is wrong, the run is not evaluated or has no good checkpoint, or the
@@ -265,11 +261,7 @@ def _exported(
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = command_line.ArgumentParser(
-        prog="python -m l2w_jax.interop.export",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_line.ArgumentParser("interop.export", __doc__)
     parser.add_argument("--workdir", type=Path, required=True, help="folder of an evaluated run")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     parser.add_argument("--format", choices=("stablehlo", "onnx"), default="stablehlo")
@@ -279,4 +271,4 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    command_line.run(lambda: main(sys.argv[1:]))
+    command_line.run(main)

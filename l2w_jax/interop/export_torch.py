@@ -6,9 +6,7 @@ The inverse of `l2w_jax.interop.import_torch`, bit for bit. The checkpoint with 
 accuracy is taken, as in an evaluation.
 """
 
-import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,9 +26,6 @@ from l2w_jax.training import TrainState
 def main(argv: Sequence[str]) -> None:
     """Runs the command.
 
-    Args:
-        argv: arguments without the program's name.
-
     Raises:
         UserError: an argument is wrong, the folder holds no run or no good checkpoint, or the file
             cannot be written.
@@ -40,11 +35,7 @@ def main(argv: Sequence[str]) -> None:
     from l2w_jax.run import checkpoints
     from l2w_jax.training import create_train_state
 
-    parser = command_line.ArgumentParser(
-        prog="python -m l2w_jax.interop.export_torch",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_line.ArgumentParser("interop.export_torch", __doc__)
     parser.add_argument("file", type=Path)
     parser.add_argument("--workdir", type=Path, required=True)
     arguments = parser.parse_args(argv)
@@ -77,4 +68,4 @@ def _with_extras(checkpoint: TorchCheckpoint, extras: dict) -> TorchCheckpoint:
 
 
 if __name__ == "__main__":
-    command_line.run(lambda: main(sys.argv[1:]))
+    command_line.run(main)

@@ -7,9 +7,7 @@ they hold. `python -m l2w_jax.main` with the same --config and --workdir, and --
 evaluates the result. `l2w_jax.interop.export_torch` is the inverse.
 """
 
-import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,9 +27,6 @@ EXTRAS_FILE = "torch_extras.json"
 
 def main(argv: Sequence[str]) -> None:
     """Runs the command.
-
-    Args:
-        argv: arguments without the program's name.
 
     Raises:
         UserError: an argument is wrong, or the file does not hold the configuration's network: a
@@ -105,12 +100,7 @@ def parse_file_argument(
     Raises:
         UserError: there is none.
     """
-    parser = command_line.ArgumentParser(
-        prog=f"python -m l2w_jax.interop.{command}",
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_line.ArgumentParser(f"interop.{command}", description, allow_abbrev=False)
     parser.add_argument("file", type=Path)
     # Named here too, so that their values are not taken for the file.
     parser.add_argument("--config")
@@ -122,4 +112,4 @@ def parse_file_argument(
 
 
 if __name__ == "__main__":
-    command_line.run(lambda: main(sys.argv[1:]))
+    command_line.run(main)

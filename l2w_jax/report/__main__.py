@@ -7,9 +7,7 @@ the first run's folder, where that run's figures are drawn too, as plots/*.png; 
 that file is written.
 """
 
-import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,11 +26,7 @@ def main(argv: Sequence[str]) -> None:
     Raises:
         UserError: a folder is not that of an evaluated run, or the page cannot be written.
     """
-    parser = command_line.ArgumentParser(
-        prog="python -m l2w_jax.report",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_line.ArgumentParser("report", __doc__)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run")
     parser.add_argument("--output", type=Path, help="default: report.html in the first folder")
     arguments = parser.parse_args(argv)
@@ -98,4 +92,4 @@ def _read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    command_line.run(lambda: main(sys.argv[1:]))
+    command_line.run(main)

@@ -131,7 +131,7 @@ def test_a_broken_image_in_a_record_is_replaced_and_named(tmp_path_factory, capl
     assert source.num_bad == 1
     (message,) = (r.getMessage() for r in caplog.records if r.name.startswith("l2w_jax"))
     assert "imagenet2012-train.tfrecord" in message
-    assert "Unknown image file format" in message
+    assert "is no image that can be decoded" in message
 
 
 def test_a_label_out_of_range_is_one_line(data_dir):

@@ -89,6 +89,12 @@ def test_no_score_is_beyond_the_two_special_thresholds(scale):
     assert first_exits(np.stack([scores, scores]), [NOBODY_LEAVES, 0]).tolist() == [1] * 3
 
 
+def test_a_class_that_is_ruled_out_changes_no_score():
+    for rule in (rules.log_odds, rules.confidence, rules.negative_entropy, rules.margin):
+        with_class = rule(np.float32([[1, 3, -np.inf]]))
+        np.testing.assert_allclose(with_class, rule(np.float32([[1, 3]])), rtol=1e-6)
+
+
 def test_answers_that_are_not_numbers_have_no_score():
     assert np.isnan(rules.log_odds(np.float32([[np.nan, 0], [np.nan, np.nan]]))).all()
 

@@ -12,12 +12,13 @@ import jax
 import numpy as np
 import pytest
 from conftest import TinyNetwork
-from small_networks import thresholds_between
+from small_networks import between, scores_of, thresholds_between
 from tiny_run import TinySource, make_config, train_and_evaluate
 
 from l2w_jax import data
 from l2w_jax.config import stored
-from l2w_jax.early_exit import EarlyExitPredictor
+from l2w_jax.early_exit import EarlyExitPredictor, rules
+from l2w_jax.early_exit.calibration import calibrated
 from l2w_jax.errors import UserError
 from l2w_jax.interop import export
 from l2w_jax.models import create_model, initial_variables
@@ -110,6 +111,19 @@ def test_a_network_with_a_carry_of_its_own_type_runs_from_plain_lists(tmp_path):
     decisions = predictor(images)
     assert len(set(decisions.exits)) > 1
     check_same(load(tmp_path)(images), decisions)
+
+
+def test_a_calibrated_network_is_left_when_exits_agree(tiny_network, tmp_path):
+    model, variables = calibrated(tiny_network[0], [0.5, 2, 3]), tiny_network[1]
+    scores = scores_of("patience", model.apply(variables, preprocess(IMAGES), train=False))
+    thresholds = between(scores, 0.6)
+    predictor = EarlyExitPredictor(model, variables, thresholds, preprocess, rule=rules.patience)
+    arguments = (thresholds, FORMAT, "abcd")
+    export.export_network(tmp_path, model, variables, *arguments, rule=rules.patience)
+    decisions = predictor(IMAGES)
+    assert set(decisions.exits) == {0, 1, 2}
+    check_same(load(tmp_path)(IMAGES), decisions)
+    assert json.loads((tmp_path / "network.json").read_text())["rule"] == "patience"
 
 
 def test_thresholds_may_be_infinite(tiny_network, tmp_path):

@@ -14,10 +14,11 @@ import onnx
 import pytest
 from flax import linen as nn
 from PIL import Image
-from small_networks import lively_variables, network, thresholds_between
+from small_networks import between, lively_variables, network, scores_of, thresholds_between
 
 from l2w_jax.data.resize import resize
 from l2w_jax.early_exit import EarlyExitPredictor, rules
+from l2w_jax.early_exit.calibration import calibrated
 from l2w_jax.errors import UserError
 from l2w_jax.interop import export_onnx
 from l2w_jax.interop.exported_folder import ImageFormat
@@ -105,6 +106,21 @@ def test_labels_and_exits_are_those_of_the_predictor(kind, tmp_path):
     variables = lively_variables(model, preprocess(images[:1]))
     decisions = exported(model, variables, images, tmp_path)(images)
     assert set(decisions.exits) == set(range(model.num_exits))
+    check_answers(tmp_path, decisions, images)
+
+
+@pytest.mark.parametrize("rule", rules.RULES)
+def test_a_calibrated_network_is_left_by_any_rule(rule, tiny_network, tmp_path):
+    model, variables = calibrated(tiny_network[0], [0.5, 2, 3]), tiny_network[1]
+    images = stored_images(256, 8)
+    scores = scores_of(rule, model.apply(variables, preprocess(images), train=False))
+    function, thresholds = rules.RULES[rule], between(scores, 0.6)
+    decisions = EarlyExitPredictor(
+        model, variables, thresholds, preprocess, [128, 256], rule=function
+    )(images)
+    assert set(decisions.exits) == {0, 1, 2}
+    arguments = (thresholds, image_format(8), CLASSES[:4], function)
+    export_onnx.export_network(tmp_path, model, variables, *arguments)
     check_answers(tmp_path, decisions, images)
 
 
