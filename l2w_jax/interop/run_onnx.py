@@ -22,9 +22,13 @@ class ExportedNetwork:
     """What the folder holds, ready to run; `threads` 0 lets the runtime choose."""
 
     def __init__(self, folder=Path(__file__).parent, threads=0):
-        self.description = json.loads(contents(folder / "network.json"))
+        about = folder / "network.json"
+        try:
+            self.description = json.loads(contents(about))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{about}: damaged: {error}") from error
         if self.description.get("format") != FORMAT:
-            raise ValueError(f"{folder / 'network.json'}: is not of format {FORMAT}; export again")
+            raise ValueError(f"{about}: is not of format {FORMAT}; export again")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         stages = []
@@ -68,7 +72,10 @@ class ExportedNetwork:
 
 
 def read_image(path, size, centre_share):
-    """The centre of an image file, upright and over white, uint8 [size, size, 3]."""
+    """The centre of an image file, upright and over white, uint8 [size, size, 3].
+
+    As training saw it, but for rounding: 1 of 255 levels, and up to 5 in a JPEG, by its decoder.
+    """
     with Image.open(path) as image:
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):

@@ -230,6 +230,7 @@ def test_files_that_are_turned_transparent_or_of_16_bits_are_seen_as_people_see_
         ("damaged", "stage_2.onnx: damaged, or of another export"),
         ("missing", "stage_2.onnx: No such file or directory; the folder needs it"),
         ("format", "network.json: is not of format 1; export again"),
+        ("cut", "network.json: damaged: Unterminated string starting at: line 1 column 2 (char 1)"),
     ],
 )
 def test_faults_are_told_in_one_line(folder, fault, message, tmp_path):
@@ -241,6 +242,8 @@ def test_faults_are_told_in_one_line(folder, fault, message, tmp_path):
         stage.write_bytes(content)
     elif fault == "missing":
         stage.unlink()
+    elif fault == "cut":
+        about.write_text('{"for')
     else:
         about.write_text(json.dumps(json.loads(about.read_text()) | {"format": 2}))
     done = subprocess.run(
