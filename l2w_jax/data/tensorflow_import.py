@@ -23,8 +23,10 @@ for _kind in ("GPU", "TPU"):
     tf.config.set_visible_devices([], _kind)
 
 # It would start as many threads as the machine has cores, whatever a container may use of them.
-tf.config.threading.set_inter_op_parallelism_threads(available_cores())
-tf.config.threading.set_intra_op_parallelism_threads(available_cores())
+# Where it computed before this, as when a log was written by this process, it has started them.
+with contextlib.suppress(RuntimeError):
+    tf.config.threading.set_inter_op_parallelism_threads(available_cores())
+    tf.config.threading.set_intra_op_parallelism_threads(available_cores())
 
 # Numbers of options in glibc's malloc.h.
 _M_TOP_PAD = -2

@@ -113,9 +113,26 @@ def calibration_error(
     Returns:
         0 to 1.
     """
-    bins = np.clip(np.ceil(confidences * num_bins).astype(int) - 1, 0, num_bins - 1)
+    bins = _equal_bins(confidences, num_bins)
     gaps = np.bincount(bins, weights=correct - np.float64(confidences), minlength=num_bins)
     return float(np.abs(gaps).sum() / len(confidences))
+
+
+def reliability(
+    confidences: NDArray[np.floating], correct: NDArray[np.bool_], num_bins: int = 15
+) -> list[tuple[float, float]]:
+    """Mean confidence and accuracy, 0 to 1, of the samples in each bin of `calibration_error`.
+
+    Bins without samples are left out.
+    """
+    bins = _equal_bins(confidences, num_bins)
+    filled = [bins == i for i in range(num_bins) if (bins == i).any()]
+    return [(float(confidences[b].mean()), float(correct[b].mean())) for b in filled]
+
+
+def _equal_bins(confidences: NDArray[np.floating], num_bins: int) -> NDArray[np.integer]:
+    """The bin of equal width that each confidence lies in, its upper edge included."""
+    return np.clip(np.ceil(confidences * num_bins).astype(int) - 1, 0, num_bins - 1)
 
 
 def adaptive_calibration_error(

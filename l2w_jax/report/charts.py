@@ -148,10 +148,12 @@ class Chart:
         return "\n".join([name, self.x.told(x), self.y.told(y)])
 
     def told_at(self, index: int) -> str:
-        """All bands at one x in words, from the highest down as they are seen."""
+        """All bands at one x, or at one name, in words, from the highest down as they are seen."""
         x, _ = self.series[0].points[index]
         shares = [
             f"{band.label}: {band.points[index][1]:{self.y.digits}}{self.y.unit}"
             for band in self.series
         ]
-        return "\n".join([self.x.told(x), *reversed(shares)])
+        names = self.series[0].names
+        place = names[index] if names else self.x.told(x)
+        return "\n".join([place, *reversed(shares)])

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from l2w_jax.early_exit import calibration
 from l2w_jax.evaluation.results import Evaluation, SampleWeights
 from l2w_jax.report.charts import Axis, Chart, Rule, Series
 
@@ -96,6 +97,28 @@ def exit_shares(evaluation: Evaluation) -> Chart:
     ]
     share = Axis("share of test images", "%", ".1f")
     return Chart("Where images leave the network", _mul_adds_axis(unit), share, bands, stacked=True)
+
+
+def reliability(evaluation: Evaluation) -> Chart:
+    """Accuracy of each exit on test images of like confidence (Guo et al., ICML 2017)."""
+    test = evaluation.test
+    series = [
+        Series(
+            f"exit {k + 1}",
+            [(100 * x, 100 * y) for x, y in calibration.reliability(confidences, correct)],
+            k,
+            marked=True,
+        )
+        for k, (confidences, correct) in enumerate(zip(test.confidences, test.correct, strict=True))
+    ]
+    calibrated = Series("as sure as right", [(0.0, 0.0), (100.0, 100.0)], len(series), dashed=True)
+    percent = {"unit": "%", "digits": ".1f", "highest": 100.0}
+    return Chart(
+        "Accuracy over confidence",
+        Axis("confidence", **percent),
+        Axis("accuracy", **percent),
+        [*series, calibrated],
+    )
 
 
 def class_shares(rows: Sequence[Mapping[str, Any]]) -> Chart:

@@ -20,6 +20,9 @@ from l2w_jax.report import figures
 from l2w_jax.report.svg import style_of, svg
 from l2w_jax.report.templating import render
 
+# So many classes stand in a table: of more, those at both ends.
+MOST_CLASSES = 30
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -137,6 +140,8 @@ def _of_run(run: Run) -> dict[str, Any]:
         "held_out": evaluation.held_out is not None,
         "plain": run.config.weighting.kind == "none",
         "shares": figures.exit_shares(evaluation) if evaluation.curve else None,
+        "reliability": figures.reliability(evaluation),
+        "calibration": evaluation.calibration,
         "classes": _classes(evaluation),
         "examples": _examples(evaluation),
         "weights": None if sampled is None else figures.mean_weights(sampled),
@@ -163,7 +168,13 @@ def _classes(evaluation: Evaluation) -> dict[str, Any] | None:
 def _leaving_table(what: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     num_exits = sum(name.startswith("share_") for name in rows[0]) if rows else 0
     exits = range(1, num_exits + 1)
-    header = [what, "images", "top-1 [%]", "at the last exit [%]", *(f"exit {k} [%]" for k in exits)]
+    header = [
+        what,
+        "images",
+        "top-1 [%]",
+        "at the last exit [%]",
+        *(f"exit {k} [%]" for k in exits),
+    ]
     return Table(
         header,
         [

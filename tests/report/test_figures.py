@@ -114,3 +114,13 @@ def test_training_shows_what_was_logged_and_nothing_where_nothing_was():
     (series,) = chart.series
     assert (series.label, series.points) == ("a", [(20, 0.8), (40, 0.3)])
     assert figures.training({"b": []}) == []
+
+
+def test_reliability_is_the_accuracy_of_images_of_like_confidence():
+    confidences = np.array([[0.61, 0.65, 0.91, 0.93], [0.5, 0.5, 0.5, 0.5]])
+    correct = np.array([[True, False, True, True], [False] * 4])
+    chart = figures.reliability(made_evaluation(test=made_predictions(confidences, correct)))
+    first, second, ideal = chart.series
+    np.testing.assert_allclose(first.points, [(63, 50), (92, 100)], rtol=1e-6)
+    np.testing.assert_allclose(second.points, [(50, 0)])
+    assert ideal.points == [(0, 0), (100, 100)]

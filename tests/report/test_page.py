@@ -4,11 +4,13 @@ import dataclasses
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
-from written_runs import made_evaluation, write_config, write_run
+from written_runs import made_evaluation, random_predictions, write_config, write_run
 
 from l2w_jax.early_exit.selection import cheapest_without_loss
 from l2w_jax.errors import UserError
+from l2w_jax.evaluation.classes import leaving_by_class
 from l2w_jax.evaluation.results import Evaluation
 from l2w_jax.files import write_json
 from l2w_jax.report import __main__ as report
@@ -221,3 +223,19 @@ def test_the_page_says_where_the_images_come_from(tmp_path):
     assert (
         "run: train: train/ (38,000 images); holdout: cut from train/; test: &lt;val&gt;/." in page
     )
+
+
+def test_of_many_classes_those_at_both_ends_are_told(tmp_path):
+    rng = np.random.default_rng(0)
+    names = [f"class {c}" for c in range(40)]
+    test = random_predictions(rng, 400)
+    test = dataclasses.replace(test, labels=np.arange(400, dtype=np.int32) % 40)
+    write_config(tmp_path / "run")
+    made_evaluation(class_names=names, test=test).save(tmp_path / "run")
+    page = report.write_report([tmp_path / "run"]).read_text()
+    order = [row["name"] for row in leaving_by_class(Evaluation.load(tmp_path / "run"))]
+    told = [name for name in order if f"<td>{name}</td>" in page]
+    assert told == order[:15] + order[-15:]
+    assert "10 classes between the earliest and the latest are left out" in page
+    # Pointed at, the chart tells each of them.
+    assert all(f"<title>{name}\n" in page for name in order)
