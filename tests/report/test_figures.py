@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from written_runs import made_evaluation
+from written_runs import made_evaluation, made_predictions
 
 from l2w_jax.evaluation.results import SampleWeights
 from l2w_jax.report import figures

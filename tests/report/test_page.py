@@ -163,7 +163,7 @@ def test_an_evaluation_without_images_for_thresholds_is_shown(two_runs):
     page = read(two_runs)
     assert ["learned", "3", "73.25", "4.50", "360", "none", "40"] in page.rows
     text = (folder / "report.html").read_text()
-    assert text.count("Evaluated without held-out images") == 3
+    assert text.count("Evaluated without held-out images") == 4
     assert [path.name for path in (folder / "plots").iterdir()] == ["accuracy.png"]
 
 
