@@ -1,8 +1,10 @@
-"""Convolutions whose derivatives are laid out as XLA:CPU wants them.
+"""Convolutions whose derivatives are laid out as the compiler of each platform wants them.
 
 XLA:CPU hands a convolution to a fast routine where its images are [N, H, W, C] and its kernel is
 [h, w, C, D]. JAX's derivatives have other layouts, which XLA mends in the outermost function only:
-inside a condition or a loop they take many times as long.
+inside a condition or a loop they take many times as long. On a TPU and elsewhere it is JAX's
+derivatives that compile to the least traffic. What is traced is the same for all; the platform
+that it is lowered for, which need not be the one that traces, decides.
 
 A convolution y = x * k is bilinear, and so are both of its derivatives: they are the three faces of
 the trilinear form T(x, k, g) = <x * k, g>. Each face is an operation here that knows the other two
@@ -73,13 +75,7 @@ def convolve_in_layout(x: jax.Array, kernel: jax.Array, stride: int, padding: in
 def _output_of(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
     if _is_smaller(geometry.image_size, geometry.kernel_size):
         return jnp.dot(_windows(x, geometry), kernel.reshape(-1, kernel.shape[-1]))
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides=(geometry.stride,) * 2,
-        padding=[(geometry.padding,) * 2] * 2,
-        dimension_numbers=_LAYOUT,
-    )
+    return _output_by_lax(x, kernel, geometry)
 
 
 def _image_cotangent_of(kernel: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
@@ -113,6 +109,26 @@ def _kernel_cotangent_of(x: jax.Array, g: jax.Array, geometry: Geometry) -> jax.
     return gradient.transpose(1, 2, 0, 3)
 
 
+def _output_by_lax(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(geometry.stride,) * 2,
+        padding=[(geometry.padding,) * 2] * 2,
+        dimension_numbers=_LAYOUT,
+    )
+
+
+def _image_cotangent_by_lax(kernel: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
+    x = jax.ShapeDtypeStruct((len(g), *geometry.image_size, kernel.shape[2]), g.dtype)
+    return jax.linear_transpose(lambda x: _output_by_lax(x, kernel, geometry), x)(g)[0]
+
+
+def _kernel_cotangent_by_lax(x: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
+    kernel = jax.ShapeDtypeStruct((*geometry.kernel_size, x.shape[-1], g.shape[-1]), g.dtype)
+    return jax.linear_transpose(lambda kernel: _output_by_lax(x, kernel, geometry), kernel)(g)[0]
+
+
 def _is_smaller(size: tuple[int, int], window: tuple[int, int]) -> bool:
     """Whether XLA:CPU would leave a convolution of this size to its slow routine.
 
@@ -132,8 +148,16 @@ def _windows(x: jax.Array, geometry: Geometry) -> jax.Array:
     return jnp.concatenate(seen, axis=-1)
 
 
-def _operation(name: str, implementation: Callable[..., jax.Array]) -> Primitive:
-    """A function of two arrays and a `Geometry` as an operation, yet without derivatives."""
+def _operation(
+    name: str, implementation: Callable[..., jax.Array], by_lax: Callable[..., jax.Array]
+) -> Primitive:
+    """A function of two arrays and a `Geometry` as an operation, yet without derivatives.
+
+    Args:
+        name: of the operation.
+        implementation: the function as a CPU should compute it.
+        by_lax: the same function as others should.
+    """
 
     def types(*operands: Any, **geometry: Any) -> Any:
         shapes = [jax.ShapeDtypeStruct(operand.shape, operand.dtype) for operand in operands]
@@ -147,14 +171,21 @@ def _operation(name: str, implementation: Callable[..., jax.Array]) -> Primitive
     operation = Primitive(name)
     operation.def_impl(implementation)
     operation.def_abstract_eval(types)
-    mlir.register_lowering(operation, mlir.lower_fun(implementation, multiple_results=False))
+    mlir.register_lowering(operation, mlir.lower_fun(by_lax, multiple_results=False))
+    mlir.register_lowering(
+        operation, mlir.lower_fun(implementation, multiple_results=False), platform="cpu"
+    )
     batching.primitive_batchers[operation] = over_batch
     return operation
 
 
-_output = _operation(CONVOLUTION_NAME, _output_of)
-_image_cotangent = _operation("convolution_image_cotangent", _image_cotangent_of)
-_kernel_cotangent = _operation("convolution_kernel_cotangent", _kernel_cotangent_of)
+_output = _operation(CONVOLUTION_NAME, _output_of, _output_by_lax)
+_image_cotangent = _operation(
+    "convolution_image_cotangent", _image_cotangent_of, _image_cotangent_by_lax
+)
+_kernel_cotangent = _operation(
+    "convolution_kernel_cotangent", _kernel_cotangent_of, _kernel_cotangent_by_lax
+)
 
 # Of each face the maps transposed in its first and in its second operand. The cotangent of a face
 # takes the place of that of the three which the face leaves out.

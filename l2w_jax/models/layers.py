@@ -203,16 +203,7 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     if size == 1:
         x = x[:, ::stride, ::stride]
         return jnp.dot(x.reshape(-1, x.shape[-1]), kernel[0, 0]).reshape(*x.shape[:-1], -1)
-    padding = (size - 1) // 2
-    if jax.default_backend() == "cpu":
-        return convolve_in_layout(x, kernel, stride, padding)
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride, stride),
-        [(padding, padding)] * 2,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+    return convolve_in_layout(x, kernel, stride, padding=(size - 1) // 2)
 
 
 class Convolution(nn.Module):

@@ -1,7 +1,7 @@
 """One training iteration (Han et al., ECCV 2022, section 3), as a pure function of one device."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import jax
@@ -212,17 +212,24 @@ def make_train_step(
     return TrainStep(half_step, num_updates=2)
 
 
-def pmap_train_step(step: TrainStep) -> CompiledTrainStep:
+def pmap_train_step(
+    step: TrainStep, devices: Sequence[jax.Device] | None = None
+) -> CompiledTrainStep:
     """`step` over all devices of all processes, on batches [local devices, n, ...].
 
     The state has no device axis: it is the same on every device, and donated. `step` must have
     been made with `axis_name=DEVICE_AXIS`.
+
+    Args:
+        step: of one device.
+        devices: others than those of this run, to compile for.
     """
     over_devices = jax.pmap(
         step.update,
         axis_name=DEVICE_AXIS,
         in_axes=(None, 0, None),
         out_axes=None,
+        devices=devices,
         donate_argnums=0,
     )
     return CompiledTrainStep(over_devices, step.num_updates)
