@@ -66,10 +66,14 @@ def num_kernels(compiled_text: str) -> int:
     )
 
 
-def num_copies(compiled_text: str) -> int:
-    """Instructions that only move an array, into another layout or another memory."""
+def num_copies(compiled_text: str) -> dict[str, int]:
+    """Instructions that only move an array: {"copies": ..., "prefetches": ...}.
+
+    Copies are made to change a layout or to keep what is overwritten; prefetches, copies that are
+    waited for later, to have an array in a faster memory.
+    """
     counts = Counter(instruction.operation for instruction in instructions(compiled_text))
-    return counts["copy"] + counts["copy-start"]
+    return {"copies": counts["copy"], "prefetches": counts["copy-start"]}
 
 
 def collectives(compiled_text: str) -> dict[str, dict[str, int]]:
@@ -77,10 +81,14 @@ def collectives(compiled_text: str) -> dict[str, dict[str, int]]:
     found: dict[str, dict[str, int]] = {}
     for operation, result in instructions(compiled_text):
         kind = operation.removesuffix("-start")
-        if kind in _COLLECTIVES:
-            total = found.setdefault(kind, {"count": 0, "bytes": 0})
-            total["count"] += 1
-            total["bytes"] += num_bytes(result)
+        if kind not in _COLLECTIVES:
+            continue
+        if kind != operation and kind != "all-reduce":
+            # The first half of an asynchronous pair gives its operand too, before its result.
+            result = result.rpartition("}, ")[2]
+        total = found.setdefault(kind, {"count": 0, "bytes": 0})
+        total["count"] += 1
+        total["bytes"] += num_bytes(result)
     return dict(sorted(found.items()))
 
 

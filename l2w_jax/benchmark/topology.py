@@ -97,7 +97,7 @@ def measure_compiled(
     Returns:
         fits, seconds_tracing and seconds_compiling; where it fits also, of one chip: gigaflops,
         gigabytes_moved (some of them within the chip: an upper bound of its memory's traffic),
-        argument_gigabytes, temporary_gigabytes, kernels, copies, collectives by kind,
+        argument_gigabytes, temporary_gigabytes, kernels, copies, prefetches, collectives by kind,
         milliseconds_of_arithmetic and milliseconds_of_memory, below which no update can stay; else
         needed_gigabytes.
     """
@@ -129,7 +129,7 @@ def measure_compiled(
         "argument_gigabytes": memory.argument_size_in_bytes / 1e9,
         "temporary_gigabytes": memory.temp_size_in_bytes / 1e9,
         "kernels": num_kernels(text),
-        "copies": num_copies(text),
+        **num_copies(text),
         "collectives": collectives(text),
         "milliseconds_of_arithmetic": 1e3 * cost["flops"] / chip.flops,
         "milliseconds_of_memory": 1e3 * cost["bytes accessed"] / chip.bandwidth,

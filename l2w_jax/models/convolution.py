@@ -73,6 +73,8 @@ def convolve_in_layout(x: jax.Array, kernel: jax.Array, stride: int, padding: in
 
 
 def _output_of(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
+    if _is_product(geometry):
+        return jnp.dot(_rows(x), kernel[0, 0]).reshape(*x.shape[:-1], -1)
     if _is_smaller(geometry.image_size, geometry.kernel_size):
         return jnp.dot(_windows(x, geometry), kernel.reshape(-1, kernel.shape[-1]))
     return _output_by_lax(x, kernel, geometry)
@@ -80,6 +82,8 @@ def _output_of(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array
 
 def _image_cotangent_of(kernel: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
     """g, its pixels `stride` apart, convolved with the kernel turned by 180°."""
+    if _is_product(geometry):
+        return _product(_rows(g), kernel[0, 0], 1).reshape(*g.shape[:-1], -1)
     if _is_smaller(geometry.output_size, geometry.kernel_size):
         x = jax.ShapeDtypeStruct((len(g), *geometry.image_size, kernel.shape[2]), g.dtype)
         to_image = jax.linear_transpose(functools.partial(_windows, geometry=geometry), x)
@@ -97,6 +101,8 @@ def _image_cotangent_of(kernel: jax.Array, g: jax.Array, geometry: Geometry) -> 
 
 def _kernel_cotangent_of(x: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
     """x convolved with g, its pixels `stride` apart: the batch is summed over as channels are."""
+    if _is_product(geometry):
+        return _product(_rows(g), _rows(x), 0).T[None, None]
     padding = geometry.padding
     gradient = lax.conv_general_dilated(
         x.transpose(3, 1, 2, 0),
@@ -107,6 +113,26 @@ def _kernel_cotangent_of(x: jax.Array, g: jax.Array, geometry: Geometry) -> jax.
         dimension_numbers=_LAYOUT,
     )
     return gradient.transpose(1, 2, 0, 3)
+
+
+def _is_product(geometry: Geometry) -> bool:
+    """Whether the convolution is a matrix product of the channels of every pixel.
+
+    XLA:CPU takes up to six times as long for the gradient of a 1x1 convolution as for that of the
+    product; and for a product of matrices less time and memory than for one with [N, H, W, C],
+    which it would transpose and keep.
+    """
+    return geometry.kernel_size == (1, 1) and geometry.stride == 1 and geometry.padding == 0
+
+
+def _rows(x: jax.Array) -> jax.Array:
+    """[N, H, W, C] -> [N·H·W, C]."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def _product(a: jax.Array, b: jax.Array, axis: int) -> jax.Array:
+    """The product of two matrices that sums over the same axis of both."""
+    return lax.dot_general(a, b, (((axis,), (axis,)), ((), ())))
 
 
 def _output_by_lax(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
