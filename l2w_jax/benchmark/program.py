@@ -77,18 +77,25 @@ def num_copies(compiled_text: str) -> dict[str, int]:
 
 
 def collectives(compiled_text: str) -> dict[str, dict[str, int]]:
-    """Exchanges between devices: {kind: {"count": ..., "bytes": of their results}}."""
+    """Exchanges between devices: {kind: {"count": ..., "bytes": of their results}}.
+
+    A TPU's compiler may spread an exchange over many fusions, in each of which it appears, a link
+    of one chain. A chain counts once, and so does what a loop holds.
+    """
     found: dict[str, dict[str, int]] = {}
-    for operation, result in instructions(compiled_text):
-        kind = operation.removesuffix("-start")
-        if kind not in _COLLECTIVES:
-            continue
-        if kind != operation and kind != "all-reduce":
-            # The first half of an asynchronous pair gives its operand too, before its result.
-            result = result.rpartition("}, ")[2]
-        total = found.setdefault(kind, {"count": 0, "bytes": 0})
-        total["count"] += 1
-        total["bytes"] += num_bytes(result)
+    seen = set()
+    for match in re.finditer(
+        rf"^ +(?:ROOT )?(?P<name>\S+) = (?P<result>\(.*?\)|\S+) (?P<kind>{'|'.join(_COLLECTIVES)})"
+        r'\((?:.*chain_id="(?P<chain>\d+)")?',
+        compiled_text,
+        re.MULTILINE,
+    ):
+        kind, exchange = match["kind"], match["chain"] or match["name"]
+        if (kind, exchange) not in seen:
+            seen.add((kind, exchange))
+            total = found.setdefault(kind, {"count": 0, "bytes": 0})
+            total["count"] += 1
+            total["bytes"] += num_bytes(match["result"])
     return dict(sorted(found.items()))
 
 

@@ -67,12 +67,13 @@ def test_collectives_count_with_the_bytes_of_all_their_results_also_in_loops():
     }
 
 
-def test_of_an_asynchronous_exchange_the_result_counts_once():
+def test_an_exchange_that_is_spread_over_fusions_counts_once():
     text = TPU_PROGRAM.replace(
-        "= f32[4]{0:T(128)} all-reduce(%p0)",
-        "= (f32[1]{0:T(128)}, f32[4]{0:T(128)}) all-gather-start(%p0)",
-    ).replace("  %while.1", "  %done = f32[4]{0:T(128)} all-gather-done(%all-reduce.2)\n  %while.1")
-    assert program.collectives(text)["all-gather"] == {"count": 2, "bytes": 32 * 4 + 4 * 4}
+        "  ROOT %copy.9",
+        '  %all-gather.7 = f32[32]{0:T(128)} all-gather(%param_0), attributes={chain_id="0"}\n'
+        "  ROOT %copy.9",
+    ).replace("all-gather(%gte), ", 'all-gather(%gte), attributes={chain_id="0"}, ')
+    assert program.collectives(text)["all-gather"] == {"count": 1, "bytes": 32 * 4}
 
 
 def test_relayouts_and_prefetches_count_apart_and_not_inside_a_fusion():
