@@ -25,21 +25,19 @@ class Chip(NamedTuple):
     Attributes:
         flops: bfloat16 operations a second, in which it multiplies float32 by default too.
         bandwidth: bytes a second between the chip and its memory.
-        memory: bytes.
     """
 
     flops: float
     bandwidth: float
-    memory: float
 
 
 # https://cloud.google.com/tpu/docs/v5e, and the same address for the others: "Key chip
 # specifications".
 CHIPS = {
-    "v4": Chip(275e12, 1228e9, 32e9),
-    "v5e": Chip(197e12, 819e9, 16e9),
-    "v5p": Chip(459e12, 2765e9, 95e9),
-    "v6e": Chip(918e12, 1640e9, 32e9),
+    "v4": Chip(275e12, 1228e9),
+    "v5e": Chip(197e12, 819e9),
+    "v5p": Chip(459e12, 2765e9),
+    "v6e": Chip(918e12, 1640e9),
 }
 
 _PER_IMAGE = ("gigaflops", "gigabytes_moved")
@@ -108,9 +106,10 @@ def measure_compiled(
     lowered = step.update.lower(state, batch, np.int32(0))
     traced = time.monotonic()
     try:
+        # The compiler refuses what does not fit the chip, arguments included.
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        needed = re.search(r"Ran out of memory in memory space hbm. Used (\S+)G of", str(error))
+        needed = re.search(r"Ran out of memory in memory space hbm\. Used (\S+)G of", str(error))
         if needed is None:
             raise
         return {
@@ -121,9 +120,8 @@ def measure_compiled(
         }
     compiled_at = time.monotonic()
     cost, memory, text = compiled.cost_analysis(), compiled.memory_analysis(), compiled.as_text()
-    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     return {
-        "fits": held + memory.temp_size_in_bytes <= chip.memory,
+        "fits": True,
         "gigaflops": cost["flops"] / 1e9,
         "gigabytes_moved": cost["bytes accessed"] / 1e9,
         "argument_gigabytes": memory.argument_size_in_bytes / 1e9,
