@@ -77,9 +77,11 @@ def main(argv: Sequence[str], started: float) -> None:
         raise UserError("--against: is not allowed without --topology")
     config = flags.parse(["benchmark", *config_arguments]).config
     if arguments.topology:
-        from l2w_jax.benchmark.topology import measure_on
+        from l2w_jax.benchmark.topology import find_slice, measure_on
 
-        report = measure_on(config, arguments.topology, arguments.against == "plain")
+        chips = find_slice(arguments.topology)
+        validate(config, len(chips.devices))
+        report = measure_on(config, chips, arguments.against == "plain")
         print(json.dumps(report, indent=2))
         return
     old = _read(arguments.compare) if arguments.compare else None

@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 
 from l2w_jax.benchmark.program import collectives, num_copies, num_kernels
 from l2w_jax.benchmark.update import TOTAL_STEPS, plain_training
-from l2w_jax.config import validate
 from l2w_jax.errors import UserError
 from l2w_jax.run.devices import step_on_stored
 from l2w_jax.training import create_train_state, pmap_train_step
@@ -44,33 +43,42 @@ _PER_IMAGE = ("gigaflops", "gigabytes_moved")
 _AS_A_WHOLE = ("temporary_gigabytes", "kernels", "copies", "seconds_tracing", "seconds_compiling")
 
 
-def measure_on(config: ConfigDict, topology_name: str, against_plain: bool) -> dict[str, Any]:
+class Slice(NamedTuple):
+    """Chips that work together.
+
+    Attributes:
+        name: kind and arrangement, such as "v5e:2x2".
+        chip: what each is.
+        devices: the chips, to compile for.
+    """
+
+    name: str
+    chip: Chip
+    devices: list[jax.Device]
+
+
+def measure_on(config: ConfigDict, chips: Slice, against_plain: bool) -> dict[str, Any]:
     """The report on an update of the configuration's step, compiled for a slice.
 
     Args:
-        config: a run's configuration, checked.
-        topology_name: kind and arrangement of the chips, such as "v5e:2x2".
+        config: a run's configuration, checked for as many devices.
+        chips: what to compile for.
         against_plain: whether to compile plain training on as many images beside it.
-
-    Raises:
-        UserError: there is no such slice, no compiler for it, or the configuration is wrong.
     """
-    chip, devices = _slice(topology_name)
-    validate(config, len(devices))
     # What it takes to compile is part of the answer.
     jax.config.update("jax_enable_compilation_cache", False)
     halved = config.weighting.kind != "none"
     batch_size = config.dataset.batch_size
     report = {
-        "topology": topology_name,
-        "chips": len(devices),
+        "topology": chips.name,
+        "chips": len(chips.devices),
         "jax": jax.__version__,
         "images_per_update": batch_size // 2 if halved else batch_size,
-        "step": measure_compiled(config, batch_size, chip, devices),
+        "step": measure_compiled(config, batch_size, chips),
     }
     if not (against_plain and halved):
         return report
-    plain = measure_compiled(plain_training(config), batch_size // 2, chip, devices)
+    plain = measure_compiled(plain_training(config), batch_size // 2, chips)
     report["plain"] = plain
     # Both train on as many images, so that these are the ratios per image as well.
     report["ratio"] = {
@@ -81,16 +89,13 @@ def measure_on(config: ConfigDict, topology_name: str, against_plain: bool) -> d
     return report
 
 
-def measure_compiled(
-    config: ConfigDict, batch_size: int, chip: Chip, devices: list[jax.Device]
-) -> dict[str, Any]:
+def measure_compiled(config: ConfigDict, batch_size: int, chips: Slice) -> dict[str, Any]:
     """What one update costs each chip, by its compiled program.
 
     Args:
         config: a run's configuration.
         batch_size: images of an iteration, over all chips.
-        chip: what each is.
-        devices: the chips.
+        chips: what to compile for.
 
     Returns:
         fits, seconds_tracing and seconds_compiling; where it fits also, of one chip: gigaflops,
@@ -99,9 +104,10 @@ def measure_compiled(
         milliseconds_of_arithmetic and milliseconds_of_memory, below which no update can stay; else
         needed_gigabytes.
     """
-    step = pmap_train_step(step_on_stored(config, TOTAL_STEPS, len(devices)), devices)
+    num_devices = len(chips.devices)
+    step = pmap_train_step(step_on_stored(config, TOTAL_STEPS, num_devices), chips.devices)
     state = create_train_state(config, jax.random.key(config.seed))
-    batch = _shapes_of_batch(config, len(devices), batch_size)
+    batch = _shapes_of_batch(config, num_devices, batch_size)
     start = time.monotonic()
     lowered = step.update.lower(state, batch, np.int32(0))
     traced = time.monotonic()
@@ -109,7 +115,7 @@ def measure_compiled(
         # The compiler refuses what does not fit the chip, arguments included.
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        needed = re.search(r"Ran out of memory in memory space hbm\. Used (\S+)G of", str(error))
+        needed = re.search(r"Ran out of memory.*?([\d.]+)G", str(error))
         if needed is None:
             raise
         return {
@@ -129,33 +135,39 @@ def measure_compiled(
         "kernels": num_kernels(text),
         **num_copies(text),
         "collectives": collectives(text),
-        "milliseconds_of_arithmetic": 1e3 * cost["flops"] / chip.flops,
-        "milliseconds_of_memory": 1e3 * cost["bytes accessed"] / chip.bandwidth,
+        "milliseconds_of_arithmetic": 1e3 * cost["flops"] / chips.chip.flops,
+        "milliseconds_of_memory": 1e3 * cost["bytes accessed"] / chips.chip.bandwidth,
         "seconds_tracing": traced - start,
         "seconds_compiling": compiled_at - traced,
     }
 
 
-def _slice(topology_name: str) -> tuple[Chip, list[jax.Device]]:
-    """The chips of a slice, to compile for."""
-    kind = topology_name.partition(":")[0]
+def find_slice(name: str) -> Slice:
+    """The chips of a slice, which need not be there.
+
+    Args:
+        name: kind and arrangement, such as "v5e:2x2".
+
+    Raises:
+        UserError: there is no such slice, or no compiler for it.
+    """
+    kind = name.partition(":")[0]
     if kind not in CHIPS:
         raise UserError(
-            f"--topology: {topology_name!r} is not allowed: must be one of {', '.join(CHIPS)} and "
-            "the arrangement of its chips, such as 'v5e:2x2'"
+            f"--topology: {name!r} is not allowed: must be one of {', '.join(CHIPS)} and the "
+            "arrangement of its chips, such as 'v5e:2x2'"
         )
     # Else libtpu asks the machine what TPUs it has, and for minutes where it has none.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     try:
-        topology = topologies.get_topology_desc(topology_name, platform="tpu")
+        topology = topologies.get_topology_desc(name, platform="tpu")
     except Exception as error:
         # Without libtpu, and for an arrangement that there is not, JAX raises what comes.
         reason = str(error).partition("\n")[0]
         raise UserError(
-            f"--topology={topology_name}: the TPU compiler (pip install 'l2w_jax[tpu]') says: "
-            f"{reason}"
+            f"--topology={name}: the TPU compiler (pip install 'l2w_jax[tpu]') says: {reason}"
         ) from error
-    return CHIPS[kind], list(topology.devices)
+    return Slice(name, CHIPS[kind], list(topology.devices))
 
 
 def _shapes_of_batch(config: ConfigDict, num_devices: int, batch_size: int) -> dict[str, Any]:

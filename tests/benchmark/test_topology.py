@@ -18,9 +18,9 @@ def config():
 
 
 @pytest.mark.parametrize("name", ["v1:2x2", "2x2", ""])
-def test_a_slice_of_unknown_chips_is_one_line(config, name):
+def test_a_slice_of_unknown_chips_is_one_line(name):
     with pytest.raises(UserError, match=r"--topology: '.*' is not allowed: must be one of v4, "):
-        topology.measure_on(config, name, against_plain=False)
+        topology.find_slice(name)
 
 
 def test_without_a_slice_there_is_nothing_to_compile_against():
@@ -28,26 +28,26 @@ def test_without_a_slice_there_is_nothing_to_compile_against():
         command.main(["--config=configs/digits_msdnet.py", "--against=plain"], started=0.0)
 
 
-def test_without_the_compiler_one_line_says_how_to_install_it(config, monkeypatch):
+def test_without_the_compiler_one_line_says_how_to_install_it(monkeypatch):
     def without_compiler(name, platform):
         raise RuntimeError("no library\nand a page more")
 
     monkeypatch.setattr(topology.topologies, "get_topology_desc", without_compiler)
     with pytest.raises(UserError, match=r"pip install 'l2w_jax\[tpu\]'\) says: no library$"):
-        topology.measure_on(config, "v5e:2x2", against_plain=False)
+        topology.find_slice("v5e:2x2")
 
 
 def test_a_step_that_needs_too_much_memory_is_told_with_what_it_needs(config, monkeypatch):
     monkeypatch.setattr(topology, "pmap_train_step", lambda step, devices: _TooLarge())
-    chip = topology.CHIPS["v5e"]
-    report = topology.measure_compiled(config, 16, chip, devices=[None] * 4)
+    chips = topology.Slice("v5e:2x2", topology.CHIPS["v5e"], devices=[None] * 4)
+    report = topology.measure_compiled(config, 16, chips)
     assert report["fits"] is False
     assert report["needed_gigabytes"] == pytest.approx(20 * 1.024**3)
 
 
 def test_the_step_of_a_run_is_measured_beside_plain_training(config):
     pytest.importorskip("libtpu")
-    report = topology.measure_on(config, "v5e:2x2", against_plain=True)
+    report = topology.measure_on(config, topology.find_slice("v5e:2x2"), against_plain=True)
     assert report["chips"] == 4
     assert report["images_per_update"] == 8
     step, plain = report["step"], report["plain"]
@@ -75,6 +75,6 @@ class _TooLarge:
 
     def compile(self):
         raise topology.jax.errors.JaxRuntimeError(
-            "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory "
-            "space hbm. Used 20.00G of 15.75G hbm. Exceeded hbm capacity by 4.25G."
+            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+            "temporaries (20.00G) exceeds available HBM (15.75G)."
         )
