@@ -1,10 +1,10 @@
-"""Convolutions whose derivatives are laid out as the compiler of each platform wants them.
+"""Convolutions whose derivatives are laid out as each platform's compiler wants them.
 
 XLA:CPU hands a convolution to a fast routine where its images are [N, H, W, C] and its kernel is
 [h, w, C, D]. JAX's derivatives have other layouts, which XLA mends in the outermost function only:
-inside a condition or a loop they take many times as long. On a TPU and elsewhere it is JAX's
-derivatives that compile to the least traffic. What is traced is the same for all; the platform
-that it is lowered for, which need not be the one that traces, decides.
+inside a condition or a loop they take many times as long. Other platforms get JAX's derivatives:
+on a TPU the forms for a CPU more than double the bytes that a step moves. What is traced is the
+same for all; the platform that it is lowered for, which need not be the one that traces, decides.
 
 A convolution y = x * k is bilinear, and so are both of its derivatives: they are the three faces of
 the trilinear form T(x, k, g) = <x * k, g>. Each face is an operation here that knows the other two
