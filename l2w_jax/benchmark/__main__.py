@@ -12,6 +12,13 @@ spent on. Images are random: no data set is read.
 
 --no-cache compiles anew. --compare prints the ratio of each number to that of an earlier output.
 
+    python -m l2w_jax.benchmark --config=configs/NAME.py[:VARIANT] --topology=v5e:2x2
+        [--against=plain]
+
+compiles the step for a slice of TPUs, which need not be there, and prints what it holds, moves and
+computes on each chip. --against=plain does the same for plain training on as many images, and
+prints the ratios. The compiler comes with `pip install 'l2w_jax[tpu]'`.
+
     python -m l2w_jax.benchmark --early-exit --workdir=RUN [--runtime=jax,onnx]
 
 times, on test images of an evaluated run, the full network, each exit and stopping early along the
@@ -68,7 +75,17 @@ def main(argv: Sequence[str], started: float) -> None:
 
         print(json.dumps(benchmark_input(arguments.steps), indent=2))
         return
+    if arguments.against and not arguments.topology:
+        raise UserError("--against: is not allowed without --topology")
     config = flags.parse(["benchmark", *config_arguments]).config
+    if arguments.topology:
+        from l2w_jax.benchmark.topology import find_slice, measure_on
+
+        chips = find_slice(arguments.topology)
+        validate(config, len(chips.devices))
+        report = measure_on(config, chips, arguments.against == "plain")
+        print(json.dumps(report, indent=2))
+        return
     old = _read(arguments.compare) if arguments.compare else None
     import jax
 
@@ -97,6 +114,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--no-cache", action="store_true")
     parser.add_argument("--compare", type=Path)
+    parser.add_argument("--topology")
+    parser.add_argument("--against", choices=["plain"])
     parser.add_argument("--early-exit", action="store_true")
     parser.add_argument("--runtime", default="jax")
     parser.add_argument("--input", action="store_true")

@@ -1,6 +1,5 @@
 """What an update of a training step costs on this machine, beside one of plain training."""
 
-import re
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -9,14 +8,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from l2w_jax.benchmark.program import num_kernels
 from l2w_jax.run.devices import device_batches, place_replicated, step_on_devices, with_previous
 from l2w_jax.training import create_train_state
 from l2w_jax.training.weighting import is_pipelined
 
-_WITHOUT_KERNEL = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast")
-
 # A run so long that its learning rates do not fall while it is measured.
-_TOTAL_STEPS = 1_000_000
+TOTAL_STEPS = 1_000_000
 
 
 def measure(config: ConfigDict, num_steps: int, started: float) -> dict[str, Any]:
@@ -38,15 +36,20 @@ def measure(config: ConfigDict, num_steps: int, started: float) -> dict[str, Any
     }
     if not halved:
         return report | {"plain": weighted}
-    plain_config = config.copy_and_resolve_references()
-    plain_config.weighting.kind = "none"
-    plain = measure_update(plain_config, batch_size // 2, num_steps, time.monotonic())
+    plain = measure_update(plain_training(config), batch_size // 2, num_steps, time.monotonic())
     compared = ("gigaflops", "temporary_megabytes", "kernels", "seconds")
     return report | {
         "plain": plain,
         "weighted": weighted,
         "ratio": {name: weighted[name] / plain[name] for name in compared},
     }
+
+
+def plain_training(config: ConfigDict) -> ConfigDict:
+    """The configuration, but for the weights of the samples: an SGD step on the whole batch."""
+    plain = config.copy_and_resolve_references()
+    plain.weighting.kind = "none"
+    return plain
 
 
 def measure_update(
@@ -65,7 +68,7 @@ def measure_update(
         images_per_second of all devices, and seconds_to_first_step, of which seconds_tracing and
         seconds_compiling (or reading from the cache).
     """
-    step = step_on_devices(config, _TOTAL_STEPS)
+    step = step_on_devices(config, TOTAL_STEPS)
     state = place_replicated(create_train_state(config, jax.random.key(config.seed)))
     batches = device_batches(_random_batches(config, batch_size))
     if is_pipelined(config.weighting):
@@ -102,38 +105,6 @@ def measure_update(
         "seconds_tracing": traced - start,
         "seconds_compiling": compiled_at - traced,
     }
-
-
-def num_kernels(compiled_text: str) -> int:
-    """Instructions of a compiled program that compute or copy something, each fusion one.
-
-    What a loop or a condition holds counts once.
-
-    Args:
-        compiled_text: the program as XLA prints it, one instruction a line.
-    """
-    computations = {
-        match["name"]: match["body"]
-        for match in re.finditer(
-            r"^(?:ENTRY )?%(?P<name>\S+) .*\{\n(?P<body>(?: .*\n)*)\}", compiled_text, re.MULTILINE
-        )
-    }
-    entry = re.search(r"^ENTRY %(\S+)", compiled_text, re.MULTILINE)[1]
-
-    def count(name: str) -> int:
-        body = computations[name]
-        operations = re.findall(
-            r"^ +(?:ROOT )?\S+ = (?:\(.*?\)|\S+) ([\w\-]+)\(", body, re.MULTILINE
-        )
-        called = re.findall(
-            r"(?:body|condition|true_computation|false_computation)=%([\w.\-]+)", body
-        )
-        for branches in re.findall(r"branch_computations=\{(.*?)\}", body):
-            called += re.findall(r"%([\w.\-]+)", branches)
-        own = sum(operation not in _WITHOUT_KERNEL for operation in operations)
-        return own + sum(count(name) for name in called)
-
-    return count(entry)
 
 
 def ratios(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,10 @@
-"""Convolutions, on a CPU with derivatives that are laid out as XLA wants them there.
+"""Convolutions whose derivatives are laid out as each platform's compiler wants them.
 
 XLA:CPU hands a convolution to a fast routine where its images are [N, H, W, C] and its kernel is
 [h, w, C, D]. JAX's derivatives have other layouts, which XLA mends in the outermost function only:
-inside a condition or a loop they take many times as long.
+inside a condition or a loop they take many times as long. Other platforms get JAX's derivatives:
+on a TPU the forms for a CPU more than double the bytes that a step moves. What is traced is the
+same for all; the platform that it is lowered for, which need not be the one that traces, decides.
 
 A convolution y = x * k is bilinear, and so are both of its derivatives: they are the three faces of
 the trilinear form T(x, k, g) = <x * k, g>. Each face is an operation here that knows the other two
@@ -32,11 +34,7 @@ _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 @functools.partial(jax.jit, static_argnames="stride")
 def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
-    """Convolution with padding (k-1)/2; of a 1x1 kernel, the matrix product that it is.
-
-    XLA's gradient of a 1x1 convolution takes up to six times as long on a CPU as that of the
-    product; and of a product of matrices less time and memory than of one with [N, H, W, C], which
-    it would transpose and keep.
+    """Convolution with padding (k-1)/2.
 
     Args:
         x: [N, H, W, C].
@@ -48,18 +46,9 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     """
     size = kernel.shape[0]
     if size == 1:
-        x = x[:, ::stride, ::stride]
-        return jnp.dot(x.reshape(-1, x.shape[-1]), kernel[0, 0]).reshape(*x.shape[:-1], -1)
-    padding = (size - 1) // 2
-    if jax.default_backend() == "cpu":
-        return convolve_in_layout(x, kernel, stride, padding)
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride, stride),
-        [(padding, padding)] * 2,
-        dimension_numbers=_LAYOUT,
-    )
+        # Pixels that are left out need not be read.
+        x, stride = x[:, ::stride, ::stride], 1
+    return convolve_in_layout(x, kernel, stride, padding=(size - 1) // 2)
 
 
 class Geometry(NamedTuple):
@@ -103,19 +92,17 @@ def convolve_in_layout(x: jax.Array, kernel: jax.Array, stride: int, padding: in
 
 
 def _output_of(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
+    if _is_product(geometry):
+        return jnp.dot(_rows(x), kernel[0, 0]).reshape(*x.shape[:-1], -1)
     if _is_smaller(geometry.image_size, geometry.kernel_size):
         return jnp.dot(_windows(x, geometry), kernel.reshape(-1, kernel.shape[-1]))
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides=(geometry.stride,) * 2,
-        padding=[(geometry.padding,) * 2] * 2,
-        dimension_numbers=_LAYOUT,
-    )
+    return _output_by_lax(x, kernel, geometry)
 
 
 def _image_cotangent_of(kernel: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
     """g, its pixels `stride` apart, convolved with the kernel turned by 180°."""
+    if _is_product(geometry):
+        return _product(_rows(g), kernel[0, 0], 1).reshape(*g.shape[:-1], -1)
     if _is_smaller(geometry.output_size, geometry.kernel_size):
         x = jax.ShapeDtypeStruct((len(g), *geometry.image_size, kernel.shape[2]), g.dtype)
         to_image = jax.linear_transpose(functools.partial(_windows, geometry=geometry), x)
@@ -133,6 +120,8 @@ def _image_cotangent_of(kernel: jax.Array, g: jax.Array, geometry: Geometry) -> 
 
 def _kernel_cotangent_of(x: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
     """x convolved with g, its pixels `stride` apart: the batch is summed over as channels are."""
+    if _is_product(geometry):
+        return _product(_rows(g), _rows(x), 0).T[None, None]
     padding = geometry.padding
     gradient = lax.conv_general_dilated(
         x.transpose(3, 1, 2, 0),
@@ -143,6 +132,46 @@ def _kernel_cotangent_of(x: jax.Array, g: jax.Array, geometry: Geometry) -> jax.
         dimension_numbers=_LAYOUT,
     )
     return gradient.transpose(1, 2, 0, 3)
+
+
+def _is_product(geometry: Geometry) -> bool:
+    """Whether the convolution is a matrix product of the channels of every pixel.
+
+    XLA:CPU takes up to six times as long for the gradient of a 1x1 convolution as for that of the
+    product; and for a product of matrices less time and memory than for one with [N, H, W, C],
+    which it would transpose and keep.
+    """
+    return geometry.kernel_size == (1, 1) and geometry.stride == 1 and geometry.padding == 0
+
+
+def _rows(x: jax.Array) -> jax.Array:
+    """[N, H, W, C] -> [N·H·W, C]."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def _product(a: jax.Array, b: jax.Array, axis: int) -> jax.Array:
+    """The product of two matrices that sums over the same axis of both."""
+    return lax.dot_general(a, b, (((axis,), (axis,)), ((), ())))
+
+
+def _output_by_lax(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(geometry.stride,) * 2,
+        padding=[(geometry.padding,) * 2] * 2,
+        dimension_numbers=_LAYOUT,
+    )
+
+
+def _image_cotangent_by_lax(kernel: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
+    x = jax.ShapeDtypeStruct((len(g), *geometry.image_size, kernel.shape[2]), g.dtype)
+    return jax.linear_transpose(lambda x: _output_by_lax(x, kernel, geometry), x)(g)[0]
+
+
+def _kernel_cotangent_by_lax(x: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
+    kernel = jax.ShapeDtypeStruct((*geometry.kernel_size, x.shape[-1], g.shape[-1]), g.dtype)
+    return jax.linear_transpose(lambda kernel: _output_by_lax(x, kernel, geometry), kernel)(g)[0]
 
 
 def _is_smaller(size: tuple[int, int], window: tuple[int, int]) -> bool:
@@ -164,8 +193,16 @@ def _windows(x: jax.Array, geometry: Geometry) -> jax.Array:
     return jnp.concatenate(seen, axis=-1)
 
 
-def _operation(name: str, implementation: Callable[..., jax.Array]) -> Primitive:
-    """A function of two arrays and a `Geometry` as an operation, yet without derivatives."""
+def _operation(
+    name: str, implementation: Callable[..., jax.Array], by_lax: Callable[..., jax.Array]
+) -> Primitive:
+    """A function of two arrays and a `Geometry` as an operation, yet without derivatives.
+
+    Args:
+        name: of the operation.
+        implementation: the function as a CPU should compute it.
+        by_lax: the same function as others should.
+    """
 
     def types(*operands: Any, **geometry: Any) -> Any:
         shapes = [jax.ShapeDtypeStruct(operand.shape, operand.dtype) for operand in operands]
@@ -179,14 +216,21 @@ def _operation(name: str, implementation: Callable[..., jax.Array]) -> Primitive
     operation = Primitive(name)
     operation.def_impl(implementation)
     operation.def_abstract_eval(types)
-    mlir.register_lowering(operation, mlir.lower_fun(implementation, multiple_results=False))
+    mlir.register_lowering(operation, mlir.lower_fun(by_lax, multiple_results=False))
+    mlir.register_lowering(
+        operation, mlir.lower_fun(implementation, multiple_results=False), platform="cpu"
+    )
     batching.primitive_batchers[operation] = over_batch
     return operation
 
 
-_output = _operation(CONVOLUTION_NAME, _output_of)
-_image_cotangent = _operation("convolution_image_cotangent", _image_cotangent_of)
-_kernel_cotangent = _operation("convolution_kernel_cotangent", _kernel_cotangent_of)
+_output = _operation(CONVOLUTION_NAME, _output_of, _output_by_lax)
+_image_cotangent = _operation(
+    "convolution_image_cotangent", _image_cotangent_of, _image_cotangent_by_lax
+)
+_kernel_cotangent = _operation(
+    "convolution_kernel_cotangent", _kernel_cotangent_of, _kernel_cotangent_by_lax
+)
 
 # Of each face the maps transposed in its first and in its second operand. The cotangent of a face
 # takes the place of that of the three which the face leaves out.

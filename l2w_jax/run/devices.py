@@ -24,7 +24,7 @@ from l2w_jax.training import (
 )
 from l2w_jax.training.compiled import CompiledTrainStep
 from l2w_jax.training.losses import Batch
-from l2w_jax.training.step import Metrics
+from l2w_jax.training.step import Metrics, TrainStep
 
 # The step that runs, the batch it will be followed by, and one that is being made.
 _BATCHES_AHEAD = 2
@@ -32,17 +32,21 @@ _BATCHES_AHEAD = 2
 
 def step_on_devices(config: ConfigDict, total_steps: int) -> CompiledTrainStep:
     """An iteration over all devices, on batches of stored (uint8) images."""
-    alone = jax.device_count() == 1
+    num_devices = jax.device_count()
+    step = step_on_stored(config, total_steps, num_devices)
+    return jit_train_step(step) if num_devices == 1 else pmap_train_step(step)
+
+
+def step_on_stored(config: ConfigDict, total_steps: int, num_devices: int) -> TrainStep:
+    """An iteration of one of so many devices, on its share of stored (uint8) images."""
+    alone = num_devices == 1
     step = make_train_step(config, total_steps, axis_name=None if alone else DEVICE_AXIS)
     mean, deviation = channel_statistics(config.dataset.name)
 
     def update(state: TrainState, batch: Batch, i: jax.Array) -> tuple[TrainState, Metrics]:
         return step.update(state, _normalized(batch, mean, deviation), i)
 
-    on_stored = dataclasses.replace(step, update=update)
-    if alone:
-        return jit_train_step(on_stored)
-    return pmap_train_step(on_stored)
+    return dataclasses.replace(step, update=update)
 
 
 def place_replicated(tree: Any) -> Any:

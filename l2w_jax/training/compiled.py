@@ -1,6 +1,7 @@
 """How a step runs on devices: over all of them, or on the only one."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -36,17 +37,24 @@ class CompiledTrainStep:
         return state, _stack_and_join(metrics)
 
 
-def pmap_train_step(step: TrainStep) -> CompiledTrainStep:
+def pmap_train_step(
+    step: TrainStep, devices: Sequence[jax.Device] | None = None
+) -> CompiledTrainStep:
     """`step` over all devices of all processes, on batches [local devices, n, ...].
 
     The state has no device axis: it is the same on every device, and donated. `step` must have
     been made with `axis_name=DEVICE_AXIS`.
+
+    Args:
+        step: of one device.
+        devices: others than those of this run, to compile for.
     """
     over_devices = jax.pmap(
         step.update,
         axis_name=DEVICE_AXIS,
         in_axes=(None, 0, None),
         out_axes=None,
+        devices=devices,
         donate_argnums=0,
     )
     return CompiledTrainStep(over_devices, step.num_updates)

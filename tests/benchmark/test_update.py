@@ -2,8 +2,6 @@
 
 import time
 
-import jax
-import jax.numpy as jnp
 import pytest
 from small_networks import ConvNetwork
 
@@ -38,26 +36,6 @@ def test_plain_recipe_is_measured_alone(config):
     report = benchmark.measure(config, num_steps=1, started=time.monotonic())
     assert "weighted" not in report and "ratio" not in report
     assert report["images_per_update"] == 16
-
-
-def test_kernels_are_what_computes_or_copies():
-    def function(x, y):
-        return jnp.sort(x) @ y, x
-
-    shape = jax.ShapeDtypeStruct((4, 4), jnp.float32)
-    text = jax.jit(function).lower(shape, shape).compile().as_text()
-    # The sort, the product, and the copy of the argument that is returned.
-    assert benchmark.num_kernels(text) == 3
-
-
-def test_kernels_of_both_branches_of_a_condition_count():
-    def function(choice, x):
-        return jax.lax.cond(choice, lambda x: jnp.sort(x) @ x, lambda x: x @ jnp.sort(x.T), x)
-
-    shapes = jax.ShapeDtypeStruct((), bool), jax.ShapeDtypeStruct((4, 4), jnp.float32)
-    text = jax.jit(function).lower(*shapes).compile().as_text()
-    # In each branch a sort and a product, around them at least the condition.
-    assert benchmark.num_kernels(text) >= 5
 
 
 def test_ratios_are_of_the_numbers_that_both_have():

@@ -1,5 +1,6 @@
-"""A convolution in the CPU's layout is lax's, and so are its derivatives, all in that layout."""
+"""A convolution is lax's, and so are its derivatives, on a CPU all in the layout of a CPU."""
 
+import collections
 import functools
 import re
 
@@ -86,6 +87,28 @@ def test_derivatives_up_to_the_second_are_those_of_lax(image_size, kernel_size, 
         return forward_over_reverse, jax.grad(along_tangents, argnums=(0, 1))(*primals)
 
     assert_close(derivatives(convolve_in_layout), derivatives(of_lax))
+
+
+@pytest.mark.parametrize(("size", "stride"), [(1, 1), (3, 2)])
+def test_platform_that_is_compiled_for_decides(size, stride):
+    """1x1 windows, and windows that do not fit into 2x2 pixels: products on a CPU alone."""
+    shapes = [
+        jax.ShapeDtypeStruct((2, 4, 4, 3), "f4"),
+        jax.ShapeDtypeStruct((size,) * 2 + (3, 5), "f4"),
+    ]
+
+    def gradients(x, kernel):
+        y, pull_back = jax.vjp(lambda *a: convolve_in_layout(*a, stride, size // 2), x, kernel)
+        return pull_back(y)
+
+    def operations(platform):
+        lowered = jax.jit(gradients).trace(*shapes).lower(lowering_platforms=(platform,))
+        return collections.Counter(re.findall(r"stablehlo\.(\w+)", lowered.as_text()))
+
+    of_tpu = operations("tpu")
+    assert of_tpu["convolution"] == 3
+    assert not of_tpu.keys() & {"dot_general", "pad", "slice", "reshape"}
+    assert operations("cpu")["dot_general"] == (3 if size == 1 else 1)
 
 
 def test_many_kernels_and_images_at_once_are_those_of_lax():

@@ -152,3 +152,21 @@ def test_layers_together_give_what_they_give_alone(train):
 
     both_ways(TwoLayers(3), (x, y), "side_by_side")
     both_ways(TwoLayers(1), (x, x), "from_one_input")
+
+
+def test_statistics_over_devices_keep_small_deviations_from_a_large_mean():
+    """E[x²] - E[x]² in float32 would lose them, and so would a variance within devices alone."""
+    noise = jax.random.normal(jax.random.key(0), (4, 8, 3, 3, 5), jnp.float32)
+    x = 1e4 + noise + jnp.arange(4, dtype=jnp.float32).reshape(4, 1, 1, 1, 1)
+    norm = BatchNorm(LayerOptions(axis_name="devices"))
+    variables = norm.init(jax.random.key(0), x[0], train=False)
+
+    def on_device(x):
+        return norm.apply(variables, x, train=True, mutable=["batch_stats"])
+
+    y, moved = jax.vmap(on_device, axis_name="devices")(x)
+    exact = np.asarray(x, np.float64)
+    mean, variance = exact.mean(axis=(0, 1, 2, 3)), exact.var(axis=(0, 1, 2, 3))
+    np.testing.assert_allclose(y, (exact - mean) / np.sqrt(variance + 1e-5), atol=5e-3)
+    for of_device in moved["batch_stats"]["var"]:
+        np.testing.assert_allclose(of_device, 0.9 + 0.1 * variance, rtol=1e-4)

@@ -1,0 +1,111 @@
+"""What a compiled program does, counted in its text as XLA prints it, one instruction a line."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple
+
+_WITHOUT_KERNEL = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast")
+
+_COLLECTIVES = (
+    "all-reduce",
+    "all-gather",
+    "all-to-all",
+    "collective-permute",
+    "reduce-scatter",
+)
+
+
+class Instruction(NamedTuple):
+    """One line of a program.
+
+    Attributes:
+        operation: what it does, such as "fusion" or "all-reduce".
+        result: types of its results, such as "f32[8,4]{1,0}" or "(f32[], s32[2]{0})".
+    """
+
+    operation: str
+    result: str
+
+
+def instructions(compiled_text: str) -> Iterator[Instruction]:
+    """The instructions of the whole program, once each, but not what the inside of a fusion is.
+
+    What a loop or a condition holds counts once.
+    """
+    computations = {
+        match["name"]: match["body"]
+        for match in re.finditer(
+            r"^(?:ENTRY )?%(?P<name>\S+) .*\{\n(?P<body>(?: .*\n)*)\}", compiled_text, re.MULTILINE
+        )
+    }
+    entry = re.search(r"^ENTRY %(\S+)", compiled_text, re.MULTILINE)[1]
+
+    def of_computation(name: str) -> Iterator[Instruction]:
+        body = computations[name]
+        for result, operation in re.findall(
+            r"^ +(?:ROOT )?\S+ = (\(.*?\)|\S+) ([\w\-]+)\(", body, re.MULTILINE
+        ):
+            yield Instruction(operation, result)
+        called = re.findall(
+            r"(?:body|condition|true_computation|false_computation)=%([\w.\-]+)", body
+        )
+        for branches in re.findall(r"branch_computations=\{(.*?)\}", body):
+            called += re.findall(r"%([\w.\-]+)", branches)
+        for name in called:
+            yield from of_computation(name)
+
+    return of_computation(entry)
+
+
+def num_kernels(compiled_text: str) -> int:
+    """Instructions of a compiled program that compute or copy something, each fusion one."""
+    return sum(
+        instruction.operation not in _WITHOUT_KERNEL for instruction in instructions(compiled_text)
+    )
+
+
+def num_copies(compiled_text: str) -> dict[str, int]:
+    """Instructions that only move an array: {"copies": ..., "prefetches": ...}.
+
+    Copies are made to change a layout or to keep what is overwritten; prefetches, copies that are
+    waited for later, to have an array in a faster memory.
+    """
+    counts = Counter(instruction.operation for instruction in instructions(compiled_text))
+    return {"copies": counts["copy"], "prefetches": counts["copy-start"]}
+
+
+def collectives(compiled_text: str) -> dict[str, dict[str, int]]:
+    """Exchanges between devices: {kind: {"count": ..., "bytes": of their results}}.
+
+    A TPU's compiler may spread an exchange over many fusions, in each of which it appears, a link
+    of one chain. A chain counts once, and so does what a loop holds.
+    """
+    found: dict[str, dict[str, int]] = {}
+    seen = set()
+    for match in re.finditer(
+        rf"^ +(?:ROOT )?(?P<name>\S+) = (?P<result>\(.*?\)|\S+) (?P<kind>{'|'.join(_COLLECTIVES)})"
+        r'\((?:.*chain_id="(?P<chain>\d+)")?',
+        compiled_text,
+        re.MULTILINE,
+    ):
+        kind, exchange = match["kind"], match["chain"] or match["name"]
+        if (kind, exchange) not in seen:
+            seen.add((kind, exchange))
+            total = found.setdefault(kind, {"count": 0, "bytes": 0})
+            total["count"] += 1
+            total["bytes"] += num_bytes(match["result"])
+    return dict(sorted(found.items()))
+
+
+def num_bytes(types: str) -> int:
+    """Size of all arrays that `types` names: "(f32[2,3]{1,0}, bf16[])" has 26 bytes.
+
+    Padding of a device's layout is left out.
+    """
+    total = 0
+    for kind, digits, shape in re.findall(r"\b([a-z]+)(\d*)\w*\[([\d,]*)\]", types):
+        bits = 8 if kind == "pred" else int(digits or 0)
+        total += math.prod(int(side) for side in shape.split(",") if side) * bits
+    return total // 8

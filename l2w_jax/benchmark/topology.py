@@ -1,0 +1,180 @@
+"""What a training step would cost on a slice of TPUs, by the TPU's own compiler, without a TPU."""
+
+import os
+import re
+import time
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+from ml_collections import ConfigDict
+
+from l2w_jax.benchmark.program import collectives, num_copies, num_kernels
+from l2w_jax.benchmark.update import TOTAL_STEPS, plain_training
+from l2w_jax.errors import UserError
+from l2w_jax.run.devices import step_on_stored
+from l2w_jax.training import create_train_state, pmap_train_step
+from l2w_jax.training.weighting import is_pipelined
+
+
+class Chip(NamedTuple):
+    """A TPU chip's published figures.
+
+    Attributes:
+        flops: bfloat16 operations a second, in which it multiplies float32 by default too.
+        bandwidth: bytes a second between the chip and its memory.
+    """
+
+    flops: float
+    bandwidth: float
+
+
+# https://docs.cloud.google.com/tpu/docs/v5e, and the same address for the others, "Key chip
+# specifications".
+CHIPS = {
+    "v4": Chip(275e12, 1228e9),
+    "v5e": Chip(197e12, 819e9),
+    "v5p": Chip(459e12, 2765e9),
+    "v6e": Chip(918e12, 1638e9),
+}
+
+_PER_IMAGE = ("gigaflops", "gigabytes_moved")
+_AS_A_WHOLE = ("temporary_gigabytes", "kernels", "copies", "seconds_tracing", "seconds_compiling")
+
+
+class Slice(NamedTuple):
+    """Chips that work together.
+
+    Attributes:
+        name: kind and arrangement, such as "v5e:2x2".
+        chip: what each is.
+        devices: the chips, to compile for.
+    """
+
+    name: str
+    chip: Chip
+    devices: list[jax.Device]
+
+
+def measure_on(config: ConfigDict, chips: Slice, against_plain: bool) -> dict[str, Any]:
+    """The report on an update of the configuration's step, compiled for a slice.
+
+    Args:
+        config: a run's configuration, checked for as many devices.
+        chips: what to compile for.
+        against_plain: whether to compile plain training on as many images beside it.
+    """
+    # What it takes to compile is part of the answer.
+    jax.config.update("jax_enable_compilation_cache", False)
+    halved = config.weighting.kind != "none"
+    batch_size = config.dataset.batch_size
+    report = {
+        "topology": chips.name,
+        "chips": len(chips.devices),
+        "jax": jax.__version__,
+        "images_per_update": batch_size // 2 if halved else batch_size,
+        "step": measure_compiled(config, batch_size, chips),
+    }
+    if not (against_plain and halved):
+        return report
+    plain = measure_compiled(plain_training(config), batch_size // 2, chips)
+    report["plain"] = plain
+    # Both train on as many images, so that these are the ratios per image as well.
+    report["ratio"] = {
+        name: report["step"][name] / plain[name]
+        for name in (*_PER_IMAGE, *_AS_A_WHOLE)
+        if report["step"].get(name) and plain.get(name)
+    }
+    return report
+
+
+def measure_compiled(config: ConfigDict, batch_size: int, chips: Slice) -> dict[str, Any]:
+    """What one update costs each chip, by its compiled program.
+
+    Args:
+        config: a run's configuration.
+        batch_size: images of an iteration, over all chips.
+        chips: what to compile for.
+
+    Returns:
+        fits, seconds_tracing and seconds_compiling; where it fits also, of one chip: gigaflops,
+        gigabytes_moved (some of them within the chip: an upper bound of its memory's traffic),
+        argument_gigabytes, temporary_gigabytes, kernels, copies, prefetches, collectives by kind,
+        milliseconds_of_arithmetic and milliseconds_of_memory, below which no update can stay; else
+        needed_gigabytes.
+    """
+    num_devices = len(chips.devices)
+    step = pmap_train_step(step_on_stored(config, TOTAL_STEPS, num_devices), chips.devices)
+    state = create_train_state(config, jax.random.key(config.seed))
+    batch = _shapes_of_batch(config, num_devices, batch_size)
+    start = time.monotonic()
+    lowered = step.update.lower(state, batch, np.int32(0))
+    traced = time.monotonic()
+    try:
+        # The compiler refuses what does not fit the chip, arguments included.
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        needed = re.search(r"Ran out of memory.*?([\d.]+)G", str(error))
+        if needed is None:
+            raise
+        return {
+            "fits": False,
+            "needed_gigabytes": float(needed[1]) * 2**30 / 1e9,
+            "seconds_tracing": traced - start,
+            "seconds_compiling": time.monotonic() - traced,
+        }
+    compiled_at = time.monotonic()
+    cost, memory, text = compiled.cost_analysis(), compiled.memory_analysis(), compiled.as_text()
+    return {
+        "fits": True,
+        "gigaflops": cost["flops"] / 1e9,
+        "gigabytes_moved": cost["bytes accessed"] / 1e9,
+        "argument_gigabytes": memory.argument_size_in_bytes / 1e9,
+        "temporary_gigabytes": memory.temp_size_in_bytes / 1e9,
+        "kernels": num_kernels(text),
+        **num_copies(text),
+        "collectives": collectives(text),
+        "milliseconds_of_arithmetic": 1e3 * cost["flops"] / chips.chip.flops,
+        "milliseconds_of_memory": 1e3 * cost["bytes accessed"] / chips.chip.bandwidth,
+        "seconds_tracing": traced - start,
+        "seconds_compiling": compiled_at - traced,
+    }
+
+
+def find_slice(name: str) -> Slice:
+    """The chips of a slice, which need not be there.
+
+    Args:
+        name: kind and arrangement, such as "v5e:2x2".
+
+    Raises:
+        UserError: there is no such slice, or no compiler for it.
+    """
+    kind = name.partition(":")[0]
+    if kind not in CHIPS:
+        raise UserError(
+            f"--topology: {name!r} is not allowed: must be one of {', '.join(CHIPS)} and the "
+            "arrangement of its chips, such as 'v5e:2x2'"
+        )
+    # Else libtpu asks the machine what TPUs it has, and for minutes where it has none.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    try:
+        topology = topologies.get_topology_desc(name, platform="tpu")
+    except Exception as error:
+        # Without libtpu, and for an arrangement that there is not, JAX raises what comes.
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"--topology={name}: the TPU compiler (pip install 'l2w_jax[tpu]') says: {reason}"
+        ) from error
+    return Slice(name, CHIPS[kind], list(topology.devices))
+
+
+def _shapes_of_batch(config: ConfigDict, num_devices: int, batch_size: int) -> dict[str, Any]:
+    """Types of a batch of stored images, [devices, n, ...]."""
+    leading, size = (num_devices, batch_size // num_devices), config.dataset.image_size
+    batch: dict[str, Any] = {
+        "image": jax.ShapeDtypeStruct((*leading, size, size, 3), np.uint8),
+        "label": jax.ShapeDtypeStruct(leading, np.int32),
+    }
+    return {**batch, "previous": batch} if is_pipelined(config.weighting) else batch

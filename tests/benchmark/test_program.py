@@ -1,0 +1,84 @@
+"""What a program does is counted in its text: of this machine's compiler and of a TPU's."""
+
+import jax
+import jax.numpy as jnp
+
+from l2w_jax.benchmark import program
+
+# As the TPU's compiler prints: tiled layouts, tuples of results, asynchronous pairs.
+TPU_PROGRAM = """\
+HloModule jit_f, is_scheduled=true
+
+%fused_computation (param_0: f32[8]) -> f32[8] {
+  %param_0 = f32[8]{0:T(128)} parameter(0)
+  ROOT %copy.9 = f32[8]{0:T(128)} copy(%param_0)
+}
+
+%body (arg: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %arg = (s32[]{:T(128)}, f32[8]{0:T(128)}) parameter(0)
+  %gte = f32[8]{0:T(128)} get-tuple-element(%arg), index=1
+  %all-gather.1 = f32[32]{0:T(128)} all-gather(%gte), dimensions={0}
+  ROOT %tuple.1 = (s32[]{:T(128)}, f32[8]{0:T(128)}) tuple(%gte, %gte)
+}
+
+ENTRY %main (p0: f32[8], p1: bf16[2,3]) -> f32[8] {
+  %p0 = f32[8]{0:T(128)} parameter(0)
+  %p1 = bf16[2,3]{1,0:T(8,128)(2,1)} parameter(1)
+  %copy-start = (f32[8]{0:T(128)S(1)}, f32[8]{0:T(128)}, u32[]{:S(2)}) copy-start(%p0)
+  %copy-done = f32[8]{0:T(128)S(1)} copy-done(%copy-start)
+  %copy.1 = bf16[2,3]{0,1:T(8,128)(2,1)} copy(%p1)
+  %all-reduce.1 = (f32[8]{0:T(128)}, bf16[2,3]{1,0:T(8,128)(2,1)}) all-reduce(%copy-done, %p1)
+  %all-reduce.2 = f32[4]{0:T(128)} all-reduce(%p0), replica_groups={}
+  %while.1 = (s32[]{:T(128)}, f32[8]{0:T(128)}) while(%t), condition=%condition, body=%body
+  ROOT %fusion.1 = f32[8]{0:T(128)} fusion(%p0), kind=kLoop, calls=%fused_computation
+}
+
+%condition (arg: (s32[], f32[8])) -> pred[] {
+  %arg = (s32[]{:T(128)}, f32[8]{0:T(128)}) parameter(0)
+  ROOT %constant.1 = pred[]{:T(512)} constant(true)
+}
+"""
+
+
+def test_kernels_are_what_computes_or_copies():
+    def function(x, y):
+        return jnp.sort(x) @ y, x
+
+    shape = jax.ShapeDtypeStruct((4, 4), jnp.float32)
+    text = jax.jit(function).lower(shape, shape).compile().as_text()
+    # The sort, the product, and the copy of the argument that is returned.
+    assert program.num_kernels(text) == 3
+
+
+def test_kernels_of_both_branches_of_a_condition_count():
+    def function(choice, x):
+        return jax.lax.cond(choice, lambda x: jnp.sort(x) @ x, lambda x: x @ jnp.sort(x.T), x)
+
+    shapes = jax.ShapeDtypeStruct((), bool), jax.ShapeDtypeStruct((4, 4), jnp.float32)
+    text = jax.jit(function).lower(*shapes).compile().as_text()
+    # In each branch a sort and a product, around them at least the condition.
+    assert program.num_kernels(text) >= 5
+
+
+def test_collectives_count_with_the_bytes_of_all_their_results_also_in_loops():
+    assert program.collectives(TPU_PROGRAM) == {
+        "all-gather": {"count": 1, "bytes": 32 * 4},
+        "all-reduce": {"count": 2, "bytes": 8 * 4 + 6 * 2 + 4 * 4},
+    }
+
+
+def test_an_exchange_that_is_spread_over_fusions_counts_once():
+    text = TPU_PROGRAM.replace(
+        "  ROOT %copy.9",
+        '  %all-gather.7 = f32[32]{0:T(128)} all-gather(%param_0), attributes={chain_id="0"}\n'
+        "  ROOT %copy.9",
+    ).replace("all-gather(%gte), ", 'all-gather(%gte), attributes={chain_id="0"}, ')
+    assert program.collectives(text)["all-gather"] == {"count": 1, "bytes": 32 * 4}
+
+
+def test_relayouts_and_prefetches_count_apart_and_not_inside_a_fusion():
+    assert program.num_copies(TPU_PROGRAM) == {"copies": 1, "prefetches": 1}
+
+
+def test_bytes_of_types_are_those_of_all_their_arrays():
+    assert program.num_bytes("(f32[2,3]{1,0:T(8,128)}, bf16[], pred[5]{0}, s4[4]{0})") == 33

@@ -1,0 +1,80 @@
+"""A step is compiled for a slice of TPUs that is not there, and what it costs is told."""
+
+import pytest
+from small_networks import ConvNetwork
+
+from l2w_jax.benchmark import __main__ as command
+from l2w_jax.benchmark import topology
+from l2w_jax.config import default_config
+from l2w_jax.errors import UserError
+
+
+@pytest.fixture
+def config():
+    config = default_config(model=ConvNetwork())
+    config.dataset.update(image_size=8, batch_size=16, eval_batch_size=16)
+    config.weighting.hidden = 8
+    return config
+
+
+@pytest.mark.parametrize("name", ["v1:2x2", "2x2", ""])
+def test_a_slice_of_unknown_chips_is_one_line(name):
+    with pytest.raises(UserError, match=r"--topology: '.*' is not allowed: must be one of v4, "):
+        topology.find_slice(name)
+
+
+def test_without_a_slice_there_is_nothing_to_compile_against():
+    with pytest.raises(UserError, match="--against: is not allowed without --topology"):
+        command.main(["--config=configs/digits_msdnet.py", "--against=plain"], started=0.0)
+
+
+def test_without_the_compiler_one_line_says_how_to_install_it(monkeypatch):
+    def without_compiler(name, platform):
+        raise RuntimeError("no library\nand a page more")
+
+    monkeypatch.setattr(topology.topologies, "get_topology_desc", without_compiler)
+    with pytest.raises(UserError, match=r"pip install 'l2w_jax\[tpu\]'\) says: no library$"):
+        topology.find_slice("v5e:2x2")
+
+
+def test_a_step_that_needs_too_much_memory_is_told_with_what_it_needs(config, monkeypatch):
+    monkeypatch.setattr(topology, "pmap_train_step", lambda step, devices: _TooLarge())
+    chips = topology.Slice("v5e:2x2", topology.CHIPS["v5e"], devices=[None] * 4)
+    report = topology.measure_compiled(config, 16, chips)
+    assert report["fits"] is False
+    assert report["needed_gigabytes"] == pytest.approx(20 * 1.024**3)
+
+
+def test_the_step_of_a_run_is_measured_beside_plain_training(config):
+    pytest.importorskip("libtpu")
+    report = topology.measure_on(config, topology.find_slice("v5e:2x2"), against_plain=True)
+    assert report["chips"] == 4
+    assert report["images_per_update"] == 8
+    step, plain = report["step"], report["plain"]
+    assert step["fits"] and plain["fits"]
+    # Gradients and batch statistics are averaged over the chips.
+    assert step["collectives"]["all-reduce"]["count"] > plain["collectives"]["all-reduce"]["count"]
+    for name in ("gigaflops", "gigabytes_moved", "kernels"):
+        assert step[name] > plain[name] > 0
+        assert report["ratio"][name] == step[name] / plain[name]
+    floor = 1e3 * 1e9 * step["gigabytes_moved"] / topology.CHIPS["v5e"].bandwidth
+    assert step["milliseconds_of_memory"] == pytest.approx(floor)
+    # The weights of the network and of the predictor, and SGD's and Adam's buffers.
+    assert 0 < step["argument_gigabytes"] < 0.01
+
+
+class _TooLarge:
+    """Stands in for a compiled step and its lowered update."""
+
+    @property
+    def update(self):
+        return self
+
+    def lower(self, *_):
+        return self
+
+    def compile(self):
+        raise topology.jax.errors.JaxRuntimeError(
+            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+            "temporaries (20.00G) exceeds available HBM (15.75G)."
+        )
