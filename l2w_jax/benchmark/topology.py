@@ -33,7 +33,6 @@ class Chip(NamedTuple):
 # https://docs.cloud.google.com/tpu/docs/v5e, and the same address for the others, "Key chip
 # specifications".
 CHIPS = {
-    "v4": Chip(275e12, 1228e9),
     "v5e": Chip(197e12, 819e9),
     "v5p": Chip(459e12, 2765e9),
     "v6e": Chip(918e12, 1638e9),

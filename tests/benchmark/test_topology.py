@@ -19,7 +19,7 @@ def config():
 
 @pytest.mark.parametrize("name", ["v1:2x2", "2x2", ""])
 def test_a_slice_of_unknown_chips_is_one_line(name):
-    with pytest.raises(UserError, match=r"--topology: '.*' is not allowed: must be one of v4, "):
+    with pytest.raises(UserError, match=r"--topology: '.*' is not allowed: must be one of v5e, "):
         topology.find_slice(name)
 
 
