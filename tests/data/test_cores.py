@@ -3,8 +3,10 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from programs import ENVIRONMENT
 
 from l2w_jax.data import cores
 from l2w_jax.data.cores import available_cores
@@ -52,11 +54,8 @@ def test_control_groups_limit_cores(found, tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux binds processes")
 def test_a_process_bound_to_one_core_has_one():
-    program = (
-        "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]);"
-        "from l2w_jax.data.cores import available_cores; print(available_cores())"
-    )
-    completed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    program = [sys.executable, Path(__file__).with_name("cores_when_bound.py")]
+    completed = subprocess.run(program, env=ENVIRONMENT, capture_output=True, text=True)
     assert completed.stdout == "1\n", completed.stderr
 
 

@@ -5,41 +5,24 @@ import itertools
 import subprocess
 import sys
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from programs import ENVIRONMENT
 
 from l2w_jax.data import decode, reading
 from l2w_jax.data.bad_images import BadImages
 from l2w_jax.data.reading import Choice, read_batches, read_evaluation_batches
 from l2w_jax.data.stored import ImageFiles
 
-PROGRAM = """
-import sys
-import time
-
-import numpy as np
-
-from l2w_jax.data import decode, reading
-from l2w_jax.data.stored import ImageFiles
-
-def choices():
-    while True:
-        yield reading.Choice(np.arange(8), np.zeros(8, bool), (np.ones(8, np.float32),))
-
-reading.resize = lambda *images: time.sleep(0.01)
-images = ImageFiles(np.array([sys.argv[1].encode()] * 8), np.zeros(8, np.int32))
-batches = reading.read_batches(images, choices(), 10**9, 2, 100, decode.centre_boxes)
-next(batches)
-"""
-
 
 def test_a_program_ends_while_threads_of_tensorflow_call_python(tmp_path):
     file = tmp_path / "image.jpg"
     Image.new("RGB", (3, 4)).save(file)
-    program = [sys.executable, "-c", PROGRAM, str(file)]
-    finished = subprocess.run(program, timeout=120, capture_output=True, text=True)
+    program = [sys.executable, Path(__file__).with_name("read_slowly.py"), str(file)]
+    finished = subprocess.run(program, env=ENVIRONMENT, timeout=120, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
 
 

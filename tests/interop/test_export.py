@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import golden_files
 import jax
@@ -30,39 +31,8 @@ IMAGES = _RNG.integers(0, 200, (300, 1, 1, 3)) + _RNG.integers(0, 56, (300, 8, 8
 IMAGES = IMAGES.astype(np.uint8)
 FORMAT = export.ImageFormat(8, 1.0, [0.4, 0.5, 0.6], [0.2, 0.25, 0.3])
 
+
 # Runs the loader where nothing but jax and what that itself needs can be imported.
-ALONE = """
-import importlib.machinery
-import sys
-
-import numpy as np
-
-ALLOWED = {"jax", "jaxlib", "numpy", "flatbuffers", "ml_dtypes", "opt_einsum", "scipy"}
-ALLOWED |= {"run_exported", *sys.stdlib_module_names}
-
-class AllowedFinder(importlib.machinery.PathFinder):
-    @classmethod
-    def find_spec(cls, name, path=None, target=None):
-        if name.partition(".")[0] in ALLOWED or name.startswith("_sysconfigdata"):
-            return super().find_spec(name, path, target)
-
-builtin, frozen = importlib.machinery.BuiltinImporter, importlib.machinery.FrozenImporter
-sys.meta_path[:] = [builtin, frozen, AllowedFinder]
-for name in ("flax", "l2w_jax"):
-    try:
-        __import__(name)
-    except ModuleNotFoundError:
-        continue
-    sys.exit(name + " can be imported")
-
-folder, images, output = sys.argv[1:]
-sys.path.insert(0, folder)
-import run_exported
-
-np.save(output, np.stack(run_exported.ExportedNetwork()(np.load(images))))
-"""
-
-
 def preprocess(images):
     return normalize(images, np.float32(FORMAT.mean), np.float32(FORMAT.deviation))
 
@@ -181,7 +151,8 @@ def test_a_run_is_exported_and_runs_alone(run_folder, tmp_path, capsys):
 
     np.save(tmp_path / "images.npy", IMAGES)
     files = [folder, tmp_path / "images.npy", tmp_path / "answers.npy"]
-    subprocess.run([sys.executable, "-I", "-c", ALONE, *map(str, files)], check=True)
+    alone = Path(__file__).with_name("run_exported_alone.py")
+    subprocess.run([sys.executable, "-I", alone, *map(str, files)], check=True)
     decisions = predictor(IMAGES)
     assert set(decisions.exits) == {0, 1, 2}
     check_same(np.load(tmp_path / "answers.npy"), decisions)

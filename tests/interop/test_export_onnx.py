@@ -28,15 +28,7 @@ from l2w_jax.models.preprocessing import normalize
 CLASSES = [f"class {i}" for i in range(10)]
 
 # Runs the loader where nothing of this project nor what it is made with can be imported.
-ALONE = """
-import runpy
-import sys
-
-for name in ("jax", "flax", "l2w_jax", "cv2", "tensorflow", "onnx"):
-    sys.modules[name] = None
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
+ALONE = Path(__file__).with_name("without_packages.py")
 
 
 def image_format(size):
@@ -179,7 +171,7 @@ def test_files_are_classified_alone(folder, tmp_path):
     description["image_format"]["centre_share"] = 1.0
     (copy / "network.json").write_text(json.dumps(description))
     (tmp_path / "broken.png").write_bytes(b"no image")
-    command = [sys.executable, "-I", "-c", ALONE, copy / "run_onnx.py", *files]
+    command = [sys.executable, "-I", ALONE, copy / "run_onnx.py", *files]
     done = subprocess.run(
         [*map(str, command), str(tmp_path / "broken.png")], capture_output=True, text=True
     )

@@ -16,19 +16,12 @@ import pytest
 from launch.processes import wait_for_all
 
 ROOT = Path(__file__).parents[2]
-RUN_TINY = """
-import sys
-sys.path.insert(0, "launch")
-import processes
-program = [sys.executable, "tests/tiny_run.py", sys.argv[2]]
-sys.exit(processes.run(int(sys.argv[1]), program))
-"""
 
 
 def launch(processes, devices, workdir, **environment):
     """Starts a tiny run on some processes with some devices each."""
     return subprocess.Popen(
-        [sys.executable, "-c", RUN_TINY, str(processes), str(workdir)],
+        [sys.executable, Path(__file__).with_name("launch_tiny.py"), str(processes), str(workdir)],
         cwd=ROOT,
         env=os.environ
         | {

@@ -9,28 +9,19 @@ import sys
 from pathlib import Path
 
 import pytest
+from programs import ENVIRONMENT
 
 from l2w_jax.config import default_config, to_json
 from l2w_jax.errors import UserError
 from l2w_jax.run import workdir as run_folder
 
-HOLD_THE_FOLDER = """
-import sys, time
-from pathlib import Path
-from l2w_jax import config
-from l2w_jax.run import workdir
-with workdir.exclusive_use(config.default_config(), Path(sys.argv[1])):
-    print("held", flush=True)
-    time.sleep(60)
-"""
-
 
 def test_a_second_run_is_refused_until_the_first_is_gone(tmp_path):
     with subprocess.Popen(
-        [sys.executable, "-c", HOLD_THE_FOLDER, str(tmp_path)],
+        [sys.executable, Path(__file__).with_name("hold_the_folder.py"), str(tmp_path)],
         stdout=subprocess.PIPE,
         text=True,
-        cwd=Path(__file__).parents[2],
+        env=ENVIRONMENT,
     ) as holder:
         assert holder.stdout.readline() == "held\n"
         with (
