@@ -187,7 +187,7 @@ def test_every_figure_is_seen(shown):
 def test_charts_place_what_they_say_within_them(shown):
     width, _, seen = shown
     titles = [chart["title"] for chart in seen["charts"]]
-    assert len(titles) == 8
+    assert len(titles) == 10
     for chart in seen["charts"]:
         assert chart["within"], chart["title"]
         assert 0.7 * min(width, 400) < chart["width"] <= width
