@@ -59,6 +59,7 @@ RULES = {
     "dataset.eval_batch_size": _at_least(1),
     "dataset.imbalance_factor": Rule("0 (off) or >= 1", lambda value: value == 0 or value >= 1),
     "dataset.max_bad_share": _BELOW_ONE,
+    "dataset.max_pixels": _at_least(1),
     "model.num_exits": _at_least(1),
     "model.base": _at_least(1),
     "model.step": _at_least(1),
