@@ -9,6 +9,7 @@ from written_runs import made_evaluation, random_predictions, write_config
 
 from l2w_jax import thresholds
 from l2w_jax.early_exit.budget import NOBODY_LEAVES, exit_shares, find_thresholds, first_exits
+from l2w_jax.early_exit.calibration import calibration_error
 from l2w_jax.errors import UserError
 from l2w_jax.evaluation import results
 from l2w_jax.evaluation.calibrate import Calibration
@@ -104,17 +105,25 @@ def test_patience_is_one_of_the_rules(run):
 
 
 def test_temperatures_are_kept_with_the_thresholds_that_need_them(run, monkeypatch, capsys):
-    error = {"exit": 1, "ece_before": 0.08, "ece_after": 0.021}
+    rows = [
+        {"exit": k, "ece": 0.021, "adaptive_ece": 0.02, "temperature": 1 + k / 2, "reliability": []}
+        for k in (1, 2, 3)
+    ]
     cooled = dataclasses.replace(
-        run[1], held_out=random_predictions(np.random.default_rng(9), 2000)
+        run[1], held_out=random_predictions(np.random.default_rng(9), 2000), calibrated=rows
     )
-    made = Calibration((1.5, 2.0, 2.5), 1000, cooled, [error])
+    made = Calibration((1.5, 2.0, 2.5), 1000, cooled)
+    evaluated = json.loads((run[0] / "evaluation.json").read_text())
     monkeypatch.setattr(thresholds, "_calibration", lambda workdir, evaluation: made)
     result = chosen(run[0], "--q=0.8", "--calibrate")
     expected = find_thresholds(cooled.held_out.log_odds, exit_shares(0.8, 3))
     np.testing.assert_array_equal(np.float32(result["thresholds"]), expected)
     assert result["thresholds_images"] == 2000
-    assert "8.0% -> 2.1%" in capsys.readouterr().out
+    before = calibration_error(run[1].test.confidences[0], run[1].test.correct[0])
+    assert f": {100 * before:.1f}% -> 2.1%, " in capsys.readouterr().out
+    written = json.loads((run[0] / "evaluation.json").read_text())
+    assert written.pop("calibrated") == rows
+    assert written == evaluated
     read = results.read_policy(run[0].parent / "chosen.json", run[1])
     assert read.temperatures == (1.5, 2.0, 2.5)
 

@@ -10,7 +10,12 @@ from written_runs import made_evaluation
 
 from l2w_jax.early_exit import EarlyExitPredictor
 from l2w_jax.early_exit.budget import find_thresholds, first_exits
-from l2w_jax.early_exit.calibration import calibrated, calibration_error, fit_temperature
+from l2w_jax.early_exit.calibration import (
+    calibrated,
+    calibration_error,
+    fit_temperature,
+    reliability,
+)
 from l2w_jax.errors import UserError
 from l2w_jax.evaluation.calibrate import calibrate
 from l2w_jax.evaluation.predictions import logits_of, predict_all
@@ -47,13 +52,14 @@ def test_temperatures_are_fitted_on_images_that_set_no_threshold(run, calibratio
     np.testing.assert_array_equal(rest.labels, held_out.labels[rest.positions])
 
 
-def test_errors_are_told_before_and_after(run, calibration):
+def test_errors_with_temperatures_are_those_of_the_calibrated_answers(run, calibration):
     before, after = run[-1].test, calibration.evaluation.test
     np.testing.assert_array_equal(after.correct, before.correct)
-    for k, row in enumerate(calibration.errors):
-        assert row["exit"] == k + 1
-        assert row["ece_before"] == calibration_error(before.confidences[k], before.correct[k])
-        assert row["ece_after"] == calibration_error(after.confidences[k], after.correct[k])
+    for k, row in enumerate(calibration.evaluation.calibrated):
+        assert (row["exit"], row["temperature"]) == (k + 1, calibration.temperatures[k])
+        assert row["ece"] == calibration_error(after.confidences[k], after.correct[k])
+        assert row["reliability"] == reliability(after.confidences[k], after.correct[k])
+    assert run[-1].calibrated is None
 
 
 def test_the_calibrated_predictor_stops_where_the_evaluation_says(calibration, tiny_network):

@@ -239,3 +239,27 @@ def test_of_many_classes_those_at_both_ends_are_told(tmp_path):
     assert "10 classes between the earliest and the latest are left out" in page
     # Pointed at, the chart tells each of them.
     assert all(f"<title>{name}\n" in page for name in order)
+
+
+def test_calibrated_exits_are_shown_beside_what_they_were(tmp_path):
+    calibration = [{"exit": k, "ece": 0.1 * k, "adaptive_ece": 0.05 * k} for k in (1, 2, 3)]
+    calibrated = [
+        {
+            "exit": k,
+            "ece": 0.01,
+            "adaptive_ece": 0.02,
+            "temperature": 1.5,
+            "reliability": [[0.5, 1]],
+        }
+        for k in (1, 2, 3)
+    ]
+    write_config(tmp_path)
+    evaluation = made_evaluation(calibration=calibration)
+    evaluation.save(tmp_path)
+    before = read([tmp_path])
+    assert ["2", "20.00", "10.00"] in before.rows
+    assert "Accuracy over confidence, with temperatures" not in before.headings
+    dataclasses.replace(evaluation, calibrated=calibrated).save(tmp_path)
+    after = read([tmp_path])
+    assert ["2", "20.00", "10.00", "1.50", "1.00", "2.00"] in after.rows
+    assert "Accuracy over confidence, with temperatures" in after.headings
