@@ -143,6 +143,11 @@ def _earlier_run(field: str, workdir: str) -> TrainState:
         raise UserError(
             f"config.{field}: {folder} is not allowed: must be the workdir of a run that has a "
             "checkpoint"
+            + (
+                "; python -m l2w_jax.interop.import_torch makes one of a file of the authors"
+                if folder.is_file()
+                else ""
+            )
         )
     return restore_best(stored.read_config(folder), folder)
 

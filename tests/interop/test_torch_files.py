@@ -24,7 +24,7 @@ from l2w_jax.interop.torch_checkpoint import read_torch_checkpoint
 from l2w_jax.interop.torch_tensors import COUNTER
 from l2w_jax.models import create_model
 from l2w_jax.models.preprocessing import channel_statistics, normalize
-from l2w_jax.run import checkpoints
+from l2w_jax.run import checkpoints, start
 from l2w_jax.training import create_train_state
 
 # An extra of its own, with gigabytes of libraries on some machines.
@@ -101,6 +101,33 @@ def test_import_and_export_give_the_file_back_bit_for_bit(
         for name, value in content[part].items():
             assert torch.equal(back[part][name], value), name
             assert back[part][name].dtype == value.dtype, name
+
+
+def test_a_run_starts_from_an_imported_network(tensors, config_path, tmp_path, capsys):
+    theirs, imported = tmp_path / "theirs.pth.tar", tmp_path / "imported"
+    torch.save({"state_dict": tensors}, theirs)
+    run_import(theirs, config_path, imported)
+    config = default_config()
+    config.model.update(num_exits=2, channels=8, growth_rate=4, num_classes=7)
+    config.weighting.hidden = 6
+    config.init.checkpoint = str(imported)
+    capsys.readouterr()
+    state = start.create_or_restore(config, tmp_path / "run")
+    assert "new, since of another shape: params/classifiers_0/" in capsys.readouterr().out
+    names = {name for name, value in tensors.items() if 10 not in value.shape}
+    begun = variables_to_torch(create_model(config.model), state.variables)
+    assert len(names) > 30
+    for name in names:
+        if not name.endswith(COUNTER):
+            np.testing.assert_array_equal(begun[name], tensors[name].numpy(), name)
+
+
+def test_a_file_is_named_as_what_can_be_imported(config_path, tmp_path):
+    config = default_config()
+    config.model.update(num_exits=2, channels=8, growth_rate=4)
+    config.init.checkpoint = str(config_path)
+    with pytest.raises(UserError, match=r"^config.init.checkpoint: .*import_torch makes one"):
+        start.create_or_restore(config, tmp_path / "run")
 
 
 def test_imported_network_is_evaluated_by_main(config_path, tmp_path):
