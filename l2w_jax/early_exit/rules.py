@@ -52,7 +52,7 @@ def confidence(logits: jax.Array) -> jax.Array:
     It saturates: in float32 all samples with log-odds above about 17 have confidence 1, and no
     threshold can tell them apart.
     """
-    return jax.nn.softmax(at_least_float32(logits)).max(axis=-1)
+    return jax.nn.sigmoid(log_odds(logits))
 
 
 def log_odds(logits: jax.Array) -> jax.Array:
@@ -62,8 +62,11 @@ def log_odds(logits: jax.Array) -> jax.Array:
     z_max - log sum_c exp(z_c) over all classes but the most probable one.
     """
     logits = at_least_float32(logits)
-    odds = logits.max(axis=-1) - jax.nn.logsumexp(_others(logits), axis=-1)
-    return jnp.clip(odds, -_LARGEST, _LARGEST)
+    others = _others(logits)
+    runner_up = others.max(axis=-1)
+    # The sum is at least 1 and finite: unlike `logsumexp` this need not look for what is not.
+    log_sum = jnp.log(jnp.exp(others - runner_up[..., None]).sum(axis=-1))
+    return _between(-_LARGEST, logits.max(axis=-1) - runner_up - log_sum)
 
 
 def margin(logits: jax.Array) -> jax.Array:
@@ -73,7 +76,7 @@ def margin(logits: jax.Array) -> jax.Array:
     saturates as they do.
     """
     logits = at_least_float32(logits)
-    return jnp.clip(logits.max(axis=-1) - _others(logits).max(axis=-1), 0, _LARGEST)
+    return _between(0, logits.max(axis=-1) - _others(logits).max(axis=-1))
 
 
 def negative_entropy(logits: jax.Array) -> jax.Array:
@@ -90,13 +93,19 @@ def negative_entropy(logits: jax.Array) -> jax.Array:
     return of_others - confidence(logits) * jnp.log1p(jnp.exp(-log_odds(logits)))
 
 
+def _between(least: float, scores: jax.Array) -> jax.Array:
+    """The scores, cut off at `least` and _LARGEST by one operation."""
+    return jax.lax.clamp(*(jnp.asarray(x, scores.dtype) for x in (least, scores, _LARGEST)))
+
+
 def _most_probable(logits: jax.Array) -> jax.Array:
     """Where the most probable class is, the first of equals: bool [..., C]."""
     return jax.nn.one_hot(logits.argmax(axis=-1), logits.shape[-1], dtype=bool)
 
 
 def _others(logits: jax.Array) -> jax.Array:
-    return jnp.where(_most_probable(logits), -jnp.inf, logits)
+    """The logits, but of the most probable class the least number there is."""
+    return jnp.where(_most_probable(logits), jnp.finfo(logits.dtype).min, logits)
 
 
 @Remembering

@@ -89,6 +89,7 @@ class Graph:
     def __init__(self, name: str) -> None:
         self._name = name
         self._nodes: list[onnx.NodeProto] = []
+        self._made_by: dict[str, onnx.NodeProto] = {}
         self._constants: dict[tuple[Any, ...], onnx.TensorProto] = {}
         self._emitted: dict[tuple[Any, ...], Any] = {}
         self._joined: dict[tuple[Any, ...], Tensor] = {}
@@ -103,7 +104,9 @@ class Graph:
             f"{self._name}/{operation.lower()}_{count}" + f"_{i}" * (outputs > 1)
             for i in range(outputs)
         ]
-        self._nodes.append(helper.make_node(operation, list(inputs), names, **attributes))
+        node = helper.make_node(operation, list(inputs), names, **attributes)
+        self._nodes.append(node)
+        self._made_by.update(dict.fromkeys(names, node))
         self._emitted[key] = names[0] if outputs == 1 else names
         return self._emitted[key]
 
@@ -163,6 +166,12 @@ class Graph:
                 parts.append(self.plain(value))
         return Joined(tuple(parts), axis, tuple(shape))
 
+    def simplest(self, value: Value) -> Value:
+        """The value as it is at hand: in one piece, or in parts where nobody has joined them."""
+        if isinstance(value, Joined) and not self._is_made(value):
+            return value
+        return self.plain(value)
+
     def _is_made(self, joined: Joined) -> bool:
         return (*(part.name for part in joined.parts), joined.axis) in self._joined
 
@@ -173,9 +182,52 @@ class Graph:
             raise Unsupported("reshape to a shape that holds the batch twice")
         return self.constant(np.array(sizes, np.int64))
 
+    def inputs_of(self, name: str, operation: str) -> Sequence[str] | None:
+        """What the node that computes `name` takes; None if that is another operation."""
+        node = self._made_by.get(name)
+        return list(node.input) if node is not None and node.op_type == operation else None
+
+    def part(self, name: str, axis: int, start: int, end: int) -> str | None:
+        """Part of a convolution's channels, its bias and rectifier with it, computed by itself.
+
+        To cut the whole would move it through the memory once more, out of the layout that runtimes
+        give to convolutions.
+
+        Args:
+            name: of the whole.
+            axis: along which part of it is wanted,
+            start: from here
+            end: to here.
+
+        Returns:
+            The part's name; None if the whole is made otherwise.
+        """
+        node = self._made_by.get(name)
+        if node is None or node.op_type not in ("Relu", "Add", "Conv"):
+            return None
+        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        operand, *others = node.input
+        if node.op_type == "Conv":
+            if axis != 1 or attributes.get("group", 1) != 1:
+                return None
+            return self.emit("Conv", [operand, self._cut(others[0], 0, start, end)], **attributes)
+        others = [self._cut(other, axis, start, end) for other in others]
+        cut = None if None in others else self.part(operand, axis, start, end)
+        return None if cut is None else self.emit(node.op_type, [cut, *others], **attributes)
+
+    def _cut(self, name: str, axis: int, start: int, end: int) -> str | None:
+        """A constant's part along an axis, all of it where it has one element there."""
+        constants = [c for c in self._constants.values() if c.name == name]
+        if not constants:
+            return None
+        array = numpy_helper.to_array(constants[0])
+        if array.ndim <= axis or array.shape[axis] == 1:
+            return name if array.size == 1 or array.ndim > axis else None
+        return self.constant(array[(slice(None),) * axis + (slice(start, end),)])
+
     def makes(self, tensor: Tensor) -> bool:
         """Whether the tensor is computed here, and not an input."""
-        return any(tensor.name in node.output for node in self._nodes)
+        return tensor.name in self._made_by
 
     def reads(self, tensor: Tensor) -> bool:
         """Whether an operation here takes the tensor."""
@@ -197,9 +249,12 @@ class Graph:
         renamed = [
             helper.make_node("Identity", [tensor.name], [name]) for name, tensor in answers.items()
         ]
-        nodes = [*self._nodes, *renamed]
-        read = {name for node in nodes for name in node.input}
         outputs = {**answers, **{tensor.name: tensor for tensor in features}}
+        nodes, read = [], set(outputs)
+        for node in reversed([*self._nodes, *renamed]):
+            if read.intersection(node.output):
+                nodes.insert(0, node)
+                read.update(node.input)
         graph = helper.make_graph(
             nodes,
             self._name,

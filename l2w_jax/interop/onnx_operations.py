@@ -4,6 +4,7 @@ Whatever does not depend on the graph's inputs is computed here, once. An operat
 raises `Unsupported`.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -180,6 +181,8 @@ def _elementwise(
         return Tensor(name, shape, axes, shape, eqn.outvars[0].aval.dtype)
 
     computed = [value for value in operands if not isinstance(value, Known)]
+    if operation == "Div" and (multiplied := _undone(graph, *operands)) is not None:
+        return multiplied
     if operation == "Max" and any(_is_least(value) for value in operands):
         return computed[0]
     if len(computed) == 1 and isinstance(computed[0], Joined):
@@ -187,6 +190,16 @@ def _elementwise(
     return of_plain(
         [value if isinstance(value, Known) else graph.plain(value) for value in operands]
     )
+
+
+def _undone(graph: Graph, dividend: Known | Value, divisor: Known | Value) -> Tensor | None:
+    """What was multiplied by the divisor, as in means: ONNX pools averages where JAX pools sums."""
+    if not isinstance(dividend, Tensor) or not isinstance(divisor, Known) or divisor.size != 1:
+        return None
+    factors = graph.inputs_of(dividend.name, "Mul")
+    if factors is None or factors[1] != graph.constant(divisor.reshape(())):
+        return None
+    return dataclasses.replace(dividend, name=factors[0])
 
 
 def _is_least(value: Known | Value) -> bool:
@@ -341,6 +354,11 @@ def _select(graph: Graph, eqn: core.JaxprEqn, *operands: Known | Value) -> Value
 
 
 def _clamp(graph: Graph, eqn: core.JaxprEqn, low: Any, operand: Value, high: Any) -> Value:
+    if all(isinstance(limit, Known) and limit.size == 1 for limit in (low, high)):
+        tensor = graph.plain(operand)
+        limits = [graph.constant(limit.reshape(())) for limit in (low, high)]
+        name = graph.emit("Clip", [tensor.name, *limits])
+        return dataclasses.replace(tensor, name=name)
     at_least = _elementwise(graph, "Max", [operand, low], eqn)
     return _elementwise(graph, "Min", [at_least, high], eqn)
 

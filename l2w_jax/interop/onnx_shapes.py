@@ -80,8 +80,14 @@ def split(graph: Graph, eqn: core.JaxprEqn, operand: Value) -> list[Tensor]:
     if len(sizes) == 1:
         return [tensor]
     place = tensor.axes.index(eqn.params["axis"])
-    inputs = [tensor.name, graph.constant(np.array(sizes, np.int64))]
-    names = graph.emit("Split", inputs, outputs=len(sizes), axis=place)
+    ends = np.cumsum(sizes).tolist()
+    names = [
+        graph.part(tensor.name, place, end - size, end)
+        for size, end in zip(sizes, ends, strict=True)
+    ]
+    if None in names:
+        inputs = [tensor.name, graph.constant(np.array(sizes, np.int64))]
+        names = graph.emit("Split", inputs, outputs=len(sizes), axis=place)
     return [
         Tensor(name, shape, tensor.axes, shape, tensor.dtype)
         for name, shape in zip(names, shapes, strict=True)

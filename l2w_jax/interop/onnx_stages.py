@@ -12,7 +12,7 @@ from jax import export
 from l2w_jax.early_exit import rules
 from l2w_jax.early_exit.stages import folded_variables, stage_function
 from l2w_jax.errors import UserError
-from l2w_jax.interop.onnx_graph import Graph, Tensor, Unsupported
+from l2w_jax.interop.onnx_graph import Graph, Joined, Tensor, Unsupported, Value
 from l2w_jax.interop.onnx_operations import convert
 from l2w_jax.models import MultiExitNetwork
 
@@ -47,8 +47,7 @@ def onnx_stages(
     (batch,) = export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, image_size, image_size, 3), jnp.uint8)
     variables = folded_variables(model, variables, preprocess, images)
-    started = Tensor("images", images.shape, (0, 1, 2, 3), images.shape, images.dtype)
-    inputs: list[Any] = [started]
+    inputs: list[Value] = [Tensor("images", images.shape, (0, 1, 2, 3), images.shape, images.dtype)]
     features: Any = images
     stages = []
     for k in range(model.num_exits):
@@ -67,9 +66,12 @@ def onnx_stages(
 
 
 def _converted(
-    k: int, function: Any, variables: Mapping[str, Any], features: Any, inputs: Sequence[Tensor]
-) -> tuple[Graph, list[Tensor], list[Tensor]]:
-    """The graph of stage k, its answers, and the features that it leaves."""
+    k: int, function: Any, variables: Mapping[str, Any], features: Any, inputs: Sequence[Value]
+) -> tuple[Graph, list[Tensor], list[Value]]:
+    """The graph of stage k, its answers, and the features that it leaves.
+
+    What nobody has joined yet is left in its parts: images that leave here are spared it.
+    """
     leaves, structure = jax.tree.flatten(variables)
     feature_leaves, feature_structure = jax.tree.flatten(features)
 
@@ -87,8 +89,8 @@ def _converted(
     results = convert(graph, jaxpr, [*map(np.asarray, leaves), *arguments])
     if any(isinstance(result, np.ndarray) for result in results):
         raise Unsupported("features or answers that do not depend on the image")
-    plain = [graph.plain(result) for result in results]
-    return graph, plain[: len(ANSWERS)], plain[len(ANSWERS) :]
+    answers, features = results[: len(ANSWERS)], results[len(ANSWERS) :]
+    return graph, list(map(graph.plain, answers)), list(map(graph.simplest, features))
 
 
 def _models(stages: Sequence[Any]) -> list[onnx.ModelProto]:
@@ -96,10 +98,17 @@ def _models(stages: Sequence[Any]) -> list[onnx.ModelProto]:
     models: list[onnx.ModelProto] = []
     read_later: set[str] = set()
     for graph, inputs, answers, outputs in reversed(stages):
-        read = {tensor.name: tensor for tensor in inputs if graph.reads(tensor)}
-        made = {tensor.name: tensor for tensor in outputs if graph.makes(tensor)}
+        read = {tensor.name: tensor for tensor in _parts(inputs) if graph.reads(tensor)}
+        made = {tensor.name: tensor for tensor in _parts(outputs) if graph.makes(tensor)}
         handed = [tensor for name, tensor in made.items() if name in read_later]
         named = dict(zip(ANSWERS, answers, strict=True))
         models.append(graph.model(list(read.values()), named, handed))
         read_later = (read_later - set(made)) | set(read)
     return models[::-1]
+
+
+def _parts(values: Sequence[Value]) -> list[Tensor]:
+    """The tensors that the values consist of."""
+    return [
+        part for value in values for part in (value.parts if isinstance(value, Joined) else [value])
+    ]

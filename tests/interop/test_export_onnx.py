@@ -159,6 +159,21 @@ def test_no_features_change_their_layout_between_convolutions(tmp_path):
     assert not {"BatchNormalization", "Reciprocal"} & set(nodes)
 
 
+def test_what_a_stage_need_not_join_is_joined_by_the_next(tmp_path):
+    model, images = network("msdnet"), stored_images(1, 32)
+    variables = lively_variables(model, preprocess(images))
+    arguments = ([0] * model.num_exits, image_format(32), CLASSES)
+    export_onnx.export_network(tmp_path, model, variables, *arguments)
+    for k in range(model.num_exits):
+        graph = onnx.load(tmp_path / f"stage_{k + 1}.onnx").graph
+        read = {name for node in graph.node for name in node.input}
+        joined = {name for node in graph.node if node.op_type == "Concat" for name in node.output}
+        assert joined <= read
+        # All that is computed is used.
+        made = {name for node in graph.node for name in node.output}
+        assert made <= read | {output.name for output in graph.output}
+
+
 def test_files_are_classified_alone(folder, tmp_path):
     folder, predictor = folder
     images = stored_images(30, 8)

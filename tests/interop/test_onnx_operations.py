@@ -40,6 +40,9 @@ FUNCTIONS = {
     ).transpose(0, 2, 3, 1),
     "residual": lambda x: nn.relu(convolved(x, KERNEL.repeat(2, 3)[..., :8]) + x),
     "joined": lambda x: nn.relu(jnp.concatenate([convolved(x), x, convolved(x)], -1) - 0.5),
+    "parts of a convolution": lambda x: jnp.subtract(
+        *jnp.split(nn.relu(convolved(x) + CHANNELS[:6]), 2, axis=-1)
+    ),
     "parts": lambda x: jnp.split(convolved(x), [2, 3], axis=-1)[2] * 2,
     "part of the rows": lambda x: lax.slice(
         convolved(x), (0, 1, 0, 0), (x.shape[0], 5, 7, 6), (1, 2, 3, 1)
@@ -85,6 +88,31 @@ def test_functions_give_what_they_give_in_jax(name):
         expected = np.asarray(FUNCTIONS[name](X[:count]))
         assert found.dtype == expected.dtype
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def operations(function):
+    """What a function is made of, but for how its argument and its result lie and are named."""
+    names = {node.op_type for node in graph_of(function).graph.node}
+    return sorted(names - {"Transpose", "Identity"})
+
+
+def test_a_convolution_that_is_cut_is_computed_in_parts():
+    assert operations(FUNCTIONS["parts of a convolution"]) == ["Add", "Conv", "Relu", "Sub"]
+    # Rows are no channels, and channels that others were added to no convolution's own.
+    for whole, axis in (
+        (convolved, 1),
+        (lambda x: convolved(x) + lax.slice_in_dim(x, 0, 6, axis=3), 3),
+    ):
+        parts = operations(lambda x, whole=whole, axis=axis: sum(jnp.split(whole(x), 2, axis)))
+        assert "Split" in parts
+
+
+def test_a_mean_of_pixels_is_not_multiplied_and_divided():
+    assert operations(FUNCTIONS["average pool"]) == ["AveragePool"]
+
+
+def test_limits_are_one_operation():
+    assert operations(lambda x: lax.clamp(-1.0, x, 2.0)) == ["Clip"]
 
 
 @pytest.mark.parametrize(
