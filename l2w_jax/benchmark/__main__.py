@@ -19,7 +19,7 @@ compiles the step for a slice of TPUs, which need not be there, and prints what 
 computes on each chip. --against=plain does the same for plain training on as many images, and
 prints the ratios. The compiler comes with `pip install 'l2w_jax[tpu]'`.
 
-    python -m l2w_jax.benchmark --early-exit --workdir=RUN [--runtime=jax,onnx]
+    python -m l2w_jax.benchmark --early-exit --workdir=RUN [--runtime=jax,onnx,onnx_1_thread]
 
 times, on test images of an evaluated run, the full network, each exit and stopping early along the
 budgeted curve, one image at a time and in batches; RUN/latency.json and RUN/plots/latency.png show

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -66,9 +67,20 @@ def in_jax(
 
 
 def in_onnx(
-    model: MultiExitNetwork, variables: Mapping[str, Any], image_format: ImageFormat
+    name: str,
+    threads: int,
+    model: MultiExitNetwork,
+    variables: Mapping[str, Any],
+    image_format: ImageFormat,
 ) -> Runtime:
     """What `interop.export --format=onnx` writes, in the program that it writes beside.
+
+    Args:
+        name: of the runtime.
+        threads: that an operation is shared among; 0 for one on each core.
+        model: the network.
+        variables: its {"params", "batch_stats"}.
+        image_format: of the images to come.
 
     Raises:
         UserError: what this takes is not installed, or the network cannot be written so.
@@ -79,7 +91,7 @@ def in_onnx(
     with tempfile.TemporaryDirectory() as folder:
         everybody = all_leave_at(0, model.num_exits)
         write(Path(folder), model, variables, everybody, image_format, [], rule=_RULE)
-        network = ExportedNetwork(Path(folder))
+        network = ExportedNetwork(Path(folder), threads)
 
     def with_thresholds(thresholds: ArrayLike) -> Predict:
         other = copy.copy(network)
@@ -87,10 +99,15 @@ def in_onnx(
         return other
 
     to_the_end = with_thresholds(all_leave_at(model.num_exits - 1, model.num_exits))
-    return Runtime("onnx", to_the_end, with_thresholds)
+    return Runtime(name, to_the_end, with_thresholds)
 
 
-RUNTIMES = {"jax": in_jax, "onnx": in_onnx}
+RUNTIMES = {
+    "jax": in_jax,
+    "onnx": functools.partial(in_onnx, "onnx", 0),
+    # Small stages of single images may be done before a second thread has begun.
+    "onnx_1_thread": functools.partial(in_onnx, "onnx_1_thread", 1),
+}
 
 
 def checked_runtimes(names: Sequence[str]) -> list[str]:

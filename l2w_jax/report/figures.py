@@ -211,7 +211,11 @@ def latency(timed: Sequence[Mapping[str, Any]]) -> list[Chart]:
         timed: entries with batch_size, runtime where several were timed, full_ms, and exits and
             budgeted, rows with ms and top1.
     """
-    runtimes = {"jax": " in JAX", "onnx": " in ONNX Runtime"}
+    runtimes = {
+        "jax": " in JAX",
+        "onnx": " in ONNX Runtime",
+        "onnx_1_thread": " in ONNX Runtime with one thread",
+    }
     return [
         Chart(
             f"Batch of {entry['batch_size']}" + runtimes.get(entry.get("runtime"), ""),

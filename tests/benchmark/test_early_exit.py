@@ -58,12 +58,14 @@ def test_onnx_answers_as_jax_does(tiny_network):
     at_once = made[0].with_thresholds(all_leave_at(0, 3))(images)
     # Half of the images are more confident.
     middle = rules.log_odds_of_confidences(np.median(at_once.confidences))
-    in_jax, in_onnx = (
+    in_jax, *in_onnx = (
         runtime.with_thresholds([middle, NOBODY_LEAVES, 0])(images) for runtime in made
     )
+    assert [runtime.name for runtime in made] == ["jax", "onnx", "onnx_1_thread"]
     assert np.bincount(in_jax.exits).tolist() == [25, 0, 25]
-    np.testing.assert_array_equal(in_onnx[0], in_jax.labels)
-    np.testing.assert_array_equal(in_onnx[1], in_jax.exits)
+    for labels, exits, _ in in_onnx:
+        np.testing.assert_array_equal(labels, in_jax.labels)
+        np.testing.assert_array_equal(exits, in_jax.exits)
     with pytest.raises(UserError, match="--runtime: 'tensorrt' is not allowed"):
         checked_runtimes(["jax", "tensorrt"])
 
