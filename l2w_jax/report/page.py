@@ -154,14 +154,14 @@ def _calibration(evaluation: Evaluation) -> Table | None:
     """Calibration errors of each exit, with temperatures too where they were fitted."""
     if evaluation.calibration is None:
         return None
-    names = {"ece": "calibration error [%]", "adaptive_ece": "in bins of equal size [%]"}
+    names = {"ece": "ECE [%]", "adaptive_ece": "adaptive [%]"}
     header = ["exit", *names.values()]
     rows = [
         [str(row["exit"]), *(f"{100 * row[name]:.2f}" for name in names)]
         for row in evaluation.calibration
     ]
     if evaluation.calibrated is not None:
-        header += ["temperature", *(f"with it, {name}" for name in names.values())]
+        header += ["temperature", *names.values()]
         for cells, row in zip(rows, evaluation.calibrated, strict=True):
             cells.append(f"{row['temperature']:.2f}")
             cells += [f"{100 * row[name]:.2f}" for name in names]
