@@ -14,8 +14,9 @@ taken over the held-out images of the run's last evaluation; --latency-ms is for
 one at a time. --rule says who may leave (`early_exit.rules`): by the log-odds of the most probable
 class, by the entropy, by the margin to the second class, or by patience, when exits agree. With
 --calibrate each exit gets a temperature, fitted on a third of the held-out images, so that its
-confidences mean how often it is right; the others set the thresholds. Writes RUN/thresholds.json
-(or --output), which the other commands take.
+confidences mean how often it is right; the others set the thresholds; what that does to the
+calibration error of test images is added to RUN/evaluation.json. Writes RUN/thresholds.json (or
+--output), which the other commands take.
 """
 
 import argparse
@@ -32,6 +33,7 @@ from l2w_jax import command_line
 from l2w_jax.config import stored
 from l2w_jax.early_exit import rules
 from l2w_jax.early_exit.budget import EVERYBODY_LEAVES, NOBODY_LEAVES, exit_shares
+from l2w_jax.early_exit.calibration import calibration_table
 from l2w_jax.early_exit.guarantee import TooFewImages, guaranteed_thresholds
 from l2w_jax.early_exit.selection import (
     Candidate,
@@ -74,11 +76,16 @@ def main(argv: Sequence[str]) -> None:
         chosen = choose(arguments, calibration.evaluation) | {
             "temperatures": calibration.temperatures,
             "fitting_images": calibration.fitting_images,
-            "calibration": calibration.errors,
         }
     with told_if_unwritable(output, "--output=" if arguments.output else ""):
         write_json(output, chosen)
+    if calibration is not None:
+        told = dataclasses.replace(evaluation, calibrated=calibration.evaluation.calibrated)
+        with told_if_unwritable(arguments.workdir / results.SUMMARY_FILE):
+            told.save_summary(arguments.workdir)
     print("\n".join(summary_lines(chosen)))
+    if calibration is not None:
+        print("\n".join(calibration_lines(evaluation, calibration)))
     print(f"written to {output}")
 
 
@@ -127,18 +134,6 @@ def summary_lines(chosen: Mapping[str, Any]) -> list[str]:
         asked = exit_shares(chosen["q"], len(shares)) if chosen["q"] else shares
         if np.abs(np.subtract(asked, shares)).max() > SHARE_TOLERANCE:
             lines.append(f"  but q={chosen['q']:g} asks for shares of {_percentages(asked)}")
-    if "temperatures" in chosen:
-        lines.append(
-            f"temperatures, fitted on {chosen['fitting_images']} other held-out images: "
-            + ", ".join(f"{temperature:.2f}" for temperature in chosen["temperatures"])
-        )
-        lines.append(
-            f"expected calibration error on test images, exits 1 to {len(chosen['calibration'])}: "
-            + ", ".join(
-                f"{100 * row['ece_before']:.1f}% -> {100 * row['ece_after']:.1f}%"
-                for row in chosen["calibration"]
-            )
-        )
     promise = chosen["chosen_by"]
     if "risk" in promise:
         lines.append(
@@ -150,6 +145,20 @@ def summary_lines(chosen: Mapping[str, Any]) -> list[str]:
             "confidence, so that every image goes on to the last exit"
         )
     return lines
+
+
+def calibration_lines(evaluation: results.Evaluation, calibration: Calibration) -> list[str]:
+    """The temperatures, and the calibration error on test images without them and with them."""
+    before = calibration_table(evaluation.test.confidences, evaluation.test.correct)
+    return [
+        f"temperatures, fitted on {calibration.fitting_images} other held-out images: "
+        + ", ".join(f"{temperature:.2f}" for temperature in calibration.temperatures),
+        f"expected calibration error on test images, exits 1 to {len(before)}: "
+        + ", ".join(
+            f"{100 * old['ece']:.1f}% -> {100 * new['ece']:.1f}%"
+            for old, new in zip(before, calibration.evaluation.calibrated, strict=True)
+        ),
+    ]
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

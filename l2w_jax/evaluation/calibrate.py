@@ -10,7 +10,12 @@ from ml_collections import ConfigDict
 from numpy.typing import NDArray
 
 from l2w_jax.data import Source
-from l2w_jax.early_exit.calibration import calibrated, calibration_table, fit_temperature
+from l2w_jax.early_exit.calibration import (
+    calibrated,
+    calibration_table,
+    fit_temperature,
+    reliability,
+)
 from l2w_jax.errors import UserError
 from l2w_jax.evaluation.predictions import Predictions, logits_of, predict_all
 from l2w_jax.evaluation.results import Evaluation
@@ -33,16 +38,13 @@ class Calibration:
     Attributes:
         temperatures: one for each exit [K].
         fitting_images: how many held-out images they were fitted on.
-        evaluation: with answers by the calibrated network; the held-out images are those that no
-            temperature was fitted on.
-        errors: of the test images, one row for each exit: exit (from 1), ece_before, ece_after,
-            adaptive_ece_before and adaptive_ece_after, 0 to 1 (`calibration_table`).
+        evaluation: with answers by the calibrated network, and `Evaluation.calibrated`; the
+            held-out images are those that no temperature was fitted on.
     """
 
     temperatures: tuple[float, ...]
     fitting_images: int
     evaluation: Evaluation
-    errors: list[dict[str, float]]
 
 
 def calibrate(
@@ -85,20 +87,22 @@ def calibrate(
     cooled = calibrated(network, temperatures)
     test = predict_all(config, cooled, variables, source, "test")
     all_held_out = predict_all(config, cooled, variables, source, "holdout")
-    before = calibration_table(evaluation.test.confidences, evaluation.test.correct)
-    after = calibration_table(test.confidences, test.correct)
+    table = [
+        {**row, "temperature": temperature, "reliability": reliability(confidences, correct)}
+        for row, temperature, confidences, correct in zip(
+            calibration_table(test.confidences, test.correct),
+            temperatures,
+            test.confidences,
+            test.correct,
+            strict=True,
+        )
+    ]
     return Calibration(
         temperatures,
         num_fitting,
-        dataclasses.replace(evaluation, test=test, held_out=_at(all_held_out, rest)),
-        [
-            {
-                "exit": old["exit"],
-                **{f"{name}_before": old[name] for name in ("ece", "adaptive_ece")},
-                **{f"{name}_after": new[name] for name in ("ece", "adaptive_ece")},
-            }
-            for old, new in zip(before, after, strict=True)
-        ],
+        dataclasses.replace(
+            evaluation, test=test, held_out=_at(all_held_out, rest), calibrated=table
+        ),
     )
 
 

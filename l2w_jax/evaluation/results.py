@@ -21,6 +21,7 @@ from l2w_jax.evaluation.exit_examples import ExitExamples
 from l2w_jax.evaluation.predictions import Predictions
 from l2w_jax.files import write_arrays, write_csv, write_json
 
+SUMMARY_FILE = "evaluation.json"
 THRESHOLDS_FILE = "thresholds.json"
 LATENCY_FILE = "latency.json"
 
@@ -60,6 +61,9 @@ class Evaluation:
             shot classes (`evaluate.shots_table`).
         calibration: for each exit: exit, and ece and adaptive_ece of the test images, 0 to 1
             (`early_exit.calibration`).
+        calibrated: the same with temperatures, if any were fitted: exit, temperature, ece,
+            adaptive_ece, and reliability, the points of a reliability diagram (confidence and
+            accuracy, 0 to 1).
         sample_weights: of some of the `held_out` images; None for plain training.
         examples: test images that leave at each exit, when about as many leave at each.
         splits: where the images of each split come from, as `Source.origins`.
@@ -76,6 +80,7 @@ class Evaluation:
     held_out: Predictions | None = None
     shots: list[dict[str, float | None]] | None = None
     calibration: list[dict[str, float]] | None = None
+    calibrated: list[dict[str, Any]] | None = None
     sample_weights: SampleWeights | None = None
     examples: ExitExamples | None = None
     splits: dict[str, str] | None = None
@@ -138,15 +143,6 @@ class Evaluation:
         exits = first_exits(images.scores(rule), thresholds)
         return operating_point(exits, images.correct, self.mul_adds)
 
-    def check_thresholds(self) -> None:
-        """Raises UserError if there were no images to choose thresholds from."""
-        if "thresholds_confidences" not in self.arrays:
-            raise UserError(
-                "the run was evaluated without images of "
-                f"{self.summary['thresholds_from']!r}, which thresholds are chosen on: give a file "
-                "of thresholds, or evaluate the run with such images"
-            )
-
     def check_step(self, step: int, what: str) -> None:
         """Raises UserError if `what` is of another step than the one that was evaluated."""
         if step != self.step:
@@ -177,6 +173,15 @@ class Evaluation:
             if array is not None
         }
         write_arrays(workdir / _ARRAYS_FILE, arrays)
+        # Last: whoever finds it finds the others too.
+        self.save_summary(workdir)
+
+    def save_summary(self, workdir: Path) -> None:
+        """Writes what is no array into evaluation.json, atomically.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
         summary = {
             field.name: value
             for field in _summary_fields()
@@ -184,8 +189,7 @@ class Evaluation:
         }
         summary["test_images"] = len(self.test.labels)
         summary["thresholds_images"] = 0 if self.held_out is None else len(self.held_out.labels)
-        # Last: whoever finds it finds the others too.
-        write_json(workdir / _SUMMARY_FILE, summary)
+        write_json(workdir / SUMMARY_FILE, summary)
 
     @classmethod
     def load(cls, workdir: Path) -> Self:
@@ -195,7 +199,7 @@ class Evaluation:
             UserError: the folder is not that of a run, or it was not evaluated, or not completely.
         """
         stored.read_config(workdir)
-        name = _SUMMARY_FILE
+        name = SUMMARY_FILE
         try:
             summary = json.loads((workdir / name).read_text())
             fields = {
@@ -223,7 +227,6 @@ class Evaluation:
             ) from error
 
 
-_SUMMARY_FILE = "evaluation.json"
 _ARRAYS_FILE = "evaluation.npz"
 
 # The fields of `Evaluation` that hold arrays: how their names begin in the file, and their type.

@@ -4,7 +4,7 @@ Builders turn evaluations, timings and metrics into charts. With one run, a char
 have a colour each; with several, each run has its own.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -102,19 +102,28 @@ def exit_shares(evaluation: Evaluation) -> Chart:
 def reliability(evaluation: Evaluation) -> Chart:
     """Accuracy of each exit on test images of like confidence (Guo et al., ICML 2017)."""
     test = evaluation.test
+    points = map(calibration.reliability, test.confidences, test.correct)
+    return _reliability("Accuracy over confidence", points)
+
+
+def calibrated_reliability(evaluation: Evaluation) -> Chart | None:
+    """`reliability` with the temperatures that were fitted; None where none were."""
+    if evaluation.calibrated is None:
+        return None
+    points = (row["reliability"] for row in evaluation.calibrated)
+    return _reliability("Accuracy over confidence, with temperatures", points)
+
+
+def _reliability(title: str, points: Iterable[Sequence[Sequence[float]]]) -> Chart:
+    """The points of each exit, (confidence, accuracy) from 0 to 1."""
     series = [
-        Series(
-            f"exit {k + 1}",
-            [(100 * x, 100 * y) for x, y in calibration.reliability(confidences, correct)],
-            k,
-            marked=True,
-        )
-        for k, (confidences, correct) in enumerate(zip(test.confidences, test.correct, strict=True))
+        Series(f"exit {k + 1}", [(100 * x, 100 * y) for x, y in of_exit], k, marked=True)
+        for k, of_exit in enumerate(points)
     ]
     calibrated = Series("as sure as right", [(0.0, 0.0), (100.0, 100.0)], len(series), dashed=True)
     percent = {"unit": "%", "digits": ".1f", "highest": 100.0}
     return Chart(
-        "Accuracy over confidence",
+        title,
         Axis("confidence", **percent),
         Axis("accuracy", **percent),
         [*series, calibrated],

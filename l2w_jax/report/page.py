@@ -141,12 +141,31 @@ def _of_run(run: Run) -> dict[str, Any]:
         "plain": run.config.weighting.kind == "none",
         "shares": figures.exit_shares(evaluation) if evaluation.curve else None,
         "reliability": figures.reliability(evaluation),
-        "calibration": evaluation.calibration,
+        "calibrated_reliability": figures.calibrated_reliability(evaluation),
+        "calibration": _calibration(evaluation),
         "classes": _classes(evaluation),
         "examples": _examples(evaluation),
         "weights": None if sampled is None else figures.mean_weights(sampled),
         "latency": None if run.latency is None else _latency(run.latency),
     }
+
+
+def _calibration(evaluation: Evaluation) -> Table | None:
+    """Calibration errors of each exit, with temperatures too where they were fitted."""
+    if evaluation.calibration is None:
+        return None
+    names = {"ece": "calibration error [%]", "adaptive_ece": "in bins of equal size [%]"}
+    header = ["exit", *names.values()]
+    rows = [
+        [str(row["exit"]), *(f"{100 * row[name]:.2f}" for name in names)]
+        for row in evaluation.calibration
+    ]
+    if evaluation.calibrated is not None:
+        header += ["temperature", *(f"with it, {name}" for name in names.values())]
+        for cells, row in zip(rows, evaluation.calibrated, strict=True):
+            cells.append(f"{row['temperature']:.2f}")
+            cells += [f"{100 * row[name]:.2f}" for name in names]
+    return Table(header, rows)
 
 
 def _classes(evaluation: Evaluation) -> dict[str, Any] | None:
