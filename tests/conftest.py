@@ -1,5 +1,12 @@
 """A multi-exit network that compiles in a blink, for tests of what is done with a network."""
 
+import gc
+import os
+
+# To make machine code fast takes a third of the time of compiling, which is most of what tests do.
+# JAX reads this as it is imported, and the programs that tests start inherit it.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
 import hypothesis
 import jax
 import jax.numpy as jnp
@@ -7,6 +14,10 @@ import pytest
 from flax import linen as nn
 
 from l2w_jax.models import MultiExitNetwork
+
+# As the commands do: to look for cycles takes a seventh of the time of tracing.
+gc.freeze()
+gc.set_threshold(100_000)
 
 # The first example of a test compiles, which takes longer than hypothesis waits by default.
 hypothesis.settings.register_profile("compiling", deadline=None)
