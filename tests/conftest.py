@@ -1,11 +1,6 @@
 """A multi-exit network that compiles in a blink, for tests of what is done with a network."""
 
 import gc
-import os
-
-# To make machine code fast takes a third of the time of compiling, which is most of what tests do.
-# JAX reads this as it is imported, and the programs that tests start inherit it.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import hypothesis
 import jax
@@ -14,6 +9,9 @@ import pytest
 from flax import linen as nn
 
 from l2w_jax.models import MultiExitNetwork
+
+# To make machine code fast takes a third of the time of compiling, and networks here are small.
+jax.config.update("jax_disable_most_optimizations", True)
 
 # As the commands do: to look for cycles takes a seventh of the time of tracing.
 gc.freeze()
