@@ -69,7 +69,7 @@ def loader(folder):
 
 def exported(model, variables, images, folder, rule=rules.confidence):
     """The predictor whose images leave at all exits, and its export."""
-    predictor = EarlyExitPredictor(model, variables, np.zeros(model.num_exits), preprocess, [250])
+    predictor = EarlyExitPredictor(model, variables, np.zeros(model.num_exits), preprocess, [150])
     thresholds = thresholds_between(predictor, images, 0.6)
     predictor = predictor.with_thresholds(thresholds)
     if rule is rules.log_odds:
@@ -82,7 +82,7 @@ def exported(model, variables, images, folder, rule=rules.confidence):
 def check_answers(folder, decisions, images):
     """Labels and exits are equal, whatever the number of images that come at once."""
     run = loader(folder).ExportedNetwork(folder)
-    for size in (1, 7, 256, 1000):
+    for size in (1, 7, 256, 300):
         # One at a time, some are enough.
         count = 20 if size == 1 else len(images)
         parts = [run(images[start : start + size]) for start in range(0, count, size)]
@@ -94,7 +94,7 @@ def check_answers(folder, decisions, images):
 
 @pytest.mark.parametrize("kind", ["msdnet", "imagenet", "ranet", "imta"])
 def test_labels_and_exits_are_those_of_the_predictor(kind, tmp_path):
-    model, images = network(kind), stored_images(1000, 32)
+    model, images = network(kind), stored_images(300, 32)
     variables = lively_variables(model, preprocess(images[:1]))
     decisions = exported(model, variables, images, tmp_path)(images)
     assert set(decisions.exits) == set(range(model.num_exits))
@@ -107,9 +107,9 @@ def test_a_calibrated_network_is_left_by_any_rule(rule, tiny_network, tmp_path):
     images = stored_images(256, 8)
     scores = scores_of(rule, model.apply(variables, preprocess(images), train=False))
     function, thresholds = rules.RULES[rule], between(scores, 0.6)
-    decisions = EarlyExitPredictor(
-        model, variables, thresholds, preprocess, [128, 256], rule=function
-    )(images)
+    decisions = EarlyExitPredictor(model, variables, thresholds, preprocess, [256], rule=function)(
+        images
+    )
     assert set(decisions.exits) == {0, 1, 2}
     arguments = (thresholds, image_format(8), CLASSES[:4], function)
     export_onnx.export_network(tmp_path, model, variables, *arguments)
@@ -120,14 +120,14 @@ def test_a_calibrated_network_is_left_by_any_rule(rule, tiny_network, tmp_path):
 def folder(tmp_path_factory):
     """The network of the README, exported, and its predictor."""
     folder = tmp_path_factory.mktemp("exported")
-    model, images = own_network(), stored_images(1000, 8)
+    model, images = own_network(), stored_images(300, 8)
     variables = lively_variables(model, preprocess(images[:1]))
     return folder, exported(model, variables, images, folder, rules.log_odds)
 
 
 def test_a_users_own_network_answers_as_the_predictor_does(folder):
     folder, predictor = folder
-    images = stored_images(1000, 8)
+    images = stored_images(300, 8)
     decisions = predictor(images)
     assert set(decisions.exits) == {0, 1, 2}
     check_answers(folder, decisions, images)
