@@ -1,5 +1,7 @@
 """A multi-exit network that compiles in a blink, for tests of what is done with a network."""
 
+import gc
+
 import hypothesis
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,13 @@ import pytest
 from flax import linen as nn
 
 from l2w_jax.models import MultiExitNetwork
+
+# To make machine code fast takes a third of the time of compiling, and networks here are small.
+jax.config.update("jax_disable_most_optimizations", True)
+
+# As the commands do: to look for cycles takes a seventh of the time of tracing.
+gc.freeze()
+gc.set_threshold(100_000)
 
 # The first example of a test compiles, which takes longer than hypothesis waits by default.
 hypothesis.settings.register_profile("compiling", deadline=None)

@@ -6,4 +6,8 @@ from pathlib import Path
 _TESTS = Path(__file__).parent
 
 # What such a program is started with, unless a test has it run without the project.
-ENVIRONMENT = os.environ | {"PYTHONPATH": f"{_TESTS.parent}{os.pathsep}{_TESTS}"}
+# It compiles as the tests do, see conftest.py.
+ENVIRONMENT = os.environ | {
+    "PYTHONPATH": f"{_TESTS.parent}{os.pathsep}{_TESTS}",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+}

@@ -29,6 +29,14 @@ def _fresh_config_module(monkeypatch):
     monkeypatch.delitem(sys.modules, "config_config", raising=False)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_programs(tmp_path_factory):
+    """Neither are the user's found nor does another process write them meanwhile."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
+        yield
+
+
 @pytest.fixture
 def workdir(tmp_path):
     return tmp_path / "run"

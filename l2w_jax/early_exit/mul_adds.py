@@ -6,7 +6,8 @@ pooling window its size for every output. Batch norm, concatenation and resizing
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,23 +39,23 @@ def mul_adds_per_exit(model: MultiExitNetwork, image_size: int) -> np.ndarray:
     def start(variables, image):
         return model.apply(variables, image, False, method="init_carry")
 
-    total = _count(start, variables, image)
-    carry = jax.eval_shape(start, variables, image)
+    total, carry = _count_and_shapes(start, variables, image)
     totals = []
     for k in range(model.num_exits):
 
         def stage(variables, carry, k=k):
             return model.apply(variables, k, carry, False, method="stage")
 
-        total += _count(stage, variables, carry)
-        _, carry = jax.eval_shape(stage, variables, carry)
+        of_stage, (_, carry) = _count_and_shapes(stage, variables, carry)
+        total += of_stage
         totals.append(total)
     return np.array(totals, np.float64)
 
 
-def _count(function, *args) -> int:
-    """Mul-adds of `function` on arguments of these shapes."""
-    return sum(_mul_adds_of_jaxpr(jax.make_jaxpr(function)(*args).jaxpr))
+def _count_and_shapes(function: Callable[..., Any], *args: Any) -> tuple[int, Any]:
+    """Mul-adds of `function` on arguments of these shapes, and the shapes of what it returns."""
+    closed_jaxpr, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
+    return sum(_mul_adds_of_jaxpr(closed_jaxpr.jaxpr)), shapes
 
 
 def _mul_adds_of_jaxpr(jaxpr: core.Jaxpr) -> Iterator[int]:

@@ -24,3 +24,14 @@ def cpu_compiler_options() -> dict[str, str] | None:
     except jax.errors.JaxRuntimeError:
         return None
     return options
+
+
+def cpu_options_for_a_single_run() -> dict[str, bool | int] | None:
+    """On a CPU: the machine code is made quickly, because it runs no more than once.
+
+    Returns:
+        For `jax.jit(..., compiler_options=...)`; None on another device.
+    """
+    if jax.default_backend() != "cpu":
+        return None
+    return {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}

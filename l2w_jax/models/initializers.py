@@ -18,6 +18,8 @@ from flax import linen as nn
 from flax import traverse_util
 from typing_extensions import override
 
+from l2w_jax.models.compiler_options import cpu_options_for_a_single_run
+
 Variables = dict[str, dict]
 
 
@@ -151,7 +153,8 @@ def initial_variables(
     draws = {path: _host_draw(path, initializers) for path in leaves}
     if any(draw is None for draw in draws.values()):
         dummies = [jnp.zeros(spec.shape, spec.dtype) for spec in inputs]
-        return jax.jit(init)(rng, *dummies)
+        options = cpu_options_for_a_single_run()
+        return jax.jit(init, compiler_options=options)(rng, *dummies)
     generator = np.random.default_rng(np.asarray(jax.random.key_data(rng)).tolist())
     values = {
         path: draws[path](generator, leaf.shape).astype(leaf.dtype)

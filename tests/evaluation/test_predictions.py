@@ -1,6 +1,5 @@
 """Every image is answered once, whatever the batch size and the number of devices."""
 
-import os
 import socket
 import subprocess
 import sys
@@ -9,6 +8,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from evaluation import several_devices
+from programs import ENVIRONMENT
 from tiny_images import TEST, all_log_probs
 
 from l2w_jax.errors import UserError
@@ -36,13 +37,11 @@ def test_every_image_counts_once_whatever_the_batch_size(config, source, tiny_ne
 
 
 def evaluated_on(devices, processes):
-    """What each process finds, as numbers that depend on the order of the images."""
+    """What each of the processes finds."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    tests = Path(__file__).parents[1]
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)]),
+    environment = ENVIRONMENT | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
     }
@@ -62,7 +61,7 @@ def evaluated_on(devices, processes):
 
 
 def test_any_number_of_devices_and_processes_finds_the_same():
-    (expected,) = evaluated_on(devices=1, processes=1)
+    expected = several_devices.found()
     for found in evaluated_on(devices=3, processes=2):
         assert found == pytest.approx(expected, rel=1e-5)
 

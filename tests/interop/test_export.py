@@ -87,8 +87,10 @@ def test_a_calibrated_network_is_left_when_exits_agree(tiny_network, tmp_path):
     model, variables = calibrated(tiny_network[0], [0.5, 2, 3]), tiny_network[1]
     scores = scores_of("patience", model.apply(variables, preprocess(IMAGES), train=False))
     thresholds = between(scores, 0.6)
-    predictor = EarlyExitPredictor(model, variables, thresholds, preprocess, rule=rules.patience)
-    arguments = (thresholds, FORMAT, "abcd")
+    predictor = EarlyExitPredictor(
+        model, variables, thresholds, preprocess, [300], rule=rules.patience
+    )
+    arguments = (thresholds, FORMAT, "abcd", [300])
     export.export_network(tmp_path, model, variables, *arguments, rule=rules.patience)
     decisions = predictor(IMAGES)
     assert set(decisions.exits) == {0, 1, 2}
@@ -142,6 +144,7 @@ def test_a_run_is_exported_and_runs_alone(run_folder, tmp_path, capsys):
         state.variables,
         [0, 0, 0],
         lambda images: normalize(images, mean, deviation),
+        batch_sizes=[300],
     )
     predictor = predictor.with_thresholds(thresholds_between(predictor, IMAGES, 0.6))
     chosen, folder = tmp_path / "thresholds.json", tmp_path / "exported"

@@ -69,7 +69,7 @@ def loader(folder):
 
 def exported(model, variables, images, folder, rule=rules.confidence):
     """The predictor whose images leave at all exits, and its export."""
-    predictor = EarlyExitPredictor(model, variables, np.zeros(model.num_exits), preprocess, [250])
+    predictor = EarlyExitPredictor(model, variables, np.zeros(model.num_exits), preprocess, [150])
     thresholds = thresholds_between(predictor, images, 0.6)
     predictor = predictor.with_thresholds(thresholds)
     if rule is rules.log_odds:
@@ -107,9 +107,9 @@ def test_a_calibrated_network_is_left_by_any_rule(rule, tiny_network, tmp_path):
     images = stored_images(256, 8)
     scores = scores_of(rule, model.apply(variables, preprocess(images), train=False))
     function, thresholds = rules.RULES[rule], between(scores, 0.6)
-    decisions = EarlyExitPredictor(
-        model, variables, thresholds, preprocess, [128, 256], rule=function
-    )(images)
+    decisions = EarlyExitPredictor(model, variables, thresholds, preprocess, [256], rule=function)(
+        images
+    )
     assert set(decisions.exits) == {0, 1, 2}
     arguments = (thresholds, image_format(8), CLASSES[:4], function)
     export_onnx.export_network(tmp_path, model, variables, *arguments)

@@ -134,6 +134,14 @@ def test_extras_are_installed_beside(clone):
     assert calls[1] == "-m pytest -k one"
 
 
+def test_all_tests_run_over_the_cores_and_chosen_ones_in_one_process(clone):
+    add_python(clone)
+    _, calls = launch(clone, "test.sh")
+    assert calls[-1] == "-m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile"
+    _, calls = launch(clone, "test.sh", "-m", "slow")
+    assert calls == ["-m pytest -m slow"]
+
+
 def test_it_starts_in_any_folder(clone, tmp_path):
     add_python(clone)
     launch(clone, "local.sh")

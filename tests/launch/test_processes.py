@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import jax
@@ -13,7 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from launch.processes import wait_for_all
+from launch import processes
 
 ROOT = Path(__file__).parents[2]
 
@@ -163,9 +164,9 @@ def started(commands):
     return [subprocess.Popen(["sh", "-c", command]) for command in commands]
 
 
-def assert_ends_with(processes, first, status, capfd):
-    assert wait_for_all(processes) == status
-    assert all(process.returncode is not None for process in processes)
+def assert_ends_with(running, first, status, capfd):
+    assert processes.wait_for_all(running) == status
+    assert all(process.returncode is not None for process in running)
     message = f"process {first} ended with status {status}; the others are ended too"
     assert capfd.readouterr().err == ("" if first is None else message + "\n")
 
@@ -184,19 +185,35 @@ def assert_ends_with(processes, first, status, capfd):
 def test_of_failures_in_one_moment_that_is_named_which_the_others_followed(
     commands, first, status, capfd
 ):
-    processes = started(commands)
-    for process in processes:
+    running = started(commands)
+    for process in running:
         process.wait()
-    assert_ends_with(processes, first, status, capfd)
+    assert_ends_with(running, first, status, capfd)
 
 
 @pytest.mark.parametrize(
     ("commands", "first", "status"),
     [
-        (["kill -ABRT $$", "sleep 0.05; exit 2"], 1, 2),
         (["kill -ABRT $$", "sleep 60"], 0, 128 + signal.SIGABRT),
         (["sleep 60", "exit 3"], 1, 3),
     ],
 )
 def test_a_failure_ends_the_others_and_is_named(commands, first, status, capfd):
     assert_ends_with(started(commands), first, status, capfd)
+
+
+def test_a_failure_that_is_seen_a_moment_after_the_abort_it_caused_is_named(capfd, monkeypatch):
+    commands = (["sh", "-c", "kill -ABRT $$"], ["sh", "-c", "read line; exit 2"])
+    both = [subprocess.Popen(command, stdin=subprocess.PIPE) for command in commands]
+    pauses = []
+
+    def sleep(seconds):
+        process = both[len(pauses)]
+        process.communicate(b"\n")
+        pauses.append(seconds)
+
+    monkeypatch.setattr(
+        processes, "time", types.SimpleNamespace(sleep=sleep, monotonic=time.monotonic)
+    )
+    assert_ends_with(both, 1, 2, capfd)
+    assert pauses == [processes.SECONDS_BETWEEN_LOOKS] * 2

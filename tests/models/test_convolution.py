@@ -4,8 +4,6 @@ import collections
 import functools
 import re
 
-import hypothesis
-import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,17 +53,17 @@ def test_convolution_and_its_gradients_are_those_of_lax(size, stride):
     )
 
 
-@hypothesis.settings(max_examples=3)
-@hypothesis.given(
-    image_size=st.tuples(st.integers(1, 12), st.integers(1, 12)),
-    kernel_size=st.sampled_from([3, 5, 7]),
-    stride=st.integers(1, 3),
+@pytest.mark.parametrize(
+    ("image_size", "kernel_size", "stride"),
+    [
+        ((8, 8), 3, 2),
+        ((9, 12), 7, 2),
+        ((11, 7), 5, 3),
+        # Windows that do not fit into the output, and into the image.
+        ((4, 4), 3, 2),
+        ((2, 5), 3, 1),
+    ],
 )
-@hypothesis.example(image_size=(8, 8), kernel_size=3, stride=2)
-@hypothesis.example(image_size=(9, 12), kernel_size=7, stride=2)
-# Windows that do not fit into the output, and into the image.
-@hypothesis.example(image_size=(4, 4), kernel_size=3, stride=2)
-@hypothesis.example(image_size=(2, 5), kernel_size=3, stride=1)
 def test_derivatives_up_to_the_second_are_those_of_lax(image_size, kernel_size, stride):
     keys = jax.random.split(jax.random.key(0), 4)
     shapes = [(2, *image_size, 3), (kernel_size, kernel_size, 3, 4)]

@@ -1,5 +1,6 @@
 """Layers compute what their simplest formulation does."""
 
+import functools
 import re
 
 import jax
@@ -77,7 +78,7 @@ def test_derivatives_of_batch_norm_are_those_of_its_operations():
         # The last is what the meta-gradient needs: the transposed map, differentiated.
         return jax.jvp(function, arguments, tangents), jax.jvp(gradient, arguments, tangents)
 
-    assert_close(derivatives(ours), derivatives(operations))
+    assert_close(*(jax.jit(derivatives, static_argnums=0)(f) for f in (ours, operations)))
 
 
 def test_batch_norm_sums_twice_forward_and_twice_backward():
@@ -127,9 +128,11 @@ def test_layers_together_give_what_they_give_alone(train):
     y = jax.random.normal(keys[1], (2, 6, 6, 4))
 
     def both_ways(layers, inputs, together):
-        variables = layers.init(keys[2], *inputs, train=train)
+        init = jax.jit(functools.partial(layers.init, train=train))
+        variables = init(keys[2], *inputs)
         variables = jax.tree.map(lambda v: v + 0.1 * jnp.arange(v.shape[-1]), variables)
 
+        @functools.partial(jax.jit, static_argnums=1)
         def outputs_and_gradient(inputs, method):
             def run(params):
                 y, moved = layers.apply(

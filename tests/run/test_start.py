@@ -12,6 +12,8 @@ from l2w_jax.errors import UserError
 from l2w_jax.evaluation.predictions import predict_all
 from l2w_jax.run import loop, restore, start
 
+STEP_ON_DEVICES = loop.step_on_devices
+
 
 def make_config(num_classes=10, epochs=2):
     config = default_config(ConvNetwork(num_classes=num_classes))
@@ -48,8 +50,23 @@ def trained(tmp_path_factory):
     return workdir
 
 
+@pytest.fixture(scope="module")
+def step_on_devices():
+    """That of the loop, which compiles once for runs that differ in nothing but their start."""
+    steps = {}
+
+    def once(config, total_steps):
+        key = config.dataset.num_classes, total_steps
+        if key not in steps:
+            steps[key] = STEP_ON_DEVICES(config, total_steps)
+        return steps[key]
+
+    return once
+
+
 @pytest.fixture
-def config(trained, monkeypatch):
+def config(trained, step_on_devices, monkeypatch):
+    monkeypatch.setattr(loop, "step_on_devices", step_on_devices)
     # A network that is no section of fields has no place in config.json.
     first_config = make_config(num_classes=5)
     monkeypatch.setattr(stored, "read_config", lambda _: first_config)

@@ -8,6 +8,7 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+from compiled_step import compiled_step
 from learners import create_learner
 from small_networks import ConvNetwork
 
@@ -78,10 +79,10 @@ def metric_distance(ours, theirs):
 
 
 def spread_over_replicas(config, start, shards):
-    """Largest difference between what the replicas of one iteration return."""
+    """Largest difference between what the replicas of one update return."""
     step = make_train_step(config, 100, DEVICE_AXIS)
-    over_devices = jax.pmap(step, axis_name=DEVICE_AXIS, in_axes=(None, 0), out_axes=0)
-    replicas = over_devices(start, shards)
+    over_devices = jax.pmap(step.update, axis_name=DEVICE_AXIS, in_axes=(None, 0, None), out_axes=0)
+    replicas = over_devices(start, shards, np.int32(0))
     return max(float(np.ptp(np.asarray(x), axis=0).max()) for x in jax.tree.leaves(replicas))
 
 
@@ -105,8 +106,7 @@ def by_hand(config, start, shards):
     return moments(predictor_step(learner, start, mean, config.weighting.learning_rate))
 
 
-def by_hand_distance(config, start, shards):
-    step = pmap_train_step(make_train_step(config, 100, DEVICE_AXIS))
+def by_hand_distance(config, step, start, shards):
     expected = by_hand(config, start, shards)
     found, _ = step.update(jax.tree.map(np.asarray, start), shards, np.int32(0))
     return distance(moments(found), expected, moments(start))
@@ -129,7 +129,7 @@ def main():
         config = config_of(*setting)
         start = create_train_state(config, jax.random.key(0))
         one, eight = start, jax.tree.map(np.asarray, start)
-        step_of_one = jax.jit(make_train_step(config, 100))
+        step_of_one = compiled_step(config, 100)
         step_of_eight = pmap_train_step(make_train_step(config, 100, DEVICE_AXIS))
         for whole, shards in batches():
             one, metrics_of_one = step_of_one(one, whole)
@@ -140,7 +140,9 @@ def main():
         }
         result[name]["metrics"] = metric_distance(metrics_of_eight, metrics_of_one)
         if name == "device":
-            result[name]["by_hand"] = by_hand_distance(config, start, next(batches())[1])
+            result[name]["by_hand"] = by_hand_distance(
+                config, step_of_eight, start, next(batches())[1]
+            )
         result[name]["spread"] = spread_over_replicas(config, start, next(batches())[1])
     print(json.dumps(result))
 

@@ -51,7 +51,8 @@ def test_hand_set_weights_move_hard_samples_to_late_exits():
 )
 def test_weights_without_a_predictor_are_those_of_the_whole_batch(weigh):
     losses = jax.random.uniform(jax.random.key(0), (4, 6, 3))
-    over_devices = jax.vmap(lambda x: weigh("device")({}, x, -x), axis_name="device")(losses)
+    on_device = jax.vmap(lambda x: weigh("device")({}, x, -x), axis_name="device")
+    over_devices = jax.jit(on_device)(losses)
     whole = losses.reshape(24, 3)
-    expected = weigh(None)({}, whole, -whole)
+    expected = jax.jit(lambda x: weigh(None)({}, x, -x))(whole)
     np.testing.assert_allclose(over_devices.reshape(24, 3), expected, rtol=1e-6)

@@ -1,7 +1,6 @@
 """Eight devices compute what one does on the same global batch."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import linen as nn
+from programs import ENVIRONMENT
 
 from l2w_jax.config import default_config
 from l2w_jax.models import create_model
@@ -19,11 +19,9 @@ from l2w_jax.models.layers import BatchNorm
 @pytest.fixture(scope="module")
 def result():
     flags = "--xla_force_host_platform_device_count=8"
-    tests = Path(__file__).parents[1]
-    path = os.pathsep.join([str(tests.parent), str(tests)])
     done = subprocess.run(
         [sys.executable, Path(__file__).with_name("eight_devices.py")],
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": path},
+        env=ENVIRONMENT | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
         capture_output=True,
         text=True,
         check=False,
