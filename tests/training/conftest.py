@@ -10,6 +10,15 @@ from l2w_jax.config import default_config
 from l2w_jax.training import create_train_state, make_train_step
 
 
+@pytest.fixture(autouse=True, scope="package")
+def optimized_programs():
+    """Programs as users have them: these tests compute more than they compile."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.fixture
 def x64():
     """Float64 for the length of a test."""
