@@ -82,7 +82,7 @@ def margin(logits: jax.Array) -> jax.Array:
 def negative_entropy(logits: jax.Array) -> jax.Array:
     """Minus the entropy of the softmax probabilities in nats, -log C to 0, [..., C] -> [...].
 
-    Down to entropies of 1e-38 it tells samples apart, since -log p of the most probable class is
+    Down to entropies of 1e-36 it tells samples apart, since -log p of the most probable class is
     taken as log(1 + exp(-log-odds)) instead of through p, which is rounded to 1.
     """
     logits = at_least_float32(logits)

@@ -35,7 +35,8 @@ def test_diverged_copies_are_found_on_four_devices():
     ]
 
 
-@pytest.mark.parametrize(("devices", "interval"), [(1, 2), (2, 1)])
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("interval", [1, 2])
 def test_halves_and_iterations_share_one_program(devices, interval):
     # The update, and the join of the metrics of both halves.
     lines = run_on_devices(devices, "three_iterations.py", str(interval))
