@@ -24,7 +24,8 @@ prints the ratios. The compiler comes with `pip install 'l2w_jax[tpu]'`.
 times, on test images of an evaluated run, the full network, each exit and stopping early along the
 budgeted curve, one image at a time and in batches; RUN/latency.json and RUN/plots/latency.png show
 it, and so does the run's next report. "jax", the default, is this package's predictor, "onnx" what
-it exports to ONNX, "onnx_1_thread" the same with one thread; of several, each is timed by turns.
+it exports to ONNX, "onnx_1_thread" the same with one thread, "torch" and "torch_channels_last" an
+MSDNet in PyTorch; of several, each is timed by turns.
 
     python -m l2w_jax.benchmark --input [--steps=N]
 

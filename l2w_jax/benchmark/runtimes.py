@@ -17,9 +17,10 @@ from l2w_jax.early_exit import EarlyExitPredictor, rules
 from l2w_jax.early_exit.latency import all_leave_at
 from l2w_jax.early_exit.stages import folded_variables
 from l2w_jax.errors import UserError
+from l2w_jax.interop import variables_to_torch
 from l2w_jax.interop.export import writer
 from l2w_jax.interop.exported_folder import ImageFormat
-from l2w_jax.models import MultiExitNetwork
+from l2w_jax.models import MSDNet, MultiExitNetwork
 from l2w_jax.models.compiler_options import cpu_compiler_options
 from l2w_jax.models.preprocessing import normalize
 
@@ -102,11 +103,54 @@ def in_onnx(
     return Runtime(name, to_the_end, with_thresholds)
 
 
+def in_torch(
+    name: str,
+    memory_format: str,
+    model: MultiExitNetwork,
+    variables: Mapping[str, Any],
+    image_format: ImageFormat,
+) -> Runtime:
+    """The same network in PyTorch, uncompiled, as its authors' programs run it.
+
+    Args:
+        name: of the runtime.
+        memory_format: how features lie in memory, a name of `torch`'s.
+        model: the network.
+        variables: its {"params", "batch_stats"}.
+        image_format: of the images to come.
+
+    Raises:
+        UserError: PyTorch is not installed, or the network is no MSDNet.
+    """
+    if not isinstance(model, MSDNet):
+        raise UserError(f"--runtime: {name!r} is not allowed: must be of an MSDNet")
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(
+            f"--runtime: {name!r} needs PyTorch: pip install 'l2w_jax[torch]'"
+        ) from error
+    from l2w_jax.benchmark.torch_msdnet import EarlyExits
+
+    mean, deviation = np.float32(image_format.mean), np.float32(image_format.deviation)
+    tensors = variables_to_torch(model, variables)
+    network = EarlyExits(model, tensors, mean, deviation, getattr(torch, memory_format))
+
+    def with_thresholds(thresholds: ArrayLike) -> Predict:
+        other = copy.copy(network)
+        other.thresholds = np.asarray(thresholds, np.float32)
+        return other
+
+    return Runtime(name, network.full_network, with_thresholds)
+
+
 RUNTIMES = {
     "jax": in_jax,
     "onnx": functools.partial(in_onnx, "onnx", 0),
     # Small stages of single images may be done before a second thread has begun.
     "onnx_1_thread": functools.partial(in_onnx, "onnx_1_thread", 1),
+    "torch": functools.partial(in_torch, "torch", "contiguous_format"),
+    "torch_channels_last": functools.partial(in_torch, "torch_channels_last", "channels_last"),
 }
 
 

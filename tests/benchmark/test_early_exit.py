@@ -54,7 +54,8 @@ def test_onnx_answers_as_jax_does(tiny_network):
     pytest.importorskip("onnxruntime")
     images = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3)).astype(np.uint8)
     image_format = ImageFormat(8, 1.0, [0.5] * 3, [0.25] * 3)
-    made = [RUNTIMES[name](*tiny_network, image_format) for name in checked_runtimes(RUNTIMES)]
+    names = checked_runtimes(["jax", "onnx", "onnx_1_thread"])
+    made = [RUNTIMES[name](*tiny_network, image_format) for name in names]
     at_once = made[0].with_thresholds(all_leave_at(0, 3))(images)
     # Half of the images are more confident.
     middle = rules.log_odds_of_confidences(np.median(at_once.confidences))
