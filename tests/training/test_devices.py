@@ -1,6 +1,7 @@
 """Eight devices compute what one does on the same global batch."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from programs import ENVIRONMENT
 
 from l2w_jax.config import default_config
 from l2w_jax.models import create_model
-from l2w_jax.models.layers import BatchNorm
+from l2w_jax.models.layers import BatchNorm, LayerOptions
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +54,17 @@ def test_scope_device_is_another_update(result, what):
 
 def test_scope_device_is_the_mean_of_what_each_device_learns_by_itself(result):
     assert result["device"]["by_hand"] <= 1e-6
+
+
+def test_a_batch_norm_takes_one_exchange_for_its_statistics():
+    norm = BatchNorm(LayerOptions(axis_name="device"))
+    x = jnp.ones((2, 4, 4, 3))
+    variables = BatchNorm(LayerOptions()).init(jax.random.key(0), x, train=False)
+    traced = jax.make_jaxpr(
+        lambda x: norm.apply(variables, x, train=True, mutable=["batch_stats"]),
+        axis_env=[("device", 8)],
+    )(x)
+    assert len(re.findall(r"\b(?:psum|all_gather)", str(traced))) == 1
 
 
 @pytest.mark.parametrize("name", ["msdnet", "ranet"])
