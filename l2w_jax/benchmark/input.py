@@ -13,7 +13,7 @@ from PIL import Image
 from l2w_jax.config import default_config
 from l2w_jax.data import augment, order
 from l2w_jax.data.cores import available_cores
-from l2w_jax.data.decode import drawn_boxes
+from l2w_jax.data.decode import decode_crop, drawn_boxes
 from l2w_jax.data.image_folder import complete_splits, list_images
 from l2w_jax.data.stored import ImageFiles
 from l2w_jax.data.streaming import StreamingSource
@@ -111,7 +111,7 @@ def _decoded_crops(images: ImageFiles, seed: int, num_batches: int) -> Iterator[
         encoded = tf.io.read_file(path)
         shape = tf.io.extract_jpeg_shape(encoded)
         boxes = drawn_boxes(shape[:1], shape[1:2], draws[None])
-        return tf.image.decode_and_crop_jpeg(encoded, boxes[0], channels=3)[0, 0]
+        return decode_crop(encoded, boxes[0])[0, 0]
 
     paths = images.paths[np.concatenate(list(batches))]
     return (

@@ -23,6 +23,10 @@ ChooseBoxes = Callable[..., tf.Tensor]
 # Share of the shorter side that evaluation sees: 224 of 256 pixels in every ImageNet table.
 EVALUATED_SHARE = 224 / 256
 
+# As Pillow, OpenCV and PyTorch's readers decode; TensorFlow's default is up to 4 levels off.
+_EXACT = "INTEGER_ACCURATE"
+decode_crop = functools.partial(tf.image.decode_and_crop_jpeg, channels=3, dct_method=_EXACT)
+
 
 def crops(
     encoded: Sequence[tf.Tensor],
@@ -45,10 +49,7 @@ def crops(
         # To decode an empty box is an error, which is what a picture too large is to be.
         is_small = tf.reduce_prod(tf.cast(shapes[:, :2], tf.int64), axis=1) <= max_pixels
         boxes = tf.unstack(tf.where(is_small[:, None], boxes, 0))
-        return [
-            tf.image.decode_and_crop_jpeg(of_image, box, channels=3)
-            for of_image, box in zip(encoded, boxes, strict=True)
-        ]
+        return [decode_crop(of_image, box) for of_image, box in zip(encoded, boxes, strict=True)]
 
     # A branch that is not taken costs time for each of its operations: this one has a single one.
     def one_by_one() -> list[tf.Tensor]:
@@ -133,8 +134,8 @@ def _crop_of_jpeg(
     turned = orientation.of_jpeg(encoded)
     if turned == orientation.UPRIGHT:
         box = _box(choose_boxes, shape, *arguments)
-        return tf.image.decode_and_crop_jpeg(contents, box, channels=3).numpy()
-    whole = tf.image.decode_jpeg(contents, channels=3).numpy()
+        return decode_crop(contents, box).numpy()
+    whole = tf.image.decode_jpeg(contents, channels=3, dct_method=_EXACT).numpy()
     return _part(orientation.turn(whole, turned), choose_boxes, *arguments)
 
 

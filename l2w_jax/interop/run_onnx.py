@@ -74,7 +74,7 @@ class ExportedNetwork:
 def read_image(path, size, centre_share):
     """The centre of an image file, upright and over white, uint8 [size, size, 3].
 
-    As training saw it, but for rounding: 1 of 255 levels, and up to 5 in a JPEG, by its decoder.
+    As training saw it: of halved or unscaled images every pixel, of others to 1 of 255 levels.
     """
     with Image.open(path) as image:
         image = ImageOps.exif_transpose(image)
@@ -87,7 +87,7 @@ def read_image(path, size, centre_share):
     top, left = ((length - side) // 2 for length in pixels.shape[:2])
     weights = resize_weights(side, size)
     square = np.tensordot(weights, pixels[top : top + side, left : left + side], 1)
-    return np.rint(weights @ square).clip(0, 255).astype(np.uint8)
+    return (weights @ square + 0.5).clip(0, 255).astype(np.uint8)
 
 
 def resize_weights(old, new):

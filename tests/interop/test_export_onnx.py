@@ -16,7 +16,9 @@ from flax import linen as nn
 from PIL import Image
 from small_networks import between, lively_variables, network, scores_of, thresholds_between
 
+from l2w_jax.config import default_config
 from l2w_jax.data.resize import resize
+from l2w_jax.data.single import evaluated_share, read_image
 from l2w_jax.early_exit import EarlyExitPredictor, rules
 from l2w_jax.early_exit.calibration import calibrated
 from l2w_jax.errors import UserError
@@ -210,6 +212,17 @@ def test_images_are_prepared_as_by_predict(folder, shape, tmp_path):
     found = loader(folder[0]).read_image(tmp_path / "image.png", 32, 1.0)
     # OpenCV computes with fewer digits.
     assert np.abs(found.astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("side", [32, 64])
+def test_pixels_of_a_jpeg_are_those_of_predict(folder, side, tmp_path):
+    pixels = np.random.default_rng(side).integers(0, 256, (8, 8, 3)).astype(np.uint8)
+    path = tmp_path / "image.jpg"
+    Image.fromarray(pixels).resize((side, side)).save(path)
+    config = default_config()
+    config.dataset.image_size = 32
+    found = loader(folder[0]).read_image(path, 32, evaluated_share(config))
+    np.testing.assert_array_equal(found, read_image(path, config))
 
 
 def test_files_that_are_turned_transparent_or_of_16_bits_are_seen_as_people_see_them(
