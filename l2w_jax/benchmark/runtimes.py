@@ -22,7 +22,6 @@ from l2w_jax.interop.export import writer
 from l2w_jax.interop.exported_folder import ImageFormat
 from l2w_jax.models import MSDNet, MultiExitNetwork
 from l2w_jax.models.compiler_options import cpu_compiler_options
-from l2w_jax.models.preprocessing import normalize
 
 _RULE = rules.RULES[rules.DEFAULT_RULE]
 
@@ -49,10 +48,7 @@ def in_jax(
     model: MultiExitNetwork, variables: Mapping[str, Any], image_format: ImageFormat
 ) -> Runtime:
     """The predictor; its full network is compiled in one piece."""
-    mean, deviation = np.float32(image_format.mean), np.float32(image_format.deviation)
-
-    def preprocess(images: jax.Array) -> jax.Array:
-        return normalize(images, mean, deviation)
+    preprocess = image_format.preprocess
 
     def probabilities(variables: Mapping[str, Any], images: jax.Array) -> jax.Array:
         return jax.nn.softmax(model.apply(variables, preprocess(images), train=False))

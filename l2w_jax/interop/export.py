@@ -41,7 +41,7 @@ from l2w_jax.files import told_if_unwritable, write_arrays, write_atomically, wr
 from l2w_jax.interop.exported_folder import ImageFormat, description
 from l2w_jax.models import MultiExitNetwork, create_network
 from l2w_jax.models.compiler_options import cpu_compiler_options
-from l2w_jax.models.preprocessing import channel_statistics, normalize
+from l2w_jax.models.preprocessing import channel_statistics
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 LOADER = "run_exported.py"
@@ -181,13 +181,9 @@ def export_network(
         OSError: the folder cannot be written.
     """
     thresholds = checked_thresholds(thresholds, model.num_exits)
-    mean, deviation = np.float32(image_format.mean), np.float32(image_format.deviation)
-
-    def preprocess(images: jax.Array) -> jax.Array:
-        return normalize(images, mean, deviation)
-
     size = image_format.size
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)
+    preprocess = image_format.preprocess
     variables = folded_variables(model, variables, preprocess, images)
     paths = [
         jax.tree_util.keystr(path, simple=True, separator="/")

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import onnx
 from numpy.typing import ArrayLike, NDArray
@@ -19,7 +18,6 @@ from l2w_jax.interop import quantize
 from l2w_jax.interop.exported_folder import ImageFormat, description
 from l2w_jax.interop.onnx_stages import onnx_stages
 from l2w_jax.models import MultiExitNetwork
-from l2w_jax.models.preprocessing import normalize
 
 LOADER = "run_onnx.py"
 
@@ -110,12 +108,7 @@ def _models(
     image_format: ImageFormat,
     rule: rules.Rule,
 ) -> list[onnx.ModelProto]:
-    mean, deviation = np.float32(image_format.mean), np.float32(image_format.deviation)
-
-    def preprocess(images: jax.Array) -> jax.Array:
-        return normalize(images, mean, deviation)
-
-    return onnx_stages(model, variables, preprocess, image_format.size, rule)
+    return onnx_stages(model, variables, image_format.preprocess, image_format.size, rule)
 
 
 def _write(folder: Path, models: Sequence[onnx.ModelProto], about: dict[str, Any]) -> None:

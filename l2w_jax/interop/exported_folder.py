@@ -4,10 +4,12 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from numpy.typing import NDArray
 
 from l2w_jax.early_exit.budget import EVERYBODY_LEAVES, NOBODY_LEAVES
+from l2w_jax.models.preprocessing import normalize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +27,10 @@ class ImageFormat:
     centre_share: float
     mean: Sequence[float]
     deviation: Sequence[float]
+
+    def preprocess(self, images: jax.Array) -> jax.Array:
+        """`normalize` of stored images by this mean and deviation."""
+        return normalize(images, np.float32(self.mean), np.float32(self.deviation))
 
 
 def description(
