@@ -31,6 +31,8 @@ class ExportedNetwork:
             raise ValueError(f"{about}: is not of format {FORMAT}; export again")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
+        # Each stage has threads of its own, which would go on spinning while the next one runs.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         stages = []
         for stage in self.description["stages"]:
             model = contents(folder / stage["file"])
