@@ -10,7 +10,8 @@ top-1 with images leaving early: at 40, 60 and 80% of the mul-adds of the last e
 between 20 and 80%. The second has what each way gains on average over the first one, by pairs of
 runs of the same seed, with the 95% interval of Student's t.
 
---save keeps the numbers of all runs in a file, which can be given in place of the runs. --images=
+--save keeps the numbers of all runs in a file, which can be given in place of the runs, and beside
+further runs of a way, which goes by the name that it has in the file. --images=
 holdout takes held-out images instead of test images: half of them set the thresholds with which the
 other half is read, and the other way round.
 """
@@ -108,12 +109,15 @@ def main(argv: Sequence[str]) -> None:
 def read_ways(paths: Sequence[Path], images: str = "test") -> list[Way]:
     """The runs in these folders, by way of training, and the ways in these files, in their order.
 
+    Ways of one name are one.
+
     Args:
         paths: folders of evaluated runs, and files that --save wrote.
         images: "test" or "holdout": which images of the runs in folders count.
 
     Raises:
-        UserError: a path is neither, or is given twice.
+        UserError: a path is neither, a run is given twice, or ways of one name are of networks with
+            other costs.
     """
     resolved = [path.resolve() for path in paths]
     for path in paths:
@@ -138,7 +142,28 @@ def read_ways(paths: Sequence[Path], images: str = "test") -> list[Way]:
         name = _without_number(group[0].absolute().name)
         return _read_way(name if names.count(name) == 1 else str(group[0]), group, images)
 
-    return [way if isinstance(way, Way) else read(way) for way in ways]
+    return _joined([way if isinstance(way, Way) else read(way) for way in ways])
+
+
+def _joined(ways: Sequence[Way]) -> list[Way]:
+    """The ways, those of one name as one."""
+    by_name: dict[str, Way] = {}
+    for way in ways:
+        before = by_name.setdefault(way.name, way)
+        if before is way:
+            continue
+        if not np.array_equal(before.mul_adds, way.mul_adds):
+            raise UserError(f"{way.name}: is the name of two ways whose exits cost differently")
+        if twice := set(before.seeds) & set(way.seeds):
+            raise UserError(f"{way.name}: seed {min(twice)} is given twice; a run counts once")
+        by_name[way.name] = Way(
+            name=way.name,
+            seeds=[*before.seeds, *way.seeds],
+            mul_adds=way.mul_adds,
+            anytime=np.concatenate([before.anytime, way.anytime]),
+            budgeted=[*before.budgeted, *way.budgeted],
+        )
+    return list(by_name.values())
 
 
 def _without_number(name: str) -> str:

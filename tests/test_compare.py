@@ -81,6 +81,19 @@ def test_kept_numbers_make_the_same_tables(workdirs, tmp_path, capsys):
     assert capsys.readouterr().out == of_runs
 
 
+def test_further_runs_join_those_of_a_file(workdirs, tmp_path):
+    of_file, later = tmp_path / "numbers.json", workdirs[1]
+    first = [workdirs[0], *workdirs[2:]]
+    compare.main([*map(str, first), f"--save={of_file}"])
+    joined, plain = compare.read_ways([of_file, later])
+    expected, _ = compare.read_ways(workdirs)
+    assert (joined.name, joined.seeds, plain.seeds) == ("weighted", [0, 1], [0, 1])
+    np.testing.assert_array_equal(joined.anytime, expected.anytime)
+    np.testing.assert_array_equal(joined.mean_top1(), expected.mean_top1())
+    with pytest.raises(UserError, match="weighted: seed 0 is given twice; a run counts once"):
+        compare.read_ways([of_file, workdirs[0]])
+
+
 @pytest.mark.parametrize("content", ["", "[1]", json.dumps([{"name": "a"}])])
 def test_a_file_of_other_content_is_one_line(content, tmp_path):
     path = tmp_path / "numbers.json"
