@@ -12,12 +12,13 @@ spent on. Images are random: no data set is read.
 
 --no-cache compiles anew. --compare prints the ratio of each number to that of an earlier output.
 
-    python -m l2w_jax.benchmark --config=configs/NAME.py[:VARIANT] --topology=v5e:2x2
+    python -m l2w_jax.benchmark --config=configs/NAME.py[:VARIANT] --topology=v5e:2x2|h100:8
         [--against=plain]
 
-compiles the step for a slice of TPUs, which need not be there, and prints what it holds, moves and
-computes on each chip. --against=plain does the same for plain training on as many images, and
-prints the ratios. The compiler comes with `pip install 'l2w_jax[tpu]'`.
+compiles the step for a slice of TPUs or the GPUs of a machine, which need not be there, and prints
+what it holds, moves and computes on each; of GPUs, what it holds. --against=plain does the same for
+plain training on as many images, and prints the ratios. The compilers come with
+`pip install 'l2w_jax[tpu]'` and `'l2w_jax[cuda]'`.
 
     python -m l2w_jax.benchmark --early-exit --workdir=RUN [--runtime=jax,onnx,onnx_1_thread]
 

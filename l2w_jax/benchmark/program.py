@@ -80,13 +80,14 @@ def collectives(compiled_text: str) -> dict[str, dict[str, int]]:
     """Exchanges between devices: {kind: {"count": ..., "bytes": of their results}}.
 
     A TPU's compiler may spread an exchange over many fusions, in each of which it appears, a link
-    of one chain. A chain counts once, and so does what a loop holds.
+    of one chain. A chain counts once, and so does what a loop holds; one that is begun and waited
+    for later counts where it is done.
     """
     found: dict[str, dict[str, int]] = {}
     seen = set()
     for match in re.finditer(
         rf"^ +(?:ROOT )?(?P<name>\S+) = (?P<result>\(.*?\)|\S+) (?P<kind>{'|'.join(_COLLECTIVES)})"
-        r'\((?:.*chain_id="(?P<chain>\d+)")?',
+        r'(?:-done)?\((?:.*chain_id="(?P<chain>\d+)")?',
         compiled_text,
         re.MULTILINE,
     ):

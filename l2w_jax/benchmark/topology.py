@@ -1,4 +1,4 @@
-"""What a training step would cost on a slice of TPUs, by the TPU's own compiler, without a TPU."""
+"""What a training step would cost on TPUs or GPUs that are not there, by their own compilers."""
 
 import os
 import re
@@ -38,6 +38,36 @@ CHIPS = {
     "v6e": Chip(918e12, 1638e9),
 }
 
+# What XLA's compiler must know of a GPU that it cannot ask: figures of the device's driver.
+_GPUS = {
+    "h100": """
+        platform_name: "CUDA"
+        device_description_str: "NVIDIA H100 80GB HBM3"
+        dnn_version_info { major: 9 minor: 12 }
+        runtime_version { major: 13 }
+        gpu_device_info {
+          cuda_compute_capability { major: 9 }
+          core_count: 132
+          fpus_per_core: 128
+          threads_per_warp: 32
+          threads_per_block_limit: 1024
+          threads_per_core_limit: 2048
+          registers_per_core_limit: 65536
+          registers_per_block_limit: 65536
+          shared_memory_per_core: 233472
+          shared_memory_per_block: 49152
+          shared_memory_per_block_optin: 232448
+          block_dim_limit_x: 2147483647
+          block_dim_limit_y: 65535
+          block_dim_limit_z: 65535
+          clock_rate_ghz: 1.98
+          l2_cache_size: 52428800
+          memory_bandwidth: 3352320000000
+          device_memory_size: 84929347584
+        }
+    """
+}
+
 _PER_IMAGE = ("gigaflops", "gigabytes_moved")
 _AS_A_WHOLE = ("temporary_gigabytes", "kernels", "copies", "seconds_tracing", "seconds_compiling")
 
@@ -47,13 +77,15 @@ class Slice(NamedTuple):
 
     Attributes:
         name: kind and arrangement, such as "v5e:2x2".
-        chip: what each is.
+        chip: what each is; None for GPUs, whose compiler counts neither operations nor bytes.
         devices: the chips, to compile for.
+        compiler_options: to compile with.
     """
 
     name: str
-    chip: Chip
+    chip: Chip | None
     devices: list[jax.Device]
+    compiler_options: dict[str, Any] | None = None
 
 
 def measure_on(config: ConfigDict, chips: Slice, against_plain: bool) -> dict[str, Any]:
@@ -97,22 +129,26 @@ def measure_compiled(config: ConfigDict, batch_size: int, chips: Slice) -> dict[
         chips: what to compile for.
 
     Returns:
-        fits, seconds_tracing and seconds_compiling; where it fits also, of one chip: gigaflops,
-        gigabytes_moved (some of them within the chip: an upper bound of its memory's traffic),
-        argument_gigabytes, temporary_gigabytes, kernels, copies, prefetches, collectives by kind,
-        milliseconds_of_arithmetic and milliseconds_of_memory, below which no update can stay; else
-        needed_gigabytes.
+        fits, seconds_tracing and seconds_compiling; where it fits also, of one chip:
+        argument_gigabytes, temporary_gigabytes, kernels, copies, prefetches, collectives by kind;
+        for TPUs gigaflops, gigabytes_moved (some of them within the chip: an upper bound of its
+        memory's traffic), milliseconds_of_arithmetic and milliseconds_of_memory, below which no
+        update can stay. Where a TPU's compiler finds that it does not fit: needed_gigabytes.
     """
     num_devices = len(chips.devices)
     step = pmap_train_step(step_on_stored(config, TOTAL_STEPS, num_devices), chips.devices)
-    state = create_train_state(config, jax.random.key(config.seed))
+    # Of this machine's memory, it would not be accepted for devices of another kind.
+    state = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
+        create_train_state(config, jax.random.key(config.seed)),
+    )
     batch = _shapes_of_batch(config, num_devices, batch_size)
     start = time.monotonic()
     lowered = step.update.lower(state, batch, np.int32(0))
     traced = time.monotonic()
     try:
         # The compiler refuses what does not fit the chip, arguments included.
-        compiled = lowered.compile()
+        compiled = lowered.compile(chips.compiler_options)
     except jax.errors.JaxRuntimeError as error:
         needed = re.search(r"Ran out of memory.*?([\d.]+)G", str(error))
         if needed is None:
@@ -124,20 +160,30 @@ def measure_compiled(config: ConfigDict, batch_size: int, chips: Slice) -> dict[
             "seconds_compiling": time.monotonic() - traced,
         }
     compiled_at = time.monotonic()
-    cost, memory, text = compiled.cost_analysis(), compiled.memory_analysis(), compiled.as_text()
+    memory, text = compiled.memory_analysis(), compiled.as_text()
     return {
         "fits": True,
-        "gigaflops": cost["flops"] / 1e9,
-        "gigabytes_moved": cost["bytes accessed"] / 1e9,
+        **_counted(compiled.cost_analysis(), chips.chip),
         "argument_gigabytes": memory.argument_size_in_bytes / 1e9,
         "temporary_gigabytes": memory.temp_size_in_bytes / 1e9,
         "kernels": num_kernels(text),
         **num_copies(text),
         "collectives": collectives(text),
-        "milliseconds_of_arithmetic": 1e3 * cost["flops"] / chips.chip.flops,
-        "milliseconds_of_memory": 1e3 * cost["bytes accessed"] / chips.chip.bandwidth,
         "seconds_tracing": traced - start,
         "seconds_compiling": compiled_at - traced,
+    }
+
+
+def _counted(cost: dict[str, float] | None, chip: Chip | None) -> dict[str, float]:
+    """Operations and bytes of a program, and the least time that they take; {} where unknown."""
+    if cost is None or chip is None:
+        return {}
+    flops, moved = cost["flops"], cost["bytes accessed"]
+    return {
+        "gigaflops": flops / 1e9,
+        "gigabytes_moved": moved / 1e9,
+        "milliseconds_of_arithmetic": 1e3 * flops / chip.flops,
+        "milliseconds_of_memory": 1e3 * moved / chip.bandwidth,
     }
 
 
@@ -145,28 +191,41 @@ def find_slice(name: str) -> Slice:
     """The chips of a slice, which need not be there.
 
     Args:
-        name: kind and arrangement, such as "v5e:2x2".
+        name: kind and arrangement, such as "v5e:2x2", or of GPUs in one machine their number, such
+            as "h100:8".
 
     Raises:
         UserError: there is no such slice, or no compiler for it.
     """
-    kind = name.partition(":")[0]
-    if kind not in CHIPS:
+    kind, _, arrangement = name.partition(":")
+    if kind in CHIPS:
+        # Else libtpu asks the machine what TPUs it has, and for minutes where it has none.
+        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+        return Slice(name, CHIPS[kind], _devices_of(name, "tpu", name))
+    if kind not in _GPUS or not re.fullmatch(r"[1-9]\d*", arrangement):
         raise UserError(
             f"--topology: {name!r} is not allowed: must be one of {', '.join(CHIPS)} and the "
-            "arrangement of its chips, such as 'v5e:2x2'"
+            f"arrangement of its chips, such as 'v5e:2x2', or of {', '.join(_GPUS)} and the number "
+            "of GPUs, such as 'h100:8'"
         )
-    # Else libtpu asks the machine what TPUs it has, and for minutes where it has none.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    devices = _devices_of(
+        name, "cuda", kind, target_config=_GPUS[kind], topology=f"1x1x{arrangement}"
+    )
+    # Without a GPU nothing can be tried out.
+    return Slice(name, None, devices, {"xla_gpu_autotune_level": 0})
+
+
+def _devices_of(name: str, platform: str, *arguments: str, **options: str) -> list[jax.Device]:
+    """Devices to compile for, of `get_topology_desc` with these arguments."""
     try:
-        topology = topologies.get_topology_desc(name, platform="tpu")
+        topology = topologies.get_topology_desc(*arguments, platform=platform, **options)
     except Exception as error:
-        # Without libtpu, and for an arrangement that there is not, JAX raises what comes.
+        # Without the compiler, and for an arrangement that there is not, JAX raises what comes.
         reason = str(error).partition("\n")[0]
         raise UserError(
-            f"--topology={name}: the TPU compiler (pip install 'l2w_jax[tpu]') says: {reason}"
+            f"--topology={name}: the compiler (pip install 'l2w_jax[{platform}]') says: {reason}"
         ) from error
-    return Slice(name, CHIPS[kind], list(topology.devices))
+    return list(topology.devices)
 
 
 def _shapes_of_batch(config: ConfigDict, num_devices: int, batch_size: int) -> dict[str, Any]:

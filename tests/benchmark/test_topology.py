@@ -17,7 +17,7 @@ def config():
     return config
 
 
-@pytest.mark.parametrize("name", ["v1:2x2", "2x2", ""])
+@pytest.mark.parametrize("name", ["v1:2x2", "2x2", "", "h100", "h100:2x2", "h100:0"])
 def test_a_slice_of_unknown_chips_is_one_line(name):
     with pytest.raises(UserError, match=r"--topology: '.*' is not allowed: must be one of v5e, "):
         topology.find_slice(name)
@@ -29,12 +29,14 @@ def test_without_a_slice_there_is_nothing_to_compile_against():
 
 
 def test_without_the_compiler_one_line_says_how_to_install_it(monkeypatch):
-    def without_compiler(name, platform):
+    def without_compiler(name, platform, **options):
         raise RuntimeError("no library\nand a page more")
 
     monkeypatch.setattr(topology.topologies, "get_topology_desc", without_compiler)
     with pytest.raises(UserError, match=r"pip install 'l2w_jax\[tpu\]'\) says: no library$"):
         topology.find_slice("v5e:2x2")
+    with pytest.raises(UserError, match=r"pip install 'l2w_jax\[cuda\]'\) says: no library$"):
+        topology.find_slice("h100:8")
 
 
 def test_a_step_that_needs_too_much_memory_is_told_with_what_it_needs(config, monkeypatch):
@@ -73,7 +75,7 @@ class _TooLarge:
     def lower(self, *_):
         return self
 
-    def compile(self):
+    def compile(self, options):
         raise topology.jax.errors.JaxRuntimeError(
             "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
             "temporaries (20.00G) exceeds available HBM (15.75G)."
