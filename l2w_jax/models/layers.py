@@ -160,8 +160,10 @@ def _tangents_of_normalized(axis_name, primals, tangents):
     normalized = (at_least_float32(x) - mean) * inverse
     dx = at_least_float32(dx)
     factor = inverse * scale
-    dmean = _mean_of_channels(dx, axis_name)
-    along_deviation = _mean_of_channels(normalized * dx, axis_name)
+    dmean, along_deviation = _mean_of_channels(dx), _mean_of_channels(normalized * dx)
+    if axis_name is not None:
+        # As one array they are one exchange, in the transposed map too.
+        dmean, along_deviation = jax.lax.pmean(jnp.stack([dmean, along_deviation]), axis_name)
     slope = dscale - factor * along_deviation
     shift = dbias - factor * dmean
     dy = (factor * dx + normalized * slope + shift).astype(y.dtype)
@@ -174,23 +176,22 @@ def _statistics_of_channels(x: jax.Array, axis_name: str | None) -> tuple[jax.Ar
     Devices, which have equally many images, tell one another both of their own in one exchange; the
     variance is the mean of theirs plus that of their means (Chan et al., 1979).
     """
-    mean = _mean_of_channels(x, None)
-    variance = _mean_of_channels(jnp.square(x - mean), None)
+    mean = _mean_of_channels(x)
+    variance = _mean_of_channels(jnp.square(x - mean))
     if axis_name is None:
         return mean, variance
     # A sum over places of their own, since compilers join sums of norms side by side, not gathers.
-    devices = jnp.arange(jax.lax.axis_size(axis_name))
-    is_own = (devices == jax.lax.axis_index(axis_name))[:, None]
-    places = (jnp.where(is_own, mean, 0), jnp.where(is_own, variance, 0))
-    means, variances = jax.lax.psum(places, axis_name)
+    devices = jnp.arange(jax.lax.axis_size(axis_name))[:, None, None]
+    is_own = devices == jax.lax.axis_index(axis_name)
+    places = jnp.where(is_own, jnp.stack([mean, variance]), 0)
+    means, variances = jax.lax.psum(places, axis_name).swapaxes(0, 1)
     mean = means.mean(axis=0)
     return mean, (variances + jnp.square(means - mean)).mean(axis=0)
 
 
-def _mean_of_channels(x: jax.Array, axis_name: str | None) -> jax.Array:
-    """Mean of every channel over the batch of all devices, [..., C] -> [C]."""
-    mean = x.mean(axis=tuple(range(x.ndim - 1)))
-    return mean if axis_name is None else jax.lax.pmean(mean, axis_name)
+def _mean_of_channels(x: jax.Array) -> jax.Array:
+    """Mean of every channel over the batch of this device, [..., C] -> [C]."""
+    return x.mean(axis=tuple(range(x.ndim - 1)))
 
 
 def _move(running: Sequence[Any], of_batch: jax.Array, widths: Sequence[int]) -> None:

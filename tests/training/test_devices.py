@@ -56,15 +56,21 @@ def test_scope_device_is_the_mean_of_what_each_device_learns_by_itself(result):
     assert result["device"]["by_hand"] <= 1e-6
 
 
-def test_a_batch_norm_takes_one_exchange_for_its_statistics():
+def test_a_batch_norm_takes_one_exchange_and_its_gradient_two():
     norm = BatchNorm(LayerOptions(axis_name="device"))
     x = jnp.ones((2, 4, 4, 3))
     variables = BatchNorm(LayerOptions()).init(jax.random.key(0), x, train=False)
-    traced = jax.make_jaxpr(
-        lambda x: norm.apply(variables, x, train=True, mutable=["batch_stats"]),
-        axis_env=[("device", 8)],
-    )(x)
-    assert len(re.findall(r"\b(?:psum|all_gather)", str(traced))) == 1
+
+    def normalized(x):
+        y, _ = norm.apply(variables, x, train=True, mutable=["batch_stats"])
+        return (y**3).sum()
+
+    def num_exchanges(function):
+        traced = str(jax.make_jaxpr(function, axis_env=[("device", 8)])(x))
+        return len(re.findall(r"= (?:psum|all_gather)\w*\[", traced))
+
+    assert num_exchanges(normalized) == 1
+    assert num_exchanges(jax.grad(normalized)) == 2
 
 
 @pytest.mark.parametrize("name", ["msdnet", "ranet"])
