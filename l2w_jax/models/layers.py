@@ -177,16 +177,20 @@ def _statistics_of_channels(x: jax.Array, axis_name: str | None) -> tuple[jax.Ar
     variance is the mean of theirs plus that of their means (Chan et al., 1979).
     """
     mean = _mean_of_channels(x)
-    variance = _mean_of_channels(jnp.square(x - mean))
+    deviations = x - mean
+    variance = _mean_of_channels(jnp.square(deviations))
     if axis_name is None:
         return mean, variance
+    # What rounding took from a large mean would be missed in its deviation from the others.
+    remainder = _mean_of_channels(deviations)
     # A sum over places of their own, since compilers join sums of norms side by side, not gathers.
     devices = jnp.arange(jax.lax.axis_size(axis_name))[:, None, None]
     is_own = devices == jax.lax.axis_index(axis_name)
-    places = jnp.where(is_own, jnp.stack([mean, variance]), 0)
-    means, variances = jax.lax.psum(places, axis_name).swapaxes(0, 1)
-    mean = means.mean(axis=0)
-    return mean, (variances + jnp.square(means - mean)).mean(axis=0)
+    places = jnp.where(is_own, jnp.stack([mean, remainder, variance]), 0)
+    means, remainders, variances = jax.lax.psum(places, axis_name).swapaxes(0, 1)
+    offsets = (means - means[0]) + remainders
+    offset = offsets.mean(axis=0)
+    return means[0] + offset, (variances + jnp.square(offsets - offset)).mean(axis=0)
 
 
 def _mean_of_channels(x: jax.Array) -> jax.Array:
