@@ -90,11 +90,7 @@ def in_onnx(
         write(Path(folder), model, variables, everybody, image_format, [], rule=_RULE)
         network = ExportedNetwork(Path(folder), threads)
 
-    def with_thresholds(thresholds: ArrayLike) -> Predict:
-        other = copy.copy(network)
-        other.thresholds = thresholds
-        return other
-
+    with_thresholds = functools.partial(_with_thresholds, network)
     to_the_end = with_thresholds(all_leave_at(model.num_exits - 1, model.num_exits))
     return Runtime(name, to_the_end, with_thresholds)
 
@@ -132,12 +128,14 @@ def in_torch(
     tensors = variables_to_torch(model, variables)
     network = EarlyExits(model, tensors, mean, deviation, getattr(torch, memory_format))
 
-    def with_thresholds(thresholds: ArrayLike) -> Predict:
-        other = copy.copy(network)
-        other.thresholds = np.asarray(thresholds, np.float32)
-        return other
+    return Runtime(name, network.full_network, functools.partial(_with_thresholds, network))
 
-    return Runtime(name, network.full_network, with_thresholds)
+
+def _with_thresholds(network: Any, thresholds: ArrayLike) -> Predict:
+    """The network, which shares all else, with its attribute `thresholds` set."""
+    other = copy.copy(network)
+    other.thresholds = thresholds
+    return other
 
 
 RUNTIMES = {

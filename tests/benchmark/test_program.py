@@ -82,3 +82,11 @@ def test_relayouts_and_prefetches_count_apart_and_not_inside_a_fusion():
 
 def test_bytes_of_types_are_those_of_all_their_arrays():
     assert program.num_bytes("(f32[2,3]{1,0:T(8,128)}, bf16[], pred[5]{0}, s4[4]{0})") == 33
+
+
+def test_an_exchange_that_is_waited_for_later_counts_once():
+    text = (
+        "  %begun = (f32[8]{0}, f32[32]{0}) all-gather-start(%p0), dimensions={0}\n"
+        "  %done = f32[32]{0} all-gather-done(%begun)\n"
+    )
+    assert program.collectives(text) == {"all-gather": {"count": 1, "bytes": 32 * 4}}

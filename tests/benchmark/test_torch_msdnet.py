@@ -13,7 +13,7 @@ from l2w_jax.interop.exported_folder import ImageFormat
 from l2w_jax.models import create_model
 
 torch = pytest.importorskip("torch")
-from l2w_jax.benchmark.torch_msdnet import TorchMSDNet  # noqa: E402
+torch_msdnet = pytest.importorskip("l2w_jax.benchmark.torch_msdnet")
 
 GOLDEN = load("models")
 
@@ -27,7 +27,7 @@ def made(name):
 @pytest.mark.parametrize("name", ["msdnet_tiny", "msdnet_cifar100", "msdnet_imagenet_step4"])
 def test_logits_are_those_of_the_authors(name):
     case, model, tensors = made(name)
-    network = TorchMSDNet(model).double()
+    network = torch_msdnet.TorchMSDNet(model).double()
     network.load_state_dict({key: torch.tensor(value) for key, value in tensors.items()})
     pixels = images(case["image_seed"], case["batch"], case["image_size"])
     logits = torch.stack(network(torch.tensor(pixels.transpose(0, 3, 1, 2)).double())).numpy()

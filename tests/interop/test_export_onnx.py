@@ -135,6 +135,12 @@ def test_a_users_own_network_answers_as_the_predictor_does(folder):
     check_answers(folder, decisions, images)
 
 
+def test_no_stage_goes_on_spinning_while_another_runs(folder):
+    for stage, *_ in loader(folder[0]).ExportedNetwork(folder[0])._stages:
+        options = stage.get_session_options()
+        assert options.get_session_config_entry("session.force_spinning_stop") == "1"
+
+
 def test_stages_are_sound_and_say_what_they_are(folder):
     for path in sorted(folder[0].glob("stage_*.onnx")):
         model = onnx.load(path)
