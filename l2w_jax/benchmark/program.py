@@ -8,6 +8,9 @@ from typing import NamedTuple
 
 _WITHOUT_KERNEL = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast")
 
+# What they do is that of the computations they call.
+_AROUND_KERNELS = ("while", "conditional", "call")
+
 _COLLECTIVES = (
     "all-reduce",
     "all-gather",
@@ -23,10 +26,12 @@ class Instruction(NamedTuple):
     Attributes:
         operation: what it does, such as "fusion" or "all-reduce".
         result: types of its results, such as "f32[8,4]{1,0}" or "(f32[], s32[2]{0})".
+        operands: types of what it reads.
     """
 
     operation: str
     result: str
+    operands: tuple[str, ...]
 
 
 def instructions(compiled_text: str) -> Iterator[Instruction]:
@@ -44,10 +49,13 @@ def instructions(compiled_text: str) -> Iterator[Instruction]:
 
     def of_computation(name: str) -> Iterator[Instruction]:
         body = computations[name]
-        for result, operation in re.findall(
-            r"^ +(?:ROOT )?\S+ = (\(.*?\)|\S+) ([\w\-]+)\(", body, re.MULTILINE
-        ):
-            yield Instruction(operation, result)
+        lines = re.findall(
+            r"^ +(?:ROOT )?(%\S+) = (\(.*?\)|\S+) ([\w\-]+)\((.*?)\)(?:,|$)", body, re.MULTILINE
+        )
+        types = {name: result for name, result, _, _ in lines}
+        for _, result, operation, operands in lines:
+            read = re.findall(r"%[\w.\-]+", operands)
+            yield Instruction(operation, result, tuple(types.get(name, "") for name in read))
         called = re.findall(
             r"(?:body|condition|true_computation|false_computation)=%([\w.\-]+)", body
         )
@@ -74,6 +82,29 @@ def num_copies(compiled_text: str) -> dict[str, int]:
     """
     counts = Counter(instruction.operation for instruction in instructions(compiled_text))
     return {"copies": counts["copy"], "prefetches": counts["copy-start"]}
+
+
+def memory_traffic(compiled_text: str) -> int:
+    """Bytes that a program's instructions read from and write to the device's main memory.
+
+    What a TPU keeps in its vector memory, of which the layout says "S(1)", is not part of it; an
+    array that is read or written in part counts in whole, and so does what a cache would spare.
+    """
+    return sum(
+        num_bytes(re.sub(r"\w+\[[\d,]*\]\{[^}]*S\([1-9]\d*\)\}", "", types))
+        for instruction in instructions(compiled_text)
+        if instruction.operation not in (*_WITHOUT_KERNEL, *_AROUND_KERNELS)
+        and not instruction.operation.endswith("-done")
+        for types in _touched(instruction)
+    )
+
+
+def _touched(instruction: Instruction) -> tuple[str, ...]:
+    """Types of the arrays that an instruction reads or writes, each once."""
+    names_its_operands = instruction.operation.endswith("-start")
+    if names_its_operands and instruction.operation != "all-reduce-start":
+        return (instruction.result,)
+    return (instruction.result, *instruction.operands)
 
 
 def collectives(compiled_text: str) -> dict[str, dict[str, int]]:

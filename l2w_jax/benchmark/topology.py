@@ -10,7 +10,7 @@ import numpy as np
 from jax.experimental import topologies
 from ml_collections import ConfigDict
 
-from l2w_jax.benchmark.program import collectives, num_copies, num_kernels
+from l2w_jax.benchmark.program import collectives, memory_traffic, num_copies, num_kernels
 from l2w_jax.benchmark.update import TOTAL_STEPS, plain_training
 from l2w_jax.errors import UserError
 from l2w_jax.run.devices import step_on_stored
@@ -19,10 +19,10 @@ from l2w_jax.training.weighting import is_pipelined
 
 
 class Chip(NamedTuple):
-    """A TPU chip's published figures.
+    """A chip's published figures.
 
     Attributes:
-        flops: bfloat16 operations a second, in which it multiplies float32 by default too.
+        flops: bfloat16 operations a second, in which TPUs multiply float32 by default too.
         bandwidth: bytes a second between the chip and its memory.
     """
 
@@ -32,14 +32,17 @@ class Chip(NamedTuple):
 
 # https://docs.cloud.google.com/tpu/docs/v5e, and the same address for the others, "Key chip
 # specifications".
-CHIPS = {
+TPUS = {
     "v5e": Chip(197e12, 819e9),
     "v5p": Chip(459e12, 2765e9),
     "v6e": Chip(918e12, 1638e9),
 }
 
+# https://www.nvidia.com/en-us/data-center/h100/, SXM, without sparsity.
+GPUS = {"h100": Chip(989e12, 3350e9)}
+
 # What XLA's compiler must know of a GPU that it cannot ask: figures of the device's driver.
-_GPUS = {
+_DRIVERS_FIGURES = {
     "h100": """
         platform_name: "CUDA"
         device_description_str: "NVIDIA H100 80GB HBM3"
@@ -68,7 +71,7 @@ _GPUS = {
     """
 }
 
-_PER_IMAGE = ("gigaflops", "gigabytes_moved")
+_PER_IMAGE = ("gigaflops", "gigabytes_moved", "gigabytes_of_memory")
 _AS_A_WHOLE = ("temporary_gigabytes", "kernels", "copies", "seconds_tracing", "seconds_compiling")
 
 
@@ -77,13 +80,13 @@ class Slice(NamedTuple):
 
     Attributes:
         name: kind and arrangement, such as "v5e:2x2".
-        chip: what each is; None for GPUs, whose compiler counts neither operations nor bytes.
+        chip: what each is.
         devices: the chips, to compile for.
         compiler_options: to compile with.
     """
 
     name: str
-    chip: Chip | None
+    chip: Chip
     devices: list[jax.Device]
     compiler_options: dict[str, Any] | None = None
 
@@ -130,10 +133,12 @@ def measure_compiled(config: ConfigDict, batch_size: int, chips: Slice) -> dict[
 
     Returns:
         fits, seconds_tracing and seconds_compiling; where it fits also, of one chip:
-        argument_gigabytes, temporary_gigabytes, kernels, copies, prefetches, collectives by kind;
-        for TPUs gigaflops, gigabytes_moved (some of them within the chip: an upper bound of its
-        memory's traffic), milliseconds_of_arithmetic and milliseconds_of_memory, below which no
-        update can stay. Where a TPU's compiler finds that it does not fit: needed_gigabytes.
+        argument_gigabytes, temporary_gigabytes, kernels, copies, prefetches, collectives by kind,
+        gigabytes_of_memory (read from and written to the chip's main memory) and
+        milliseconds_of_memory, in which it can move them; for TPUs, as a GPU's compiler does not
+        count, also gigaflops, gigabytes_moved (also those within the chip) and
+        milliseconds_of_arithmetic. Where a TPU's compiler finds that it does not fit:
+        needed_gigabytes.
     """
     num_devices = len(chips.devices)
     step = pmap_train_step(step_on_stored(config, TOTAL_STEPS, num_devices), chips.devices)
@@ -163,7 +168,7 @@ def measure_compiled(config: ConfigDict, batch_size: int, chips: Slice) -> dict[
     memory, text = compiled.memory_analysis(), compiled.as_text()
     return {
         "fits": True,
-        **_counted(compiled.cost_analysis(), chips.chip),
+        **_counted(compiled.cost_analysis() or {}, text, chips.chip),
         "argument_gigabytes": memory.argument_size_in_bytes / 1e9,
         "temporary_gigabytes": memory.temp_size_in_bytes / 1e9,
         "kernels": num_kernels(text),
@@ -174,17 +179,19 @@ def measure_compiled(config: ConfigDict, batch_size: int, chips: Slice) -> dict[
     }
 
 
-def _counted(cost: dict[str, float] | None, chip: Chip | None) -> dict[str, float]:
-    """Operations and bytes of a program, and the least time that they take; {} where unknown."""
-    if chip is None:
-        return {}
-    flops, moved = cost["flops"], cost["bytes accessed"]
-    return {
-        "gigaflops": flops / 1e9,
-        "gigabytes_moved": moved / 1e9,
-        "milliseconds_of_arithmetic": 1e3 * flops / chip.flops,
-        "milliseconds_of_memory": 1e3 * moved / chip.bandwidth,
+def _counted(cost: dict[str, float], text: str, chip: Chip) -> dict[str, float]:
+    """Operations and bytes of a program, where counted, and the least time that each takes."""
+    traffic = memory_traffic(text)
+    counted = {
+        "gigabytes_of_memory": traffic / 1e9,
+        "milliseconds_of_memory": 1e3 * traffic / chip.bandwidth,
     }
+    if "flops" in cost:
+        counted["gigaflops"] = cost["flops"] / 1e9
+        counted["milliseconds_of_arithmetic"] = 1e3 * cost["flops"] / chip.flops
+    if "bytes accessed" in cost:
+        counted["gigabytes_moved"] = cost["bytes accessed"] / 1e9
+    return counted
 
 
 def find_slice(name: str) -> Slice:
@@ -198,21 +205,21 @@ def find_slice(name: str) -> Slice:
         UserError: there is no such slice, or no compiler for it.
     """
     kind, _, arrangement = name.partition(":")
-    if kind in CHIPS:
+    if kind in TPUS:
         # Else libtpu asks the machine what TPUs it has, and for minutes where it has none.
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-        return Slice(name, CHIPS[kind], _devices_of(name, "tpu", name))
-    if kind not in _GPUS or not re.fullmatch(r"[1-9]\d*", arrangement):
+        return Slice(name, TPUS[kind], _devices_of(name, "tpu", name))
+    if kind not in GPUS or not re.fullmatch(r"[1-9]\d*", arrangement):
         raise UserError(
-            f"--topology: {name!r} is not allowed: must be one of {', '.join(CHIPS)} and the "
-            f"arrangement of its chips, such as 'v5e:2x2', or of {', '.join(_GPUS)} and the number "
+            f"--topology: {name!r} is not allowed: must be one of {', '.join(TPUS)} and the "
+            f"arrangement of its chips, such as 'v5e:2x2', or of {', '.join(GPUS)} and the number "
             "of GPUs, such as 'h100:8'"
         )
     devices = _devices_of(
-        name, "cuda", kind, target_config=_GPUS[kind], topology=f"1x1x{arrangement}"
+        name, "cuda", kind, target_config=_DRIVERS_FIGURES[kind], topology=f"1x1x{arrangement}"
     )
     # Without a GPU nothing can be tried out.
-    return Slice(name, None, devices, {"xla_gpu_autotune_level": 0})
+    return Slice(name, GPUS[kind], devices, {"xla_gpu_autotune_level": 0})
 
 
 def _devices_of(name: str, platform: str, *arguments: str, **options: str) -> list[jax.Device]:

@@ -90,3 +90,18 @@ def test_an_exchange_that_is_waited_for_later_counts_once():
         "  %done = f32[32]{0} all-gather-done(%begun)\n"
     )
     assert program.collectives(text) == {"all-gather": {"count": 1, "bytes": 32 * 4}}
+
+
+def test_traffic_is_what_is_read_from_and_written_to_the_main_memory():
+    prefetched = 8 * 4
+    relaid = 2 * 6 * 2
+    # All-reduces, one of them of what was prefetched, and an all-gather in a loop.
+    exchanged = (8 * 4 + 6 * 2 + 6 * 2) + (4 * 4 + 8 * 4) + (32 * 4 + 8 * 4)
+    fused = 2 * 8 * 4
+    assert program.memory_traffic(TPU_PROGRAM) == prefetched + relaid + exchanged + fused
+
+
+def test_traffic_of_a_product_is_its_factors_and_itself():
+    shapes = jax.ShapeDtypeStruct((8, 16), jnp.float32), jax.ShapeDtypeStruct((16, 4), jnp.float32)
+    text = jax.jit(jnp.dot).lower(*shapes).compile().as_text()
+    assert program.memory_traffic(text) == 4 * (8 * 16 + 16 * 4 + 8 * 4)

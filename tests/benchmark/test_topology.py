@@ -41,7 +41,7 @@ def test_without_the_compiler_one_line_says_how_to_install_it(monkeypatch):
 
 def test_a_step_that_needs_too_much_memory_is_told_with_what_it_needs(config, monkeypatch):
     monkeypatch.setattr(topology, "pmap_train_step", lambda step, devices: _TooLarge())
-    chips = topology.Slice("v5e:2x2", topology.CHIPS["v5e"], devices=[None] * 4)
+    chips = topology.Slice("v5e:2x2", topology.TPUS["v5e"], devices=[None] * 4)
     report = topology.measure_compiled(config, 16, chips)
     assert report["fits"] is False
     assert report["needed_gigabytes"] == pytest.approx(20 * 1.024**3)
@@ -56,10 +56,12 @@ def test_the_step_of_a_run_is_measured_beside_plain_training(config):
     assert step["fits"] and plain["fits"]
     # Gradients and batch statistics are averaged over the chips.
     assert step["collectives"]["all-reduce"]["count"] > plain["collectives"]["all-reduce"]["count"]
-    for name in ("gigaflops", "gigabytes_moved", "kernels"):
+    for name in ("gigaflops", "gigabytes_moved", "gigabytes_of_memory", "kernels"):
         assert step[name] > plain[name] > 0
         assert report["ratio"][name] == step[name] / plain[name]
-    floor = 1e3 * 1e9 * step["gigabytes_moved"] / topology.CHIPS["v5e"].bandwidth
+    # So small a network stays within the chip.
+    assert step["gigabytes_of_memory"] < step["gigabytes_moved"] / 4
+    floor = 1e3 * 1e9 * step["gigabytes_of_memory"] / topology.TPUS["v5e"].bandwidth
     assert step["milliseconds_of_memory"] == pytest.approx(floor)
     # The weights of the network and of the predictor, and SGD's and Adam's buffers.
     assert 0 < step["argument_gigabytes"] < 0.01
