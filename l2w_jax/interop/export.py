@@ -38,7 +38,7 @@ from l2w_jax.early_exit.predictor import BATCH_SIZES
 from l2w_jax.early_exit.stages import StageFunction, folded_variables, narrowed, stage_function
 from l2w_jax.errors import UserError
 from l2w_jax.files import told_if_unwritable, write_arrays, write_atomically, write_json
-from l2w_jax.interop.exported_folder import ImageFormat, description
+from l2w_jax.interop.exported_folder import ImageFormat, description, write_programs
 from l2w_jax.models import MultiExitNetwork, create_network
 from l2w_jax.models.compiler_options import cpu_compiler_options
 from l2w_jax.models.preprocessing import channel_statistics
@@ -195,7 +195,7 @@ def export_network(
         write_atomically(folder / stages[-1]["file"], bytes(exported.serialize()))
     leaves = map(np.asarray, jax.tree.leaves(variables))
     write_arrays(folder / "variables.npz", dict(zip(paths, leaves, strict=True)))
-    write_atomically(folder / LOADER, (Path(__file__).parent / LOADER).read_text())
+    write_programs(folder, LOADER)
     write_json(
         folder / "network.json",
         {

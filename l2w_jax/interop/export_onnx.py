@@ -15,7 +15,7 @@ from l2w_jax.early_exit.budget import checked_thresholds
 from l2w_jax.early_exit.latency import milliseconds
 from l2w_jax.files import write_atomically, write_json
 from l2w_jax.interop import quantize
-from l2w_jax.interop.exported_folder import ImageFormat, description
+from l2w_jax.interop.exported_folder import ImageFormat, description, write_programs
 from l2w_jax.interop.onnx_stages import onnx_stages
 from l2w_jax.models import MultiExitNetwork
 
@@ -120,5 +120,5 @@ def _write(folder: Path, models: Sequence[onnx.ModelProto], about: dict[str, Any
         content = of_stage.SerializeToString()
         stages.append({"file": f"stage_{k}.onnx", "sha256": hashlib.sha256(content).hexdigest()})
         write_atomically(folder / stages[-1]["file"], content)
-    write_atomically(folder / LOADER, (Path(__file__).parent / LOADER).read_text())
+    write_programs(folder, LOADER)
     write_json(folder / "network.json", {"format": FORMAT, **about, "stages": stages})

@@ -1,7 +1,8 @@
-"""What an exported network's folder says in network.json, whatever its stages are written in."""
+"""What an exported network's folder holds beside its stages, whatever these are written in."""
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from l2w_jax.early_exit.budget import EVERYBODY_LEAVES, NOBODY_LEAVES
+from l2w_jax.files import write_atomically
 from l2w_jax.models.preprocessing import normalize
 
 
@@ -47,3 +49,9 @@ def description(
         # JSON has no infinity.
         "thresholds": np.clip(thresholds, EVERYBODY_LEAVES, NOBODY_LEAVES).tolist(),
     }
+
+
+def write_programs(folder: Path, loader: str) -> None:
+    """Copies the program of this name, and what it prepares image files with, into a folder."""
+    for name in (loader, "image_files.py"):
+        write_atomically(folder / name, (Path(__file__).parent / name).read_text())

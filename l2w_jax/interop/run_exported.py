@@ -1,12 +1,11 @@
 """Classifies images with the network exported to this folder, each with as much as it takes.
 
+    python run_exported.py IMAGE ...
     python run_exported.py IMAGES.npy       # uint8 [N, size, size, 3], as numpy.save writes it
 
 or `ExportedNetwork()(images)`. Needs jax, numpy and what jax reads exported functions with,
-flatbuffers. network.json tells the classes, and how images become pixels: turn them upright as
-their EXIF says (PIL.ImageOps.exif_transpose), compose them over white where they are transparent,
-cut out the square at the centre whose side is `centre_share` of the shorter side, and resize it to
-`size`.
+flatbuffers; and Pillow for image files, which image_files.py prepares. network.json tells the
+classes, and how images become pixels.
 """
 
 import functools
@@ -82,11 +81,20 @@ def read_images(path, size):
     return images
 
 
-if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python run_exported.py IMAGES.npy")
+def main(paths):
+    """Prints a line of answers for each image."""
     network = ExportedNetwork()
-    images = read_images(sys.argv[1], network.description["image_format"]["size"])
+    if not paths[0].endswith(".npy"):
+        from image_files import classify
+
+        return classify(network, paths)
+    images = read_images(paths[0], network.description["image_format"]["size"])
     for label, exit_index, confidence in zip(*network(images), strict=True):
         name = network.description["class_names"][label]
         print(f"{name}\t{100 * confidence:.1f}%\texit {exit_index + 1}")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2 or (len(sys.argv) > 2 and sys.argv[1].endswith(".npy")):
+        sys.exit("usage: python run_exported.py IMAGE ... or IMAGES.npy")
+    main(sys.argv[1:])

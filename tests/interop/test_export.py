@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import TinyNetwork
+from PIL import Image
 from small_networks import between, scores_of, thresholds_between
 from tiny_run import TinySource, make_config, train_and_evaluate
 
@@ -166,6 +167,11 @@ def test_a_run_is_exported_and_runs_alone(run_folder, tmp_path, capsys):
     first = f"{name}\t{100 * decisions.confidences[0]:.1f}%\texit {decisions.exits[0] + 1}"
     assert shown.splitlines()[0] == first
 
+    Image.fromarray(IMAGES[0]).save(tmp_path / "image.png")
+    command[-1] = tmp_path / "image.png"
+    shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert shown == f"{first}\t{tmp_path / 'image.png'}\n"
+
     np.save(tmp_path / "small.npy", IMAGES[:, 1:])
     command[-1] = tmp_path / "small.npy"
     refused = subprocess.run(command, capture_output=True, text=True)
@@ -187,6 +193,7 @@ def test_a_run_is_exported_to_onnx(run_folder, tmp_path, capsys):
     export.main([f"--workdir={workdir}", f"--output={tmp_path}", "--format=onnx"])
     assert capsys.readouterr().out == f"{tmp_path}: 3 stages of step 60, and run_onnx.py\n"
     assert {path.name for path in tmp_path.iterdir()} == {
+        "image_files.py",
         "network.json",
         "run_onnx.py",
         *(f"stage_{k}.onnx" for k in (1, 2, 3)),

@@ -62,8 +62,8 @@ def own_network():
     return names["MultiExitResNet"]()
 
 
-def loader(folder):
-    spec = importlib.util.spec_from_file_location("run_onnx", folder / export_onnx.LOADER)
+def program(folder, name=export_onnx.LOADER):
+    spec = importlib.util.spec_from_file_location("exported_program", folder / name)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -83,7 +83,7 @@ def exported(model, variables, images, folder, rule=rules.confidence):
 
 def check_answers(folder, decisions, images):
     """Labels and exits are equal, whatever the number of images that come at once."""
-    run = loader(folder).ExportedNetwork(folder)
+    run = program(folder).ExportedNetwork(folder)
     for size in (1, 7, 256, 1000):
         # One at a time, some are enough.
         count = 20 if size == 1 else len(images)
@@ -136,7 +136,7 @@ def test_a_users_own_network_answers_as_the_predictor_does(folder):
 
 
 def test_no_stage_goes_on_spinning_while_another_runs(folder):
-    for stage, *_ in loader(folder[0]).ExportedNetwork(folder[0])._stages:
+    for stage, *_ in program(folder[0]).ExportedNetwork(folder[0])._stages:
         options = stage.get_session_options()
         assert options.get_session_config_entry("session.force_spinning_stop") == "1"
 
@@ -215,7 +215,7 @@ def test_images_are_prepared_as_by_predict(folder, shape, tmp_path):
     top, left = (shape[0] - side) // 2, (shape[1] - side) // 2
     expected = np.empty((32, 32, 3), np.uint8)
     resize(np.ascontiguousarray(pixels[top : top + side, left : left + side]), expected)
-    found = loader(folder[0]).read_image(tmp_path / "image.png", 32, 1.0)
+    found = program(folder[0], "image_files.py").read_image(tmp_path / "image.png", 32, 1.0)
     # OpenCV computes with fewer digits.
     assert np.abs(found.astype(int) - expected).max() <= 1
 
@@ -227,14 +227,14 @@ def test_pixels_of_a_jpeg_are_those_of_predict(folder, side, tmp_path):
     Image.fromarray(pixels).resize((side, side)).save(path)
     config = default_config()
     config.dataset.image_size = 32
-    found = loader(folder[0]).read_image(path, 32, evaluated_share(config))
+    found = program(folder[0], "image_files.py").read_image(path, 32, evaluated_share(config))
     np.testing.assert_array_equal(found, read_image(path, config))
 
 
 def test_files_that_are_turned_transparent_or_of_16_bits_are_seen_as_people_see_them(
     folder, tmp_path
 ):
-    read_image = loader(folder[0]).read_image
+    read_image = program(folder[0], "image_files.py").read_image
     pixels = np.zeros((8, 8, 3), np.uint8)
     pixels[:4] = 200
     turned = Image.fromarray(pixels)
