@@ -24,22 +24,24 @@ class Chip(NamedTuple):
     Attributes:
         flops: bfloat16 operations a second, in which TPUs multiply float32 by default too.
         bandwidth: bytes a second between the chip and its memory.
+        memory: bytes; of a GPU's, what JAX takes unless it is told otherwise.
     """
 
     flops: float
     bandwidth: float
+    memory: float
 
 
 # https://docs.cloud.google.com/tpu/docs/v5e, and the same address for the others, "Key chip
 # specifications".
 TPUS = {
-    "v5e": Chip(197e12, 819e9),
-    "v5p": Chip(459e12, 2765e9),
-    "v6e": Chip(918e12, 1638e9),
+    "v5e": Chip(197e12, 819e9, 16e9),
+    "v5p": Chip(459e12, 2765e9, 95e9),
+    "v6e": Chip(918e12, 1638e9, 32e9),
 }
 
 # https://www.nvidia.com/en-us/data-center/h100/, SXM, without sparsity.
-GPUS = {"h100": Chip(989e12, 3350e9)}
+GPUS = {"h100": Chip(989e12, 3350e9, 0.75 * 80e9)}
 
 # What XLA's compiler must know of a GPU that it cannot ask: figures of the device's driver.
 _DRIVERS_FIGURES = {
@@ -98,6 +100,10 @@ def measure_on(config: ConfigDict, chips: Slice, against_plain: bool) -> dict[st
         config: a run's configuration, checked for as many devices.
         chips: what to compile for.
         against_plain: whether to compile plain training on as many images beside it.
+
+    Returns:
+        What it is of, "step" by `measure_compiled`, and "plain" with the "ratio" of both; where the
+        step does not fit also "step_that_fits", with the accumulation that it takes.
     """
     # What it takes to compile is part of the answer.
     jax.config.update("jax_enable_compilation_cache", False)
@@ -110,6 +116,8 @@ def measure_on(config: ConfigDict, chips: Slice, against_plain: bool) -> dict[st
         "images_per_update": batch_size // 2 if halved else batch_size,
         "step": measure_compiled(config, batch_size, chips),
     }
+    if not report["step"]["fits"]:
+        report["step_that_fits"] = _in_parts(config, batch_size, chips)
     if not (against_plain and halved):
         return report
     plain = measure_compiled(plain_training(config), batch_size // 2, chips)
@@ -123,6 +131,23 @@ def measure_on(config: ConfigDict, chips: Slice, against_plain: bool) -> dict[st
     return report
 
 
+def _in_parts(config: ConfigDict, batch_size: int, chips: Slice) -> dict[str, Any] | None:
+    """The same step with the least accumulation, a power of two more, with which it fits.
+
+    Returns:
+        optimizer.accumulation and the report of `measure_compiled`; None if no number will do.
+    """
+    config = config.copy_and_resolve_references()
+    halves = 1 if config.weighting.kind == "none" else 2
+    samples = batch_size // (halves * len(chips.devices))
+    while samples % (2 * config.optimizer.accumulation) == 0:
+        config.optimizer.accumulation *= 2
+        report = measure_compiled(config, batch_size, chips)
+        if report["fits"]:
+            return {"optimizer.accumulation": config.optimizer.accumulation, **report}
+    return None
+
+
 def measure_compiled(config: ConfigDict, batch_size: int, chips: Slice) -> dict[str, Any]:
     """What one update costs each chip, by its compiled program.
 
@@ -132,12 +157,12 @@ def measure_compiled(config: ConfigDict, batch_size: int, chips: Slice) -> dict[
         chips: what to compile for.
 
     Returns:
-        fits, seconds_tracing and seconds_compiling; where it fits also, of one chip:
+        fits, seconds_tracing and seconds_compiling; where it compiles also, of one chip:
         argument_gigabytes, temporary_gigabytes, kernels, copies, prefetches, collectives by kind,
         gigabytes_of_memory (read from and written to the chip's main memory) and
         milliseconds_of_memory, in which it can move them; for TPUs, as a GPU's compiler does not
         count, also gigaflops, gigabytes_moved (also those within the chip) and
-        milliseconds_of_arithmetic. Where a TPU's compiler finds that it does not fit:
+        milliseconds_of_arithmetic. Where a TPU's compiler finds that it does not fit, only
         needed_gigabytes.
     """
     num_devices = len(chips.devices)
@@ -166,8 +191,10 @@ def measure_compiled(config: ConfigDict, batch_size: int, chips: Slice) -> dict[
         }
     compiled_at = time.monotonic()
     memory, text = compiled.memory_analysis(), compiled.as_text()
+    needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     return {
-        "fits": True,
+        # The state is donated, and what comes back takes its place.
+        "fits": needed <= chips.chip.memory,
         **_counted(compiled.cost_analysis() or {}, text, chips.chip),
         "argument_gigabytes": memory.argument_size_in_bytes / 1e9,
         "temporary_gigabytes": memory.temp_size_in_bytes / 1e9,

@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from l2w_jax.data import Source
-from l2w_jax.errors import RunFailed, RunInterrupted
+from l2w_jax.errors import RunFailed, RunInterrupted, first_line
 from l2w_jax.evaluation.predictions import predict_all
 from l2w_jax.models import create_network
 from l2w_jax.run import checkpoints, processes, start, stop_signals
@@ -46,7 +46,8 @@ def train(config: ConfigDict, source: Source, workdir: Path) -> TrainState:
 
     Raises:
       UserError: the checkpoints there are all damaged or of another network.
-      RunFailed: a loss or an array is not finite, or a checkpoint could not be saved.
+      RunFailed: a loss or an array is not finite, a checkpoint could not be saved, or a device's
+        memory does not hold a step.
       RunInterrupted: a signal asked the run to stop; its state is saved.
     """
     steps_per_epoch = source.num_train // config.dataset.batch_size
@@ -70,6 +71,7 @@ def train(config: ConfigDict, source: Source, workdir: Path) -> TrainState:
         contextlib.closing(batches),
         contextlib.closing(checkpoints.CheckpointWriter(workdir, config.checkpoint.keep)) as writer,
         _open_log(config, source, workdir, first_step) as log,
+        _told_if_memory_is_short(config, writer),
     ):
         watched = _WatchedMetrics(config, steps_per_epoch, log, writer)
         say("the first step compiles; with a warm cache that is quick")
@@ -117,6 +119,28 @@ def _open_log(config: ConfigDict, source: Source, workdir: Path, first_step: int
     if processes.is_first():
         return RunLog(workdir, config, source, first_step)
     return SilentLog()
+
+
+@contextlib.contextmanager
+def _told_if_memory_is_short(
+    config: ConfigDict, writer: checkpoints.CheckpointWriter
+) -> Iterator[None]:
+    """Has what a device's compiler or allocator raises say what to do about it.
+
+    Raises:
+      RunFailed: a device's memory does not hold what it should.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise RunFailed(
+            f"a step does not fit into a device's memory ({first_line(error)}); try "
+            f"--config.optimizer.accumulation={2 * config.optimizer.accumulation} (now "
+            f"{config.optimizer.accumulation}), --config.model.dtype=bfloat16, a smaller "
+            f"--config.dataset.batch_size or more devices; {writer.resume_advice()}"
+        ) from error
 
 
 def _batches(config: ConfigDict, source: Source, first_step: int) -> Iterator[dict[str, Any]]:

@@ -47,6 +47,24 @@ def test_a_step_that_needs_too_much_memory_is_told_with_what_it_needs(config, mo
     assert report["needed_gigabytes"] == pytest.approx(20 * 1.024**3)
 
 
+@pytest.mark.parametrize(("fitting", "found"), [(2, 2), (3, None)])
+def test_where_a_step_does_not_fit_the_parts_that_do_are_found(config, monkeypatch, fitting, found):
+    """Of 16 images, two halves on four chips of two samples each, which are two parts at most."""
+    measured = []
+
+    def measure(config, batch_size, chips):
+        measured.append(config.optimizer.accumulation)
+        return {"fits": measured[-1] >= fitting}
+
+    monkeypatch.setattr(topology, "measure_compiled", measure)
+    chips = topology.Slice("v5e:2x2", topology.TPUS["v5e"], devices=[None] * 4)
+    report = topology.measure_on(config, chips, against_plain=False)
+    assert measured == [1, 2]
+    in_parts = {"optimizer.accumulation": found, "fits": True}
+    assert report["step_that_fits"] == (in_parts if found else None)
+    assert config.optimizer.accumulation == 1
+
+
 def test_the_step_of_a_run_is_measured_beside_plain_training(config):
     pytest.importorskip("libtpu")
     report = topology.measure_on(config, topology.find_slice("v5e:2x2"), against_plain=True)

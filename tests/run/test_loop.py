@@ -312,6 +312,21 @@ def test_a_state_that_is_not_finite_is_never_saved(config, tmp_path, monkeypatch
     assert checkpoint_steps(tmp_path) == [5]
 
 
+def test_a_step_that_memory_does_not_hold_is_told_with_what_helps(config, tmp_path, monkeypatch):
+    def exhaust(state, metrics):
+        raise jax.errors.JaxRuntimeError(
+            "RESOURCE_EXHAUSTED: Used 20.0G of 15.7G hbm.\nA page more"
+        )
+
+    with_metric(monkeypatch, 8, exhaust)
+    with pytest.raises(
+        RunFailed,
+        match=r"^a step does not fit into a device's memory \(RESOURCE_EXHAUSTED: Used 20.0G of "
+        r"15.7G hbm.\); try --config.optimizer.accumulation=2 \(now 1\), .* of step 5: [^\n]*$",
+    ):
+        train(config, tmp_path)
+
+
 def test_devices_that_no_longer_agree_stop_the_run(config, tmp_path, monkeypatch):
     checked = config.copy_and_resolve_references()
     checked.log.check_replicas = 4
