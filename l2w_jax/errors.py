@@ -5,7 +5,8 @@ class UserError(Exception):
     """Bad input, told in one clear line per fault.
 
     Each line names the field or file, what was wrong and what is allowed. The command line prints
-    the lines on standard error and exits with status 2; nothing has been written by then.
+    the lines on standard error and exits with status 2. Nothing that was there before is changed,
+    and a run that was not begun leaves its folder to any other.
     """
 
     exit_status = 2

@@ -7,7 +7,7 @@ supported_pythons=(3.11 3.12 3.13)
 # Prints the version of the Python $1 if this project runs on it; else fails.
 supported_version() {
     local version
-    version=$("$1" -c 'import sys, venv; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) &&
+    version=$("$1" -c 'import ensurepip, sys, venv; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) &&
         [[ " ${supported_pythons[*]} " == *" $version "* ]] &&
         echo "$version"
 }

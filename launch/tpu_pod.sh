@@ -6,9 +6,9 @@
 #
 # Creates the slice or takes the one that is there, installs this clone, starts main with the
 # arguments after -- on all hosts and shows their output. After a pre-emption it does so again, and
-# the run goes on from its last checkpoint. At the end it copies the results to runs/ and deletes
-# the slice, unless --keep is given. Run folders lie in the bucket, which every host mounts as runs/
-# (with gcsfuse; choose a bucket with hierarchical namespace, in which a rename is atomic).
+# the run goes on from its last checkpoint. At the end it copies the bucket to runs/ and deletes the
+# slice, unless --keep is given. Run folders, and nothing else, lie in the bucket, which every host
+# mounts as runs/ (with gcsfuse; choose a bucket with hierarchical namespace, in which a rename is atomic).
 # --dry-run prints the commands instead. Needs gcloud, logged in, with a project set.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -94,6 +94,8 @@ install_on_hosts() {
     rm -f "$archive"
     on_all_hosts "set -e; mkdir -p l2w_jax/runs; tar -xzf l2w_jax.tar.gz -C l2w_jax
 command -v gcsfuse >/dev/null || { sudo apt-get update -qq; sudo apt-get install -qq gcsfuse; }
+( . l2w_jax/launch/environment.sh; find_python >/dev/null 2>&1 ) || {
+    sudo add-apt-repository -y ppa:deadsnakes/ppa >/dev/null; sudo apt-get install -qq python3.12-venv; }
 mountpoint -q l2w_jax/runs || gcsfuse --implicit-dirs $bucket l2w_jax/runs
 EXTRAS=tpu bash l2w_jax/launch/local.sh --help >/dev/null"
 }

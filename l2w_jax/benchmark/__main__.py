@@ -61,7 +61,9 @@ def main(argv: Sequence[str], started: float) -> None:
         raise UserError(f"--steps: {arguments.steps} is not allowed: must be at least 1")
     if arguments.early_exit:
         if arguments.workdir is None or config_arguments:
-            raise UserError("--early-exit: --workdir=RUN is required, and no other argument")
+            raise UserError(
+                "--early-exit: --workdir=RUN is required, and no argument of a configuration"
+            )
         from l2w_jax.benchmark.early_exit import benchmark_early_exit
         from l2w_jax.benchmark.runtimes import checked_runtimes
 
@@ -70,7 +72,7 @@ def main(argv: Sequence[str], started: float) -> None:
         return
     if arguments.input:
         if config_arguments or arguments.workdir:
-            raise UserError("--input: takes no other argument than --steps")
+            raise UserError("--input: takes no argument of a run or a configuration")
         if arguments.steps < 2:
             raise UserError("--steps: 1 is not allowed: must be at least 2 with --input")
         from l2w_jax.benchmark.input import benchmark_input

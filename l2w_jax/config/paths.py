@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from l2w_jax.errors import UserError
 
-_FIELDS = ("dataset.data_dir", "weighting.checkpoint", "imta.checkpoint")
+_FIELDS = ("dataset.data_dir", "init.checkpoint", "weighting.checkpoint", "imta.checkpoint")
 _ADVICE = (
     "must be a folder of this machine: mount the storage (gcsfuse for gs://, as launch/tpu_pod.sh "
     "does; mount-s3 for s3://) and name the folder where it is mounted"

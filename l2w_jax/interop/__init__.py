@@ -1,4 +1,4 @@
-"""Ways in and out: the authors' PyTorch tensors."""
+"""Ways in and out: the authors' PyTorch tensors, StableHLO and ONNX."""
 
 from l2w_jax.interop.torch_tensors import (
     variables_from_torch,

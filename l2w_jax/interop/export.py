@@ -8,8 +8,8 @@ stages, which take any batch size, and a program that classifies images with the
 your own from it. With --format=stablehlo the stages are for JAX on a CPU, CUDA or a TPU, beside the
 variables that they read, and the program is run_exported.py. With --format=onnx they are
 stage_1.onnx and so on, the program is run_onnx.py, and neither needs JAX. With --quantize these
-compute in 8 bits, calibrated with the run's held-out images, and what that costs and saves on its
-test images is printed.
+compute in 8 bits, calibrated with the images that set the run's thresholds, and what that costs
+and saves on its test images is printed.
 
 Thresholds are chosen as by `l2w_jax.predict`: those of --thresholds, or else of
 RUN/thresholds.json; without either, the cheapest with which stopping early lost no accuracy on the

@@ -63,7 +63,9 @@ def exclusive_use(config: ConfigDict, workdir: Path) -> Iterator[None]:
     """Holds a run folder for this process alone; makes it, with its config.json, where needed.
 
     The lock ends with the process, however that ends, so a killed run leaves nothing to clean up.
-    Where the file system has no locks, a warning says so and nothing keeps a second run out.
+    Where the file system has no locks, a warning says so and nothing keeps a second run out. A new
+    folder whose run is refused before it begins, as where a checkpoint that it should start from is
+    not there, belongs to no configuration yet.
 
     Raises:
       UserError: another process holds the folder, `check` fails, or it cannot be written to.
@@ -82,9 +84,16 @@ def exclusive_use(config: ConfigDict, workdir: Path) -> Iterator[None]:
         holder.flush()
         check(config, workdir)
         stored = workdir / "config.json"
-        if not stored.exists():
+        is_new = not stored.exists()
+        if is_new:
             write_atomically(stored, run_config.to_json(config))
-        yield
+        try:
+            yield
+        except UserError as error:
+            refused = error.exit_status == UserError.exit_status
+            if is_new and refused and not (workdir / "checkpoints").exists():
+                stored.unlink()
+            raise
 
 
 def _open_lock(workdir: Path) -> TextIO:

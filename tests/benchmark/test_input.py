@@ -62,7 +62,7 @@ def noting(calls):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--input", "--workdir=x"], "--input: takes no other argument than --steps"),
+        (["--input", "--workdir=x"], "--input: takes no argument of a run or a configuration"),
         (["--input", "--steps=1"], "--steps: 1 is not allowed: must be at least 2 with --input"),
         (["--config=x.py", "--steps=0"], "--steps: 0 is not allowed: must be at least 1"),
     ],

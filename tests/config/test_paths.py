@@ -30,7 +30,7 @@ def test_a_data_set_elsewhere_is_one_fault_whatever_reads_it(name):
         validate(config)
 
 
-@pytest.mark.parametrize("field", ["weighting", "imta"])
+@pytest.mark.parametrize("field", ["init", "weighting", "imta"])
 def test_so_is_an_earlier_run_elsewhere(field):
     config = default_config()
     config[field].checkpoint = "s3://bucket/run"

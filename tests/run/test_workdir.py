@@ -12,7 +12,7 @@ import pytest
 from programs import ENVIRONMENT
 
 from l2w_jax.config import default_config, to_json
-from l2w_jax.errors import UserError
+from l2w_jax.errors import RunFailed, UserError
 from l2w_jax.run import workdir as run_folder
 
 
@@ -103,3 +103,28 @@ def test_checkpoints_of_an_unknown_run_are_refused(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UserError, match=r"not the config.json"):
         run_folder.check(default_config(), tmp_path)
+
+
+def test_a_run_that_is_refused_before_it_begins_leaves_its_folder_to_any_other(tmp_path):
+    config = default_config()
+    config.init.checkpoint = "misspelt"
+    with pytest.raises(UserError, match="not there"), run_folder.exclusive_use(config, tmp_path):
+        raise UserError("config.init.checkpoint: not there")
+    with run_folder.exclusive_use(default_config(), tmp_path):
+        pass
+    # Now it belongs to a run.
+    with pytest.raises(UserError, match="belongs to a run"):
+        run_folder.check(config, tmp_path)
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_run_that_failed_or_was_refused_later_keeps_its_folder(begun, tmp_path):
+    error = UserError("an image is bad") if begun else RunFailed("a loss is not finite")
+    with (
+        pytest.raises(UserError),
+        run_folder.exclusive_use(default_config(), tmp_path),
+    ):
+        if begun:
+            (tmp_path / "checkpoints").mkdir()
+        raise error
+    assert (tmp_path / "config.json").exists()
