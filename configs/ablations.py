@@ -42,7 +42,9 @@ ABLATIONS = _NAMED | {
 
 def get_config(variant: str = "") -> ConfigDict:
     """Returns the configuration; `variant` is one of the names above."""
-    (name,) = split_variant(variant, list(ABLATIONS)) or ["plain"]
+    name = variant or "plain"
+    if split_variant(name, list(ABLATIONS)) != (name,):
+        raise ValueError(f"config variant: {variant!r} is not allowed: must be one name")
     config = default_config()
     config.dataset.update(name="cifar100", num_classes=100)
     config.weighting.update(ABLATIONS[name])

@@ -41,6 +41,9 @@ BUDGETS = (0.4, 0.6, 0.8)
 AVERAGED_BUDGETS = (0.2, 0.8)
 _CONFIDENCE = 0.95
 
+# Of the curve of a run that was evaluated without held-out images.
+_NO_POINT = (np.nan, np.nan)
+
 
 @dataclasses.dataclass(frozen=True)
 class Way:
@@ -53,6 +56,7 @@ class Way:
         anytime: top-1 of all images at each exit in percent, [runs, K].
         budgeted: of each run, (mul-adds, top-1 in percent) of its budgeted curve and its ends,
             [n, 2], by rising mul-adds.
+        images: that these are of, "test" or "holdout".
     """
 
     name: str
@@ -60,6 +64,7 @@ class Way:
     mul_adds: NDArray[np.float64]
     anytime: NDArray[np.float64]
     budgeted: Sequence[NDArray[np.float64]]
+    images: str = "test"
 
     def top1_at(self, mul_adds: NDArray[np.float64]) -> NDArray[np.float64]:
         """The runs' budgeted curves at these mul-adds, NaN outside of them: [runs, n]."""
@@ -113,11 +118,11 @@ def read_ways(paths: Sequence[Path], images: str = "test") -> list[Way]:
 
     Args:
         paths: folders of evaluated runs, and files that --save wrote.
-        images: "test" or "holdout": which images of the runs in folders count.
+        images: "test" or "holdout": which images of the runs count.
 
     Raises:
-        UserError: a path is neither, a run is given twice, or ways of one name are of networks with
-            other costs.
+        UserError: a path is neither, a run is given twice, ways of one name are of networks with
+            other costs, a file is of other images, or a run has no held-out images that count.
     """
     resolved = [path.resolve() for path in paths]
     for path in paths:
@@ -127,7 +132,7 @@ def read_ways(paths: Sequence[Path], images: str = "test") -> list[Way]:
     groups: dict[str, list[Path]] = {}
     for path in paths:
         if path.suffix == ".json":
-            ways += _read_numbers(path)
+            ways += _read_numbers(path, images)
             continue
         config = stored.read_config(path)
         config.seed = 0
@@ -162,6 +167,7 @@ def _joined(ways: Sequence[Way]) -> list[Way]:
             mul_adds=way.mul_adds,
             anytime=np.concatenate([before.anytime, way.anytime]),
             budgeted=[*before.budgeted, *way.budgeted],
+            images=way.images,
         )
     return list(by_name.values())
 
@@ -173,14 +179,24 @@ def _without_number(name: str) -> str:
 
 def _read_way(name: str, workdirs: Sequence[Path], images: str) -> Way:
     evaluations = [Evaluation.load(workdir) for workdir in workdirs]
+    seeds = [stored.read_config(workdir).seed for workdir in workdirs]
+    for place, (workdir, evaluation) in enumerate(zip(workdirs, evaluations, strict=True)):
+        if seeds[place] in seeds[:place]:
+            raise UserError(f"{workdir}: a run of seed {seeds[place]} is given already")
+        if images == "holdout" and evaluation.thresholds_from != "holdout":
+            raise UserError(
+                f"{workdir}: --images=holdout is not allowed: its thresholds are set by images of "
+                f"{evaluation.thresholds_from!r}, and no held-out ones were evaluated"
+            )
     read = _of_test_images if images == "test" else _of_held_out_images
     anytime, budgeted = zip(*map(read, evaluations), strict=True)
     return Way(
         name=name,
-        seeds=[stored.read_config(workdir).seed for workdir in workdirs],
+        seeds=seeds,
         mul_adds=np.asarray(evaluations[0].mul_adds, np.float64),
         anytime=np.array(anytime),
         budgeted=budgeted,
+        images=images,
     )
 
 
@@ -206,40 +222,52 @@ def _of_held_out_images(
         for sets, read in (halves, halves[::-1])
     ]
     points = np.mean(list(map(_points, curves)), axis=0)
-    return (100.0 * correct).mean(axis=1), points[np.argsort(points[:, 0])]
+    anytime = (100.0 * correct).mean(axis=1)
+    # Where all images leave at the first exit, and where none does before the last.
+    ends = [(evaluation.mul_adds[k], anytime[k]) for k in (0, -1)]
+    points = np.concatenate([points, ends])
+    return anytime, points[np.argsort(points[:, 0], kind="stable")]
 
 
 def _points(rows: Sequence[Mapping[str, float]]) -> NDArray[np.float64]:
-    # A run that was evaluated without held-out images has no curve.
-    return np.array([(row["mul_adds"], row["top1"]) for row in rows] or [(np.nan, np.nan)])
+    return np.array([(row["mul_adds"], row["top1"]) for row in rows] or [_NO_POINT])
 
 
 def _numbers(way: Way) -> dict[str, Any]:
     """What --save keeps of a way."""
     return {
         "name": way.name,
+        "images": way.images,
         "mul_adds": way.mul_adds.tolist(),
         "runs": [
-            {"seed": seed, "anytime": anytime.tolist(), "budgeted": budgeted.tolist()}
+            {
+                "seed": seed,
+                "anytime": anytime.tolist(),
+                # Empty of a run without a curve: JSON has no NaN.
+                "budgeted": budgeted[~np.isnan(budgeted).any(axis=1)].tolist(),
+            }
             for seed, anytime, budgeted in zip(way.seeds, way.anytime, way.budgeted, strict=True)
         ],
     }
 
 
-def _read_numbers(path: Path) -> list[Way]:
+def _read_numbers(path: Path, images: str) -> list[Way]:
     """Undoes `_numbers`.
 
     Raises:
-        UserError: the file cannot be read, or --save did not write it.
+        UserError: the file cannot be read, --save did not write it, or it is of other images.
     """
     try:
-        return [
+        ways = [
             Way(
                 name=way["name"],
                 seeds=[run["seed"] for run in way["runs"]],
                 mul_adds=np.array(way["mul_adds"], np.float64),
                 anytime=np.array([run["anytime"] for run in way["runs"]], np.float64),
-                budgeted=[np.array(run["budgeted"], np.float64) for run in way["runs"]],
+                budgeted=[
+                    np.array(run["budgeted"] or [_NO_POINT], np.float64) for run in way["runs"]
+                ],
+                images=way.get("images", "test"),
             )
             for way in json.loads(path.read_text())
         ]
@@ -247,6 +275,13 @@ def _read_numbers(path: Path) -> list[Way]:
         raise UserError(f"{path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: must be a file that --save wrote ({error})") from error
+    for way in ways:
+        if way.images != images:
+            raise UserError(
+                f"{path}: holds numbers of --images={way.images}, which --images={images} does not "
+                "go with"
+            )
+    return ways
 
 
 def table_lines(ways: Sequence[Way]) -> list[str]:

@@ -41,6 +41,11 @@ class RunInterrupted(UserError):
     exit_status = 75
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device's compiler or allocator, which raise JaxRuntimeError, ran out of memory."""
+    return "RESOURCE_EXHAUSTED" in str(error)
+
+
 def first_line(error: BaseException) -> str:
     """What an error says, in one line: the first of its message, or its type where it has none."""
     lines = str(error).strip().splitlines()

@@ -106,9 +106,15 @@ train="cd l2w_jax && EXTRAS=tpu L2W_DISTRIBUTED=auto bash launch/local.sh $argum
 
 while true; do
     ensure_slice
-    install_on_hosts
-    status=0
-    on_all_hosts "$train" || status=$?
+    # In a subshell, which the first command that fails ends, also where the slice is lost meanwhile.
+    set +e
+    (
+        set -e
+        install_on_hosts
+        on_all_hosts "$train"
+    )
+    status=$?
+    set -e
     if [ "$status" -eq 0 ]; then
         break
     fi

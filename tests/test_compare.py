@@ -109,7 +109,9 @@ def test_held_out_images_are_read_with_the_thresholds_of_the_others(workdirs):
     # Where half of the images are to leave at exit 1, the thresholds are 0.8 by one half and
     # 0.9 by the other: one image of 0.9 leaves, at 1 instead of 3 million, and none of 0.8.
     mul_adds, top1 = weighted.budgeted[0].T
-    assert mul_adds.min() == (2e6 + 3e6) / 2 and (top1 == 100).all()
+    assert mul_adds[1] == (2e6 + 3e6) / 2 and (top1[1:] == 100).all()
+    # The ends: everybody leaves at the first exit, or at the last.
+    assert (mul_adds[0], top1[0], mul_adds[-1]) == (1e6, 50, 3e6)
 
 
 def test_figure_has_a_line_for_each_way_over_the_budgets_of_all_its_runs(workdirs):
@@ -156,3 +158,37 @@ def test_folder_that_is_no_run_is_one_line(tmp_path):
     with pytest.raises(UserError) as error:
         compare.main([str(tmp_path)])
     assert "\n" not in str(error.value)
+
+
+def test_numbers_of_other_images_do_not_join(workdirs, tmp_path, capsys):
+    kept = tmp_path / "kept.json"
+    compare.main([*map(str, workdirs), "--images=holdout", f"--save={kept}"])
+    of_runs = capsys.readouterr().out
+    compare.main([str(kept), "--images=holdout"])
+    assert capsys.readouterr().out == of_runs
+    with pytest.raises(UserError, match=r"kept.json: holds numbers of --images=holdout, which"):
+        compare.read_ways([kept])
+
+
+def test_training_images_are_not_taken_for_held_out_ones(workdirs):
+    summary = json.loads((workdirs[0] / "evaluation.json").read_text())
+    summary["thresholds_from"] = "train"
+    (workdirs[0] / "evaluation.json").write_text(json.dumps(summary))
+    with pytest.raises(UserError, match="weighted-0: --images=holdout is not allowed"):
+        compare.read_ways(workdirs, "holdout")
+
+
+def test_runs_without_a_curve_are_kept_too(tmp_path, capsys):
+    write_config(tmp_path, 0, "meta")
+    anytime = [{"exit": k + 1, "mul_adds": 1e6 * (k + 1), "top1": 50.0} for k in range(2)]
+    made_evaluation(anytime=anytime, budgeted=[], held_out=None).save(tmp_path)
+    compare.main([str(tmp_path), f"--save={tmp_path / 'kept.json'}"])
+    of_run = capsys.readouterr().out
+    compare.main([str(tmp_path / "kept.json")])
+    assert capsys.readouterr().out == of_run
+
+
+def test_two_runs_of_one_seed_do_not_count_twice(workdirs, tmp_path):
+    again = write_run(tmp_path / "again", 0, "meta", (50.0, 60.0))
+    with pytest.raises(UserError, match="again: a run of seed 0 is given already"):
+        compare.read_ways([*workdirs, again])

@@ -295,6 +295,9 @@ def _training_faults(config: ConfigDict) -> Iterator[str]:
             config.optimizer.warmup_epochs,
             f"less than optimizer.epochs, {config.optimizer.epochs}",
         )
+    if not 1e-3 <= config.weighting.q <= 1e3:
+        # Its powers are no float32 numbers; all but one exit have no share long before.
+        yield not_allowed("weighting.q", config.weighting.q, "between 0.001 and 1000")
     if config.weighting.kind == "frozen" and not config.weighting.checkpoint:
         yield not_allowed(
             "weighting.checkpoint",

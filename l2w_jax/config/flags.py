@@ -127,4 +127,5 @@ def _default_workdir(config_argument: str) -> Path:
 
 def _last_line(error: BaseException) -> str:
     """The line of an error that says what is wrong; absl appends it to a whole traceback."""
-    return [line for line in str(error).splitlines() if line.strip()][-1].strip()
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -16,7 +16,7 @@ _ADVICE = (
 
 
 def local_path(text: str, argument: str = "") -> Path:
-    """The path that a command line gives.
+    """The path that a command line gives; ~ is the home folder.
 
     Locks, atomic renames and reading from any byte on are a file system's; none of the libraries
     here does all of that on an object store.
@@ -31,7 +31,7 @@ def local_path(text: str, argument: str = "") -> Path:
     """
     if _is_elsewhere(text):
         raise UserError(f"{argument}{text} is not allowed: {_ADVICE}")
-    return Path(text)
+    return Path(text).expanduser()
 
 
 def elsewhere_faults(config: ConfigDict) -> Iterator[str]:

@@ -17,6 +17,7 @@ from l2w_jax.evaluation.classes import shot_groups
 from l2w_jax.evaluation.exit_examples import read_examples
 from l2w_jax.evaluation.predictions import Predictions, predict_all
 from l2w_jax.evaluation.results import Evaluation, SampleWeights
+from l2w_jax.files import told_if_unwritable
 from l2w_jax.models import MultiExitNetwork, create_network
 from l2w_jax.training.state import TrainState
 from l2w_jax.training.weighting import create_weighting
@@ -82,7 +83,8 @@ def evaluate(config: ConfigDict, state: TrainState, source: Source, workdir: Pat
             even_thresholds = find_thresholds(evaluation.held_out.log_odds, shares)
             examples = read_examples(source, test, even_thresholds)
             evaluation = dataclasses.replace(evaluation, examples=examples)
-        evaluation.save(workdir)
+        with told_if_unwritable(workdir):
+            evaluation.save(workdir)
     return evaluation
 
 

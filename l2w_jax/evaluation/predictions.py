@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from l2w_jax.data import Source
 from l2w_jax.early_exit import rules
-from l2w_jax.errors import UserError
+from l2w_jax.errors import RunFailed, UserError, first_line, is_out_of_memory
 from l2w_jax.models import MultiExitNetwork
 from l2w_jax.models.compiler_options import cpu_compiler_options
 from l2w_jax.models.preprocessing import channel_statistics, normalize
@@ -112,7 +112,27 @@ def predict_all(
 
     Raises:
         UserError: the split has no images, or an answer is not finite.
+        RunFailed: a device's memory does not hold a batch.
     """
+    try:
+        return _predict_all(config, model, variables, source, split)
+    except jax.errors.JaxRuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RunFailed(
+            f"evaluation: a batch does not fit into a device's memory ({first_line(error)}); try a "
+            f"--config.dataset.eval_batch_size below {config.dataset.eval_batch_size}, with which "
+            "the same command goes on"
+        ) from error
+
+
+def _predict_all(
+    config: ConfigDict,
+    model: MultiExitNetwork,
+    variables: Mapping[str, Any],
+    source: Source,
+    split: str,
+) -> Predictions:
     mesh = Mesh(np.array(jax.local_devices()), ("batch",))
     by_image = NamedSharding(mesh, PartitionSpec("batch"))
     on_all = NamedSharding(mesh, PartitionSpec())

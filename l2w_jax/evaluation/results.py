@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import json
+import tokenize
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -220,12 +222,15 @@ class Evaluation:
                 f"{workdir}: {Path(error.filename).name} is missing; evaluate the run first "
                 "(python -m l2w_jax.main with its --config and --workdir, --mode=evaluate)"
             ) from error
-        except (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile) as error:
+        except (*_DAMAGED, OSError, EOFError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{workdir / name} is damaged ({error}); evaluate the run "
                 "again (python -m l2w_jax.main with its --config and --workdir, --mode=evaluate)"
             ) from error
 
+
+# What an archive of arrays with a wrong byte may raise besides.
+_DAMAGED = (BadZipFile, zlib.error, tokenize.TokenError, NotImplementedError)
 
 _ARRAYS_FILE = "evaluation.npz"
 

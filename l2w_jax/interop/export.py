@@ -17,6 +17,7 @@ run's held-out images. In 8 bits they are set anew, so that as many held-out ima
 """
 
 import argparse
+import hashlib
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -91,29 +92,30 @@ def main(argv: Sequence[str]) -> None:
         image_format,
         evaluation.class_names,
     )
-    with told_if_unwritable(arguments.output, "--output="):
-        if arguments.quantize:
-            print(
-                "\n".join(
-                    _quantize(config, evaluation.mul_adds, rules.RULES[policy.rule], *exported)
-                )
-            )
-        else:
-            write(*exported, rule=rules.RULES[policy.rule])
+    rule = rules.RULES[policy.rule]
+    if arguments.quantize:
+        from l2w_jax.interop.export_onnx import export_quantized
+
+        images = _images_of(config)
+        with told_if_unwritable(arguments.output, "--output="):
+            summary = export_quantized(*exported, rule, *images, evaluation.mul_adds)
+        print("\n".join(summary))
+    else:
+        with told_if_unwritable(arguments.output, "--output="):
+            write(*exported, rule=rule)
     num_stages = len(policy.thresholds)
     print(f"{arguments.output}: {num_stages} stages of step {int(state.step)}, and {loader}")
 
 
-def _quantize(
-    config: ConfigDict, mul_adds: Sequence[float], rule: rules.Rule, *exported: Any
-) -> list[str]:
-    """Writes the network in 8 bits, with the images of the run; the summary of `export_quantized`.
+def _images_of(
+    config: ConfigDict,
+) -> tuple[NDArray[np.uint8], tuple[NDArray[np.uint8], NDArray[np.int32]]]:
+    """Images of a run that set thresholds, [N, H, W, 3], and test images with their labels.
 
     Raises:
         UserError: the data set is not there, or no image of it sets thresholds.
     """
     from l2w_jax.data import open_source
-    from l2w_jax.interop.export_onnx import export_quantized
 
     source = open_source(config)
     split = config.dataset.thresholds_from
@@ -127,8 +129,7 @@ def _quantize(
         )
 
     held_out, _ = images_of(split)
-    test = images_of("test")
-    return export_quantized(*exported, rule, held_out, test, mul_adds)
+    return held_out, images_of("test")
 
 
 def writer(name: str) -> tuple[Callable[..., None], str]:
@@ -194,6 +195,7 @@ def export_network(
         stages.append({"file": f"stage_{k + 1}.jax_export", "variables": [paths[i] for i in read]})
         write_atomically(folder / stages[-1]["file"], bytes(exported.serialize()))
     leaves = map(np.asarray, jax.tree.leaves(variables))
+    written = ["variables.npz", *(stage["file"] for stage in stages)]
     write_arrays(folder / "variables.npz", dict(zip(paths, leaves, strict=True)))
     write_programs(folder, LOADER)
     write_json(
@@ -202,6 +204,9 @@ def export_network(
             **description(class_names, image_format, rule.__name__, thresholds),
             "batch_sizes": sorted(set(batch_sizes)),
             "stages": stages,
+            "sha256": {
+                name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in written
+            },
             "platforms": PLATFORMS,
             # Of this machine, where it is a CPU; the loader asks whether its own knows them too.
             "cpu_compiler_options": cpu_compiler_options(),

@@ -133,7 +133,9 @@ def thresholds_as_before(
         before, after: answers of both to the same images, which set the thresholds.
     """
     left_at = first_exits(before.scores, thresholds)
-    shares = np.bincount(left_at, minlength=len(thresholds)) / len(left_at)
+    counts = np.bincount(left_at, minlength=len(thresholds))
+    # Half an image more, which the count of whole ones leaves out again, rounded as it may be.
+    shares = np.minimum((counts + 0.5) / len(left_at), 1)
     return find_thresholds(after.scores, shares)
 
 

@@ -9,6 +9,7 @@ classes, and how images become pixels.
 """
 
 import functools
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -23,6 +24,9 @@ class ExportedNetwork:
 
     def __init__(self, folder=Path(__file__).parent):
         self.description = json.loads((folder / "network.json").read_text())
+        for name, checksum in self.description["sha256"].items():
+            if hashlib.sha256((folder / name).read_bytes()).hexdigest() != checksum:
+                raise ValueError(f"{folder / name}: damaged, or of another export")
         self._sizes = self.description["batch_sizes"]
         self._pack = jax.jit(lambda features, rows: [array[rows] for array in features])
         self._stages = []
@@ -82,7 +86,7 @@ def read_images(path, size):
 
 
 def main(paths):
-    """Prints a line of answers for each image."""
+    """Prints a line of answers for each image; returns the exit status."""
     network = ExportedNetwork()
     if not paths[0].endswith(".npy"):
         from image_files import classify
@@ -92,9 +96,13 @@ def main(paths):
     for label, exit_index, confidence in zip(*network(images), strict=True):
         name = network.description["class_names"][label]
         print(f"{name}\t{100 * confidence:.1f}%\texit {exit_index + 1}")
+    return 0
 
 
 if __name__ == "__main__":
     if len(sys.argv) < 2 or (len(sys.argv) > 2 and sys.argv[1].endswith(".npy")):
         sys.exit("usage: python run_exported.py IMAGE ... or IMAGES.npy")
-    main(sys.argv[1:])
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except (OSError, ValueError, KeyError) as error:
+        sys.exit(f"{Path(__file__).parent}: {error}; a folder of a whole export is needed")

@@ -92,6 +92,6 @@ if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit("usage: python run_onnx.py IMAGE ...")
     try:
-        classify(ExportedNetwork(), sys.argv[1:])
+        sys.exit(classify(ExportedNetwork(), sys.argv[1:]))
     except ValueError as error:
         sys.exit(str(error))

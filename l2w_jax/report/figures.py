@@ -215,6 +215,8 @@ def latency(timed: Sequence[Mapping[str, Any]]) -> list[Chart]:
         "jax": " in JAX",
         "onnx": " in ONNX Runtime",
         "onnx_1_thread": " in ONNX Runtime with one thread",
+        "torch": " in PyTorch",
+        "torch_channels_last": " in PyTorch, channels last",
     }
     return [
         Chart(

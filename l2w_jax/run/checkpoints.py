@@ -26,6 +26,7 @@ from orbax.checkpoint.checkpoint_managers import PreservationContext
 
 from l2w_jax.errors import RunFailed, UserError, first_line
 from l2w_jax.run import processes
+from l2w_jax.run.workdir import saved_steps
 
 PyTree = Any
 
@@ -83,7 +84,7 @@ class CheckpointWriter:
     @property
     def last_saved_step(self) -> int | None:
         """The step of the newest complete checkpoint, None where there is none."""
-        return max(_steps(self._workdir), default=None)
+        return max(saved_steps(self._workdir), default=None)
 
     def resume_advice(self) -> str:
         """A clause for the line that ends a failed run: from where it goes on."""
@@ -170,7 +171,7 @@ def restore_newest(workdir: Path, template: PyTree) -> PyTree | None:
     Raises:
       UserError: no checkpoint is good, or the good one is of another network.
     """
-    steps = _steps(workdir)[::-1]
+    steps = saved_steps(workdir)[::-1]
     if not steps:
         return None
     state, good_step = _restore_first_good(workdir, template, steps)
@@ -188,7 +189,7 @@ def restore_best(workdir: Path, template: PyTree) -> PyTree | None:
     The newest of several equally good ones; where none has a score, the newest. Arguments, result
     and errors are those of `restore_newest`, but the folder stays as it is.
     """
-    steps = _steps(workdir)
+    steps = saved_steps(workdir)
     if not steps:
         return None
     scores = _readable_scores(workdir)
@@ -200,7 +201,7 @@ def restore_best(workdir: Path, template: PyTree) -> PyTree | None:
 
 def has_checkpoint(workdir: Path) -> bool:
     """Whether a run folder holds a checkpoint, good or damaged. Reads directory names only."""
-    return bool(_steps(workdir))
+    return bool(saved_steps(workdir))
 
 
 def array_types(tree: PyTree) -> dict[str, str]:
@@ -224,17 +225,10 @@ def _directory(workdir: Path) -> Path:
     return workdir.absolute() / "checkpoints"
 
 
-def _steps(workdir: Path) -> list[int]:
-    directory = _directory(workdir)
-    if not directory.is_dir():
-        return []
-    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
-
-
 def _readable_scores(workdir: Path) -> dict[int, float | None]:
     """The score of each checkpoint whose record is good."""
     scores = {}
-    for step in _steps(workdir):
+    for step in saved_steps(workdir):
         with contextlib.suppress(_DamagedCheckpoint):
             scores[step] = _read_record(_directory(workdir) / str(step))["score"]
     return scores

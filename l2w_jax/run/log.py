@@ -16,6 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from l2w_jax.data import Source
+from l2w_jax.errors import RunFailed
 from l2w_jax.files import write_atomically
 from l2w_jax.run import processes
 
@@ -166,8 +167,14 @@ class RunLog(SilentLog):
         self._window = []
 
     def _write_json(self, line: Mapping[str, Any]) -> None:
-        self._json_lines.write(json.dumps(line, allow_nan=False) + "\n")
-        self._json_lines.flush()
+        try:
+            self._json_lines.write(json.dumps(line, allow_nan=False) + "\n")
+            self._json_lines.flush()
+        except OSError as error:
+            raise RunFailed(
+                f"{self._json_lines.name}: cannot be written: {error.strerror}; the same command "
+                "goes on from the last checkpoint"
+            ) from error
 
 
 class _TensorBoard:

@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from l2w_jax.data import Source
-from l2w_jax.errors import RunFailed, RunInterrupted, first_line
+from l2w_jax.errors import RunFailed, RunInterrupted, first_line, is_out_of_memory
 from l2w_jax.evaluation.predictions import predict_all
 from l2w_jax.models import create_network
 from l2w_jax.run import checkpoints, processes, start, stop_signals
@@ -133,7 +133,7 @@ def _told_if_memory_is_short(
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not is_out_of_memory(error):
             raise
         raise RunFailed(
             f"a step does not fit into a device's memory ({first_line(error)}); try "

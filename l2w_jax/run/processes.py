@@ -104,15 +104,18 @@ def _all_succeed(succeeded: bool) -> bool:
 
 
 def sigterm_listener() -> stop_signals.Listener | None:
-    """What JAX does at SIGTERM, see `asked_to_stop`; None in a run of one process."""
-    return _sigterm_listener
+    """What JAX does at SIGTERM, see `asked_to_stop`; None in a run of one process.
+
+    JAX listens in a joined process that is alone, too, but has nobody to tell.
+    """
+    return _sigterm_listener if jax.process_count() > 1 else None
 
 
 def asked_to_stop(step: int) -> bool:
     """Whether any process was sent SIGTERM, told to all at the same step.
 
     Call it in every process after every step. JAX has to hear the signal, see `sigterm_listener`;
-    always false in a run of one process, where it does not listen.
+    always false in a run of one process.
     """
     return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)
 

@@ -111,9 +111,16 @@ def _with_trained_predictor(config: ConfigDict, state: TrainState) -> TrainState
     """The state with Θ of the run that `config.weighting.checkpoint` names.
 
     Raises:
-      UserError: that run has no good checkpoint, or its predictor has another shape.
+      UserError: that run has no good checkpoint, or its predictor has another shape or reads
+        something else.
     """
     trained = _earlier_run("weighting.checkpoint", config.weighting.checkpoint)
+    there = stored.read_config(Path(config.weighting.checkpoint).expanduser()).weighting.input
+    if there != config.weighting.input:
+        raise UserError(
+            f"config.weighting.input: {config.weighting.input!r} is not allowed: must be "
+            f"{there!r}, which the predictor of config.weighting.checkpoint learned to read"
+        )
     _check_types("weighting.checkpoint", trained.wpn_params, state.wpn_params)
     return state.replace(wpn_params=trained.wpn_params)
 
@@ -138,7 +145,7 @@ def _earlier_run(field: str, workdir: str) -> TrainState:
     Raises:
       UserError: it has no good checkpoint.
     """
-    folder = Path(workdir)
+    folder = Path(workdir).expanduser()
     if not checkpoints.has_checkpoint(folder):
         raise UserError(
             f"config.{field}: {folder} is not allowed: must be the workdir of a run that has a "

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from l2w_jax import config as run_config
 from l2w_jax.errors import UserError
-from l2w_jax.files import lock, write_atomically
+from l2w_jax.files import lock, told_if_unwritable, write_atomically
 
 # Fields that change no number of a run, so that it may go on with other values.
 _FREE_FIELDS = (
@@ -33,7 +33,7 @@ def check(config: ConfigDict, workdir: Path) -> None:
         raise UserError(f"--workdir={workdir}: is a file; give a folder, which need not exist")
     stored = workdir / "config.json"
     if not stored.exists():
-        if (workdir / "checkpoints").exists():
+        if saved_steps(workdir):
             raise UserError(
                 f"--workdir={workdir}: holds checkpoints but not the config.json of their run; "
                 "choose another --workdir"
@@ -58,14 +58,22 @@ def check(config: ConfigDict, workdir: Path) -> None:
         )
 
 
+def saved_steps(workdir: Path) -> list[int]:
+    """Of each checkpoint of a run folder, good or damaged, its step, rising."""
+    checkpoints = workdir / "checkpoints"
+    if not checkpoints.is_dir():
+        return []
+    return sorted(int(path.name) for path in checkpoints.iterdir() if path.name.isdigit())
+
+
 @contextlib.contextmanager
 def exclusive_use(config: ConfigDict, workdir: Path) -> Iterator[None]:
     """Holds a run folder for this process alone; makes it, with its config.json, where needed.
 
     The lock ends with the process, however that ends, so a killed run leaves nothing to clean up.
     Where the file system has no locks, a warning says so and nothing keeps a second run out. A new
-    folder whose run is refused before it begins, as where a checkpoint that it should start from is
-    not there, belongs to no configuration yet.
+    folder whose run ends with an error before its first checkpoint belongs to no configuration yet:
+    the mended command goes on there.
 
     Raises:
       UserError: another process holds the folder, `check` fails, or it cannot be written to.
@@ -86,12 +94,12 @@ def exclusive_use(config: ConfigDict, workdir: Path) -> Iterator[None]:
         stored = workdir / "config.json"
         is_new = not stored.exists()
         if is_new:
-            write_atomically(stored, run_config.to_json(config))
+            with told_if_unwritable(workdir, "--workdir="):
+                write_atomically(stored, run_config.to_json(config))
         try:
             yield
-        except UserError as error:
-            refused = error.exit_status == UserError.exit_status
-            if is_new and refused and not (workdir / "checkpoints").exists():
+        except Exception:
+            if is_new and not saved_steps(workdir):
                 stored.unlink()
             raise
 

@@ -205,6 +205,13 @@ def test_the_line_of_the_documentation():
     assert faults_of(config) == ["config.weighting.q: -1.0 is not allowed: must be > 0"]
 
 
+def test_shares_of_the_exits_must_be_numbers():
+    config = default_config()
+    config.weighting.q = 1e8
+    (fault,) = faults_of(config)
+    assert fault.startswith("config.weighting.q: 100000000.0 is not allowed: must be between")
+
+
 def test_collaboration_needs_a_run_to_start_from():
     config = default_config()
     config.imta.update(collaboration=True, distillation=0.1)

@@ -17,9 +17,13 @@ def test_an_address_is_refused_with_what_to_do(address):
         local_path(address, "--workdir=")
 
 
-@pytest.mark.parametrize("path", ["runs/gs", "/data/a:b", "~/runs", "a//b", "gs:/bucket"])
+@pytest.mark.parametrize("path", ["runs/gs", "/data/a:b", "a//b", "gs:/bucket"])
 def test_a_path_of_this_machine_is_one(path):
     assert local_path(path) == Path(path)
+
+
+def test_a_tilde_is_the_home_folder():
+    assert local_path("~/runs") == Path.home() / "runs"
 
 
 @pytest.mark.parametrize("name", ["image_folder", "cifar10", "imagenet2012"])

@@ -12,7 +12,8 @@ from evaluation import several_devices
 from programs import ENVIRONMENT
 from tiny_images import TEST, all_log_probs
 
-from l2w_jax.errors import UserError
+from l2w_jax.config import default_config
+from l2w_jax.errors import RunFailed, UserError
 from l2w_jax.evaluation import predictions as split_predictions
 
 PROGRAM = Path(__file__).with_name("several_devices.py")
@@ -108,3 +109,14 @@ def test_an_image_that_could_not_be_read_is_left_out(config, source, tiny_networ
     assert read.positions.tolist() == [*range(20), *range(21, 37)]
     np.testing.assert_array_equal(read.labels, np.delete(everything.labels, 20))
     np.testing.assert_allclose(read.losses[:, 32 - 1 :], everything.losses[:, 32:], rtol=1e-5)
+
+
+def test_a_batch_that_memory_does_not_hold_is_told_with_what_helps(monkeypatch):
+    def exhausted(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nand a page more")
+
+    monkeypatch.setattr(split_predictions, "_predict_all", exhausted)
+    with pytest.raises(
+        RunFailed, match=r"^evaluation: .* memory\); .*eval_batch_size below \d+.*$"
+    ):
+        split_predictions.predict_all(default_config(), None, {}, None, "test")

@@ -167,6 +167,23 @@ def test_a_damaged_file_is_named(folder, damaged):
         Evaluation.load(folder)
 
 
+def test_a_wrong_byte_is_found_or_does_no_harm(folder):
+    made_evaluation().save(folder)
+    file = folder / "evaluation.npz"
+    content = file.read_bytes()
+    refused = 0
+    for place in range(0, len(content), len(content) // 300):
+        damaged = bytearray(content)
+        damaged[place] ^= 0x55
+        file.write_bytes(damaged)
+        try:
+            Evaluation.load(folder)
+        except UserError as error:
+            refused += 1
+            assert "evaluation.npz is damaged" in str(error)
+    assert refused > 200
+
+
 def test_what_lacks_a_number_is_damaged(folder):
     write_as_before(folder)
     summary = json.loads((folder / "evaluation.json").read_text())

@@ -1,5 +1,6 @@
 """An exported network answers as the one it came from, where nothing of this project is."""
 
+import hashlib
 import importlib.util
 import json
 import re
@@ -119,6 +120,12 @@ def test_a_network_whose_answer_is_not_finite_is_refused(tiny_folder, tmp_path):
         arrays = dict(arrays)
     arrays["params/head_0/bias"][0] = np.nan
     np.savez(folder / "variables.npz", **arrays)
+    with pytest.raises(ValueError, match=r"variables.npz: damaged, or of another export"):
+        load(folder)
+    description = json.loads((folder / "network.json").read_text())
+    content = (folder / "variables.npz").read_bytes()
+    description["sha256"]["variables.npz"] = hashlib.sha256(content).hexdigest()
+    (folder / "network.json").write_text(json.dumps(description))
     with pytest.raises(ValueError, match="exit 1 is not finite"):
         load(folder)(IMAGES[:3])
 
@@ -171,6 +178,16 @@ def test_a_run_is_exported_and_runs_alone(run_folder, tmp_path, capsys):
     command[-1] = tmp_path / "image.png"
     shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert shown == f"{first}\t{tmp_path / 'image.png'}\n"
+
+    damaged = shutil.copytree(folder, tmp_path / "damaged")
+    (damaged / "stage_2.jax_export").write_bytes(b"of another export")
+    command[1] = damaged / "run_exported.py"
+    refused = subprocess.run(command, capture_output=True, text=True)
+    assert refused.returncode == 1
+    assert re.fullmatch(
+        r".*stage_2.jax_export: damaged, or of another export; .*\n", refused.stderr
+    )
+    command[1] = folder / "run_exported.py"
 
     np.save(tmp_path / "small.npy", IMAGES[:, 1:])
     command[-1] = tmp_path / "small.npy"

@@ -199,6 +199,7 @@ def test_files_are_classified_alone(folder, tmp_path):
         [*map(str, command), str(tmp_path / "broken.png")], capture_output=True, text=True
     )
     assert re.fullmatch(r".*broken.png: cannot be read as an image: .*\n", done.stderr)
+    assert done.returncode == 1
     decisions = predictor(images)
     assert done.stdout.splitlines() == [
         f"{CLASSES[label]}\t{100 * confidence:.1f}%\texit {exit_index + 1}\t{file}"

@@ -60,12 +60,16 @@ def test_answers_in_8_bits_are_near(written):
     assert sum(s.ByteSize() for s in in_8_bits) < 0.4 * sum(s.ByteSize() for s in stages)
 
 
-def test_as_many_images_leave_at_thresholds_that_are_set_anew():
+# Of 180, 113 / 180 is a little less than 113 images in float32.
+@pytest.mark.parametrize("count", [500, 180])
+def test_as_many_images_leave_at_thresholds_that_are_set_anew(count):
     generator = np.random.default_rng(0)
-    labels = np.zeros((3, 500), np.int32)
-    before = quantize.Answers(labels, generator.normal(0, 1, (3, 500)).astype(np.float32))
+    labels = np.zeros((3, count), np.int32)
+    before = quantize.Answers(labels, generator.normal(0, 1, (3, count)).astype(np.float32))
+    if count == 180:
+        before.scores[0] = np.where(np.arange(count) < 113, 1, -1)
     # Less sure of everything, and in another way.
-    after = quantize.Answers(labels, 0.5 * generator.normal(-1, 1, (3, 500)).astype(np.float32))
+    after = quantize.Answers(labels, 0.5 * generator.normal(-1, 1, (3, count)).astype(np.float32))
     thresholds = np.float32([0.8, NOBODY_LEAVES, 0])
     anew = quantize.thresholds_as_before(thresholds, before, after)
     left = np.bincount(first_exits(before.scores, thresholds), minlength=3)

@@ -96,6 +96,18 @@ def test_a_stopped_run_goes_on_in_another_layout(number, one_process, tmp_path):
     assert_same_run(tmp_path / "run", one_process)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_joined_process_that_is_alone_saves_when_it_is_stopped(number, tmp_path):
+    process = launch(1, 1, tmp_path / "run", TINY_DELAY="0.2")
+    output = []
+    for line in process.stdout:
+        output.append(line)
+        if " step 15/" in line:
+            process.send_signal(number)
+    assert process.wait(60) == 75, "".join(output)
+    assert re.search(rf"stopped by {number.name} after step \d+, which is saved", "".join(output))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_dead_process_takes_the_others_with_it_and_the_run_goes_on(victim, one_process, tmp_path):

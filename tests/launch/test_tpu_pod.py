@@ -16,6 +16,13 @@ case "$*" in
     *" describe "*) cat "$SLICE/state" 2>/dev/null || exit 1 ;;
     *" create "*) echo READY > "$SLICE/state" ;;
     *" delete "*) rm "$SLICE/state" ;;
+    *" scp "*)
+        if [ -e "$SLICE/lost_while_copying" ]; then
+            rm "$SLICE/lost_while_copying"
+            echo PREEMPTED > "$SLICE/state"
+            exit 255
+        fi
+        ;;
     *L2W_DISTRIBUTED*)
         outcome=$(head -n 1 "$SLICE/outcomes")
         sed -i 1d "$SLICE/outcomes"
@@ -99,6 +106,14 @@ def test_goes_on_after_each_preemption(pod):
     assert verbs(calls).count("train") == 3
     assert verbs(calls).count("create") == 3
     assert verbs(calls)[-2:] == ["storage", "delete"]
+
+
+def test_goes_on_where_the_slice_is_lost_before_the_run_begins(pod, tmp_path):
+    (tmp_path / "lost_while_copying").touch()
+    completed, calls = pod(*SLICE_FLAGS, *TRAIN)
+    assert completed.returncode == 0, completed.stderr
+    assert verbs(calls).count("train") == 1
+    assert verbs(calls).count("create") == 2
 
 
 def test_a_run_that_fails_is_not_repeated_and_the_slice_stays(pod):

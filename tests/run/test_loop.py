@@ -449,6 +449,9 @@ def test_a_frozen_predictor_of_another_shape_or_of_no_run_is_refused(trained_run
     config.weighting.update(kind="frozen", checkpoint=str(folder), hidden=5)
     with pytest.raises(UserError, match=r"float32\[6\] there and float32\[5\]"):
         start.create_or_restore(config, tmp_path / "new")
+    config.weighting.update(hidden=6, input="confidence")
+    with pytest.raises(UserError, match=r"weighting.input: 'confidence' .* must be 'loss', which"):
+        start.create_or_restore(config, tmp_path / "new")
     config.weighting.checkpoint = str(tmp_path / "nowhere")
     with pytest.raises(UserError, match="must be the workdir of a run that has a checkpoint"):
         start.create_or_restore(config, tmp_path / "new")

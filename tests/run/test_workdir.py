@@ -100,7 +100,7 @@ def test_a_file_is_refused(tmp_path):
 
 
 def test_checkpoints_of_an_unknown_run_are_refused(tmp_path):
-    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "5").mkdir(parents=True)
     with pytest.raises(UserError, match=r"not the config.json"):
         run_folder.check(default_config(), tmp_path)
 
@@ -117,14 +117,16 @@ def test_a_run_that_is_refused_before_it_begins_leaves_its_folder_to_any_other(t
         run_folder.check(config, tmp_path)
 
 
-@pytest.mark.parametrize("begun", [True, False])
-def test_a_run_that_failed_or_was_refused_later_keeps_its_folder(begun, tmp_path):
-    error = UserError("an image is bad") if begun else RunFailed("a loss is not finite")
+@pytest.mark.parametrize("saved", [True, False])
+@pytest.mark.parametrize("error", [RunFailed("a loss is not finite"), ValueError("a defect")])
+def test_a_run_that_fails_keeps_its_folder_once_there_is_a_checkpoint(error, saved, tmp_path):
     with (
-        pytest.raises(UserError),
+        pytest.raises(type(error)),
         run_folder.exclusive_use(default_config(), tmp_path),
     ):
-        if begun:
-            (tmp_path / "checkpoints").mkdir()
+        (tmp_path / "checkpoints").mkdir()
+        if saved:
+            (tmp_path / "checkpoints" / "5").mkdir()
         raise error
-    assert (tmp_path / "config.json").exists()
+    assert (tmp_path / "config.json").exists() == saved
+    run_folder.check(default_config(), tmp_path)
