@@ -1,7 +1,7 @@
 """Compares ways of training over several seeds: tables, and on request a picture.
 
     python -m l2w_jax.compare RUN|FILE.json ... [--output=FILE.png] [--save=FILE.json]
-        [--images=test|holdout]
+        [--images=test|holdout] [--ways=NAME,NAME ...]
 
 The runs must have been evaluated. Those whose configurations differ in the seed alone are one way
 of training, named by the first one's folder without the -NUMBER that it may end in. The first table
@@ -11,9 +11,9 @@ between 20 and 80%. The second has what each way gains on average over the first
 runs of the same seed, with the 95% interval of Student's t.
 
 --save keeps the numbers of all runs in a file, which can be given in place of the runs, and beside
-further runs of a way, which goes by the name that it has in the file. --images=
-holdout takes held-out images instead of test images: half of them set the thresholds with which the
-other half is read, and the other way round.
+further runs of a way, which goes by the name that it has in the file. --images=holdout takes
+held-out images instead of test images: half of them set the thresholds with which the other half is
+read, and the other way round. --ways takes some of the ways only, in this order.
 """
 
 import dataclasses
@@ -97,8 +97,11 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--output", type=Path, help="where to draw the curves")
     parser.add_argument("--save", type=Path, help="where to keep the numbers")
     parser.add_argument("--images", choices=("test", "holdout"), default="test")
+    parser.add_argument("--ways", help="names of those to compare, with commas between them")
     arguments = parser.parse_args(argv)
     ways = read_ways(arguments.runs, arguments.images)
+    if arguments.ways is not None:
+        ways = _chosen(ways, arguments.ways.split(","))
     print("\n".join(table_lines(ways)))
     if len(ways) > 1:
         print("", *gain_lines(ways), sep="\n")
@@ -170,6 +173,21 @@ def _joined(ways: Sequence[Way]) -> list[Way]:
             images=way.images,
         )
     return list(by_name.values())
+
+
+def _chosen(ways: Sequence[Way], names: Sequence[str]) -> list[Way]:
+    """The ways of these names, in their order.
+
+    Raises:
+        UserError: a name is of none, or comes twice.
+    """
+    by_name = {way.name: way for way in ways}
+    for place, name in enumerate(names):
+        if name not in by_name or name in names[:place]:
+            raise UserError(
+                f"--ways: {name!r} is not allowed: must be some of {', '.join(by_name)}, each once"
+            )
+    return [by_name[name] for name in names]
 
 
 def _without_number(name: str) -> str:

@@ -192,3 +192,16 @@ def test_two_runs_of_one_seed_do_not_count_twice(workdirs, tmp_path):
     again = write_run(tmp_path / "again", 0, "meta", (50.0, 60.0))
     with pytest.raises(UserError, match="again: a run of seed 0 is given already"):
         compare.read_ways([*workdirs, again])
+
+
+def test_some_ways_are_compared_in_another_order(workdirs, capsys):
+    runs = list(map(str, workdirs))
+    compare.main([*runs, "--ways=plain,weighted"])
+    chosen = capsys.readouterr().out
+    compare.main(runs[::-1])
+    assert chosen.splitlines()[-1] == capsys.readouterr().out.splitlines()[-1]
+    compare.main([*runs, "--ways=plain"])
+    assert "weighted" not in capsys.readouterr().out
+    for names in ("plane", "plain,plain", ""):
+        with pytest.raises(UserError, match="--ways: .* must be some of weighted, plain, each"):
+            compare.main([*runs, f"--ways={names}"])
