@@ -203,5 +203,5 @@ def test_some_ways_are_compared_in_another_order(workdirs, capsys):
     compare.main([*runs, "--ways=plain"])
     assert "weighted" not in capsys.readouterr().out
     for names in ("plane", "plain,plain", ""):
-        with pytest.raises(UserError, match="--ways: .* must be some of weighted, plain, each"):
+        with pytest.raises(UserError, match=r"--ways: .* must be some of weighted, plain, each"):
             compare.main([*runs, f"--ways={names}"])
