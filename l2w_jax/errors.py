@@ -1,5 +1,8 @@
 """The exceptions that a user of the command line is meant to read."""
 
+import contextlib
+from collections.abc import Callable, Iterator
+
 
 class UserError(Exception):
     """Bad input, told in one clear line per fault.
@@ -41,9 +44,25 @@ class RunInterrupted(UserError):
     exit_status = 75
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device's compiler or allocator, which raise JaxRuntimeError, ran out of memory."""
-    return "RESOURCE_EXHAUSTED" in str(error)
+@contextlib.contextmanager
+def told_if_memory_is_short(what: str, advice: Callable[[], str]) -> Iterator[None]:
+    """Has what a device's compiler or allocator raises say what to do about it.
+
+    Args:
+        what: does not fit.
+        advice: what needs less, and how to go on.
+
+    Raises:
+        RunFailed: a device's memory does not hold what it should.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # jax.errors.JaxRuntimeError is one.
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise RunFailed(
+            f"{what} does not fit into a device's memory ({first_line(error)}); {advice()}"
+        ) from error
 
 
 def first_line(error: BaseException) -> str:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from l2w_jax.data import Source
 from l2w_jax.early_exit import rules
-from l2w_jax.errors import RunFailed, UserError, first_line, is_out_of_memory
+from l2w_jax.errors import UserError, told_if_memory_is_short
 from l2w_jax.models import MultiExitNetwork
 from l2w_jax.models.compiler_options import cpu_compiler_options
 from l2w_jax.models.preprocessing import channel_statistics, normalize
@@ -114,25 +114,6 @@ def predict_all(
         UserError: the split has no images, or an answer is not finite.
         RunFailed: a device's memory does not hold a batch.
     """
-    try:
-        return _predict_all(config, model, variables, source, split)
-    except jax.errors.JaxRuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        raise RunFailed(
-            f"evaluation: a batch does not fit into a device's memory ({first_line(error)}); try a "
-            f"--config.dataset.eval_batch_size below {config.dataset.eval_batch_size}, with which "
-            "the same command goes on"
-        ) from error
-
-
-def _predict_all(
-    config: ConfigDict,
-    model: MultiExitNetwork,
-    variables: Mapping[str, Any],
-    source: Source,
-    split: str,
-) -> Predictions:
     mesh = Mesh(np.array(jax.local_devices()), ("batch",))
     by_image = NamedSharding(mesh, PartitionSpec("batch"))
     on_all = NamedSharding(mesh, PartitionSpec())
@@ -148,17 +129,28 @@ def _predict_all(
 
     collected: list[Arrays] = []
     running = None
-    for host_batch in batches:
-        batch = jax.device_put(_pad(host_batch, mesh.size), by_image)
-        answers = _compiled_answers()(model, variables, mean, std, batch["image"], batch["label"])
-        answers |= {name: batch[name] for name in ("label", "mask", "index")}
-        # Fetching the batch before keeps the devices busy and two batches, not all, in memory.
-        if running is not None:
-            collected.append(jax.device_get(running))
-        running = answers
-    if running is None:
-        raise UserError(f"evaluation: the split {split!r} of {config.dataset.name} has no images")
-    collected.append(jax.device_get(running))
+    with told_if_memory_is_short(
+        "evaluation: a batch",
+        lambda: (
+            f"try a --config.dataset.eval_batch_size below {config.dataset.eval_batch_size}, with "
+            "which the same command goes on"
+        ),
+    ):
+        for host_batch in batches:
+            batch = jax.device_put(_pad(host_batch, mesh.size), by_image)
+            answers = _compiled_answers()(
+                model, variables, mean, std, batch["image"], batch["label"]
+            )
+            answers |= {name: batch[name] for name in ("label", "mask", "index")}
+            # Fetching the batch before keeps the devices busy and two batches, not all, in memory.
+            if running is not None:
+                collected.append(jax.device_get(running))
+            running = answers
+        if running is None:
+            raise UserError(
+                f"evaluation: the split {split!r} of {config.dataset.name} has no images"
+            )
+        collected.append(jax.device_get(running))
 
     rows = {name: np.concatenate([part[name] for part in collected]) for name in collected[0]}
     if jax.process_count() > 1:

@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from l2w_jax.data import Source
-from l2w_jax.errors import RunFailed, RunInterrupted, first_line, is_out_of_memory
+from l2w_jax.errors import RunFailed, RunInterrupted, told_if_memory_is_short
 from l2w_jax.evaluation.predictions import predict_all
 from l2w_jax.models import create_network
 from l2w_jax.run import checkpoints, processes, start, stop_signals
@@ -71,7 +71,7 @@ def train(config: ConfigDict, source: Source, workdir: Path) -> TrainState:
         contextlib.closing(batches),
         contextlib.closing(checkpoints.CheckpointWriter(workdir, config.checkpoint.keep)) as writer,
         _open_log(config, source, workdir, first_step) as log,
-        _told_if_memory_is_short(config, writer),
+        told_if_memory_is_short("a step", lambda: _memory_advice(config, writer)),
     ):
         watched = _WatchedMetrics(config, steps_per_epoch, log, writer)
         say("the first step compiles; with a warm cache that is quick")
@@ -121,26 +121,13 @@ def _open_log(config: ConfigDict, source: Source, workdir: Path, first_step: int
     return SilentLog()
 
 
-@contextlib.contextmanager
-def _told_if_memory_is_short(
-    config: ConfigDict, writer: checkpoints.CheckpointWriter
-) -> Iterator[None]:
-    """Has what a device's compiler or allocator raises say what to do about it.
-
-    Raises:
-      RunFailed: a device's memory does not hold what it should.
-    """
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        raise RunFailed(
-            f"a step does not fit into a device's memory ({first_line(error)}); try "
-            f"--config.optimizer.accumulation={2 * config.optimizer.accumulation} (now "
-            f"{config.optimizer.accumulation}), --config.model.dtype=bfloat16, a smaller "
-            f"--config.dataset.batch_size or more devices; {writer.resume_advice()}"
-        ) from error
+def _memory_advice(config: ConfigDict, writer: checkpoints.CheckpointWriter) -> str:
+    accumulation = config.optimizer.accumulation
+    return (
+        f"try --config.optimizer.accumulation={2 * accumulation} (now {accumulation}), "
+        "--config.model.dtype=bfloat16, a smaller --config.dataset.batch_size or more devices; "
+        + writer.resume_advice()
+    )
 
 
 def _batches(config: ConfigDict, source: Source, first_step: int) -> Iterator[dict[str, Any]]:

@@ -12,7 +12,6 @@ from evaluation import several_devices
 from programs import ENVIRONMENT
 from tiny_images import TEST, all_log_probs
 
-from l2w_jax.config import default_config
 from l2w_jax.errors import RunFailed, UserError
 from l2w_jax.evaluation import predictions as split_predictions
 
@@ -111,12 +110,14 @@ def test_an_image_that_could_not_be_read_is_left_out(config, source, tiny_networ
     np.testing.assert_allclose(read.losses[:, 32 - 1 :], everything.losses[:, 32:], rtol=1e-5)
 
 
-def test_a_batch_that_memory_does_not_hold_is_told_with_what_helps(monkeypatch):
+def test_a_batch_that_memory_does_not_hold_is_told_with_what_helps(
+    config, source, tiny_network, monkeypatch
+):
     def exhausted(*_):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nand a page more")
 
-    monkeypatch.setattr(split_predictions, "_predict_all", exhausted)
+    monkeypatch.setattr(split_predictions, "_compiled_answers", lambda: exhausted)
     with pytest.raises(
         RunFailed, match=r"^evaluation: .* memory\); .*eval_batch_size below \d+.*$"
     ):
-        split_predictions.predict_all(default_config(), None, {}, None, "test")
+        split_predictions.predict_all(config, *tiny_network, source, "test")
