@@ -21,9 +21,6 @@ from l2w_jax.models import MultiExitNetwork
 
 LOADER = "run_onnx.py"
 
-# Of network.json and the stages' inputs and outputs; the loader refuses any other.
-FORMAT = 1
-
 # Of the test images, those that are classified together to tell the time.
 TIMED_IMAGES = 64
 
@@ -121,4 +118,4 @@ def _write(folder: Path, models: Sequence[onnx.ModelProto], about: dict[str, Any
         stages.append({"file": f"stage_{k}.onnx", "sha256": hashlib.sha256(content).hexdigest()})
         write_atomically(folder / stages[-1]["file"], content)
     write_programs(folder, LOADER)
-    write_json(folder / "network.json", {"format": FORMAT, **about, "stages": stages})
+    write_json(folder / "network.json", {**about, "stages": stages})

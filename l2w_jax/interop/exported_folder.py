@@ -1,8 +1,11 @@
 """What an exported network's folder holds beside its stages, whatever these are written in."""
 
 import dataclasses
+import importlib.util
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -11,7 +14,11 @@ from numpy.typing import NDArray
 
 from l2w_jax.early_exit.budget import EVERYBODY_LEAVES, NOBODY_LEAVES
 from l2w_jax.files import write_atomically
+from l2w_jax.interop.exported_files import FORMAT
 from l2w_jax.models.preprocessing import normalize
+
+# What the programs are made of, each of which runs where this package is not.
+_MODULES = ("classify.py", "exported_files.py", "image_files.py")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +50,7 @@ def description(
 ) -> dict[str, Any]:
     """What a loader must know: classes [C], images, and who leaves where, thresholds [K]."""
     return {
+        "format": FORMAT,
         "class_names": list(class_names),
         "image_format": dataclasses.asdict(image_format),
         "rule": rule,
@@ -52,6 +60,21 @@ def description(
 
 
 def write_programs(folder: Path, loader: str) -> None:
-    """Copies the program of this name, and what it prepares image files with, into a folder."""
-    for name in (loader, "image_files.py"):
+    """Copies the program of this name, and the modules that it is made of, into a folder."""
+    for name in (loader, *_MODULES):
         write_atomically(folder / name, (Path(__file__).parent / name).read_text())
+
+
+def load_program(folder: Path, loader: str) -> ModuleType:
+    """The program of this name in a folder, as a module."""
+    sys.path.insert(0, str(folder))
+    try:
+        spec = importlib.util.spec_from_file_location(Path(loader).stem, folder / loader)
+        program = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(program)
+    finally:
+        sys.path.remove(str(folder))
+        # Another folder may hold other ones.
+        for name in _MODULES:
+            sys.modules.pop(Path(name).stem, None)
+    return program

@@ -1,32 +1,7 @@
 """Image files as the network exported to this folder sees them; needs numpy and Pillow."""
 
-import sys
-
 import numpy as np
 from PIL import Image, ImageOps
-
-BATCH = 256
-
-
-def classify(network, paths):
-    """Prints what image files show and where they left; those that are no image are told apart.
-
-    Returns the exit status: 1 where one was no image.
-    """
-    status = 0
-    image_format, names = (network.description[key] for key in ("image_format", "class_names"))
-    for start in range(0, len(paths), BATCH):
-        images = {}
-        for path in paths[start : start + BATCH]:
-            try:
-                images[path] = read_image(path, image_format["size"], image_format["centre_share"])
-            except Exception as error:  # Pillow raises many kinds
-                print(f"{path}: cannot be read as an image: {error}", file=sys.stderr)
-                status = 1
-        answers = zip(*network(np.stack(list(images.values()))), strict=True) if images else ()
-        for path, (label, exit_index, confidence) in zip(images, answers, strict=True):
-            print(f"{names[label]}\t{100 * confidence:.1f}%\texit {exit_index + 1}\t{path}")
-    return status
 
 
 def read_image(path, size, centre_share):

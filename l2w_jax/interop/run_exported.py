@@ -1,19 +1,15 @@
 """Classifies images with the network exported to this folder, each with as much as it takes.
 
-    python run_exported.py IMAGE ...
-    python run_exported.py IMAGES.npy       # uint8 [N, size, size, 3], as numpy.save writes it
+    python run_exported.py IMAGE ... or IMAGES.npy
 
-or `ExportedNetwork()(images)`. Needs jax, numpy and what jax reads exported functions with,
-flatbuffers; and Pillow for image files, which image_files.py prepares. network.json tells the
-classes, and how images become pixels.
+or `ExportedNetwork()(images)`, images uint8 [N, size, size, 3] as image_files.py makes them. Needs
+jax, numpy and what jax reads exported functions with, flatbuffers; and Pillow for image files.
 """
 
 import functools
-import hashlib
-import json
-import sys
-from pathlib import Path
+import io
 
+import exported_files
 import jax
 import numpy as np
 from jax import export
@@ -22,18 +18,22 @@ from jax import export
 class ExportedNetwork:
     """What the folder holds, ready to run."""
 
-    def __init__(self, folder=Path(__file__).parent):
-        self.description = json.loads((folder / "network.json").read_text())
-        for name, checksum in self.description["sha256"].items():
-            if hashlib.sha256((folder / name).read_bytes()).hexdigest() != checksum:
-                raise ValueError(f"{folder / name}: damaged, or of another export")
+    def __init__(self, folder=exported_files.FOLDER):
+        self.description = exported_files.read_description(folder)
         self._sizes = self.description["batch_sizes"]
         self._pack = jax.jit(lambda features, rows: [array[rows] for array in features])
         self._stages = []
-        arrays = np.load(folder / "variables.npz")
+
+        def load(name, make, library):
+            checksum = self.description["sha256"][name]
+            return exported_files.load(folder / name, checksum, make, library)
+
+        arrays = load("variables.npz", lambda content: np.load(io.BytesIO(content)), np)
         options = known_options(self.description["cpu_compiler_options"])
         for stage in self.description["stages"]:
-            function = export.deserialize(bytearray((folder / stage["file"]).read_bytes()))
+            function = load(
+                stage["file"], lambda content: export.deserialize(bytearray(content)), jax
+            )
             named = zip(stage["variables"], function.in_avals, strict=False)
             variables = jax.device_put([arrays[name].view(a.dtype) for name, a in named])
             compiled = jax.jit(function.call, compiler_options=options)
@@ -73,36 +73,7 @@ def known_options(options):
     return None
 
 
-def read_images(path, size):
-    """Images uint8 [N, size, size, 3] of a file."""
-    try:
-        images = np.load(path)
-    except (OSError, EOFError, ValueError):
-        sys.exit(f"{path}: no file of an array that numpy.save wrote")
-    if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3):
-        found = f"{images.dtype} {list(images.shape)}"
-        sys.exit(f"{path}: holds {found}, must hold uint8 [N, {size}, {size}, 3]")
-    return images
-
-
-def main(paths):
-    """Prints a line of answers for each image; returns the exit status."""
-    network = ExportedNetwork()
-    if not paths[0].endswith(".npy"):
-        from image_files import classify
-
-        return classify(network, paths)
-    images = read_images(paths[0], network.description["image_format"]["size"])
-    for label, exit_index, confidence in zip(*network(images), strict=True):
-        name = network.description["class_names"][label]
-        print(f"{name}\t{100 * confidence:.1f}%\texit {exit_index + 1}")
-    return 0
-
-
 if __name__ == "__main__":
-    if len(sys.argv) < 2 or (len(sys.argv) > 2 and sys.argv[1].endswith(".npy")):
-        sys.exit("usage: python run_exported.py IMAGE ... or IMAGES.npy")
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except (OSError, ValueError, KeyError) as error:
-        sys.exit(f"{Path(__file__).parent}: {error}; a folder of a whole export is needed")
+    import classify
+
+    classify.main(ExportedNetwork)

@@ -1,37 +1,40 @@
-"""Classifies image files with the network exported to this folder, each with as much as it takes.
+"""Classifies images with the network exported to this folder, each with as much as it takes.
 
-    python run_onnx.py IMAGE ...
+    python run_onnx.py IMAGE ... or IMAGES.npy
 
 or `ExportedNetwork()(images)`, images uint8 [N, size, size, 3] as image_files.py makes them. Needs
-onnxruntime and numpy, and Pillow for image files. network.json tells the classes and thresholds.
+onnxruntime and numpy, and Pillow for image files.
 """
 
-import hashlib
-import json
-import sys
-from pathlib import Path
-
+import exported_files
 import numpy as np
 import onnxruntime
 
-FORMAT, BATCH = 1, 256
+BATCH = 256
 
 
 class ExportedNetwork:
     """What the folder holds, ready to run; `threads` 0 lets the runtime choose."""
 
-    def __init__(self, folder=Path(__file__).parent, threads=0):
-        self.description = read_description(folder / "network.json")
+    def __init__(self, folder=exported_files.FOLDER, threads=0):
+        self.description = exported_files.read_description(folder)
         self.thresholds = self.description["thresholds"]
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         # Each stage has threads of its own, which would go on spinning while the next one runs.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        stages = [load(folder, stage, options) for stage in self.description["stages"]]
+
+        def session(model):
+            return onnxruntime.InferenceSession(model, options, ["CPUExecutionProvider"])
+
+        stages = [
+            exported_files.load(folder / stage["file"], stage["sha256"], session, onnxruntime)
+            for stage in self.description["stages"]
+        ]
         takes = [[array.name for array in stage.get_inputs()] for stage in stages]
         gives = [[array.name for array in stage.get_outputs()] for stage in stages]
-        needed = [set().union(*takes[k + 1 :]) for k in range(len(stages))]
-        self._stages = list(zip(stages, takes, gives, needed, strict=True))
+        later = [set().union(*takes[k + 1 :]) for k in range(len(stages))]
+        self._stages = list(zip(stages, takes, gives, later, strict=True))
 
     def __call__(self, images):
         """Images uint8 [N, size, size, 3] -> labels [N], exits from 0 [N], confidences [N]."""
@@ -39,7 +42,7 @@ class ExportedNetwork:
         for start in range(0, len(images), BATCH):
             left = np.arange(start, min(start + BATCH, len(images)))
             arrays = {"images": images[left]}
-            for k, (stage, takes, gives, needed) in enumerate(self._stages):
+            for k, (stage, takes, gives, later) in enumerate(self._stages):
                 results = stage.run(gives, {name: arrays[name] for name in takes})
                 arrays |= zip(gives, results, strict=True)
                 if not np.isfinite(arrays["confidences"]).all():
@@ -49,49 +52,13 @@ class ExportedNetwork:
                 stay = np.flatnonzero(arrays["scores"] < self.thresholds[k])
                 if not stay.size:
                     break
-                arrays = {name: arrays[name] for name in arrays if name in needed}
+                arrays = {name: arrays[name] for name in arrays if name in later}
                 if stay.size < left.size:
                     left, arrays = left[stay], {name: arrays[name][stay] for name in arrays}
         return labels, exits, confidences
 
 
-def read_description(path):
-    """What network.json says; it must be of the format that this program reads."""
-    try:
-        description = json.loads(contents(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: damaged: {error}") from error
-    if description.get("format") != FORMAT:
-        raise ValueError(f"{path}: is not of format {FORMAT}; export again")
-    return description
-
-
-def load(folder, stage, options):
-    """A stage, ready to run, if its file is the one that was exported."""
-    model = contents(path := folder / stage["file"])
-    if hashlib.sha256(model).hexdigest() != stage["sha256"]:
-        raise ValueError(f"{path}: damaged, or of another export")
-    try:
-        return onnxruntime.InferenceSession(model, options, ["CPUExecutionProvider"])
-    except Exception as error:
-        reason = f"onnxruntime {onnxruntime.__version__} cannot load it"
-        raise ValueError(f"{path}: {reason}") from error
-
-
-def contents(path):
-    """The bytes of a file of the folder."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}; the folder needs it") from error
-
-
 if __name__ == "__main__":
-    from image_files import classify
+    import classify
 
-    if len(sys.argv) < 2:
-        sys.exit("usage: python run_onnx.py IMAGE ...")
-    try:
-        sys.exit(classify(ExportedNetwork(), sys.argv[1:]))
-    except ValueError as error:
-        sys.exit(str(error))
+    classify.main(ExportedNetwork)

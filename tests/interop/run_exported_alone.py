@@ -10,7 +10,7 @@ import sys
 import numpy as np
 
 ALLOWED = {"jax", "jaxlib", "numpy", "flatbuffers", "ml_dtypes", "opt_einsum", "scipy"}
-ALLOWED |= {"run_exported", *sys.stdlib_module_names}
+ALLOWED |= {"run_exported", "exported_files", *sys.stdlib_module_names}
 
 
 class AllowedFinder(importlib.machinery.PathFinder):

@@ -1,7 +1,6 @@
 """An exported network answers as the one it came from, where nothing of this project is."""
 
 import hashlib
-import importlib.util
 import json
 import re
 import shutil
@@ -24,6 +23,7 @@ from l2w_jax.early_exit import EarlyExitPredictor, rules
 from l2w_jax.early_exit.calibration import calibrated
 from l2w_jax.errors import UserError
 from l2w_jax.interop import export
+from l2w_jax.interop.exported_folder import load_program
 from l2w_jax.models import create_model, initial_variables
 from l2w_jax.models.preprocessing import channel_statistics, normalize
 from l2w_jax.run import restore
@@ -40,10 +40,7 @@ def preprocess(images):
 
 
 def load(folder):
-    spec = importlib.util.spec_from_file_location("run_exported", folder / export.LOADER)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.ExportedNetwork(folder)
+    return load_program(folder, export.LOADER).ExportedNetwork(folder)
 
 
 def check_same(exported, decisions):
@@ -184,9 +181,7 @@ def test_a_run_is_exported_and_runs_alone(run_folder, tmp_path, capsys):
     command[1] = damaged / "run_exported.py"
     refused = subprocess.run(command, capture_output=True, text=True)
     assert refused.returncode == 1
-    assert re.fullmatch(
-        r".*stage_2.jax_export: damaged, or of another export; .*\n", refused.stderr
-    )
+    assert re.fullmatch(r".*stage_2.jax_export: damaged, or of another export\n", refused.stderr)
     command[1] = folder / "run_exported.py"
 
     np.save(tmp_path / "small.npy", IMAGES[:, 1:])
@@ -210,6 +205,8 @@ def test_a_run_is_exported_to_onnx(run_folder, tmp_path, capsys):
     export.main([f"--workdir={workdir}", f"--output={tmp_path}", "--format=onnx"])
     assert capsys.readouterr().out == f"{tmp_path}: 3 stages of step 60, and run_onnx.py\n"
     assert {path.name for path in tmp_path.iterdir()} == {
+        "classify.py",
+        "exported_files.py",
         "image_files.py",
         "network.json",
         "run_onnx.py",

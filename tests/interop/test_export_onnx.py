@@ -1,6 +1,6 @@
 """What is exported to ONNX answers as the network it came from, where nothing of JAX is."""
 
-import importlib.util
+import hashlib
 import json
 import re
 import shutil
@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from flax import linen as nn
 from PIL import Image
@@ -23,7 +24,7 @@ from l2w_jax.early_exit import EarlyExitPredictor, rules
 from l2w_jax.early_exit.calibration import calibrated
 from l2w_jax.errors import UserError
 from l2w_jax.interop import export_onnx
-from l2w_jax.interop.exported_folder import ImageFormat
+from l2w_jax.interop.exported_folder import ImageFormat, load_program
 from l2w_jax.models import MultiExitNetwork
 from l2w_jax.models.preprocessing import normalize
 
@@ -62,13 +63,6 @@ def own_network():
     return names["MultiExitResNet"]()
 
 
-def program(folder, name=export_onnx.LOADER):
-    spec = importlib.util.spec_from_file_location("exported_program", folder / name)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def exported(model, variables, images, folder, rule=rules.confidence):
     """The predictor whose images leave at all exits, and its export."""
     predictor = EarlyExitPredictor(model, variables, np.zeros(model.num_exits), preprocess, [150])
@@ -83,7 +77,7 @@ def exported(model, variables, images, folder, rule=rules.confidence):
 
 def check_answers(folder, decisions, images):
     """Labels and exits are equal, whatever the number of images that come at once."""
-    run = program(folder).ExportedNetwork(folder)
+    run = load_program(folder, export_onnx.LOADER).ExportedNetwork(folder)
     for size in (1, 7, 256, 1000):
         # One at a time, some are enough.
         count = 20 if size == 1 else len(images)
@@ -136,7 +130,8 @@ def test_a_users_own_network_answers_as_the_predictor_does(folder):
 
 
 def test_no_stage_goes_on_spinning_while_another_runs(folder):
-    for stage, *_ in program(folder[0]).ExportedNetwork(folder[0])._stages:
+    run = load_program(folder[0], export_onnx.LOADER).ExportedNetwork(folder[0])
+    for stage, *_ in run._stages:
         options = stage.get_session_options()
         assert options.get_session_config_entry("session.force_spinning_stop") == "1"
 
@@ -216,7 +211,7 @@ def test_images_are_prepared_as_by_predict(folder, shape, tmp_path):
     top, left = (shape[0] - side) // 2, (shape[1] - side) // 2
     expected = np.empty((32, 32, 3), np.uint8)
     resize(np.ascontiguousarray(pixels[top : top + side, left : left + side]), expected)
-    found = program(folder[0], "image_files.py").read_image(tmp_path / "image.png", 32, 1.0)
+    found = load_program(folder[0], "image_files.py").read_image(tmp_path / "image.png", 32, 1.0)
     # OpenCV computes with fewer digits.
     assert np.abs(found.astype(int) - expected).max() <= 1
 
@@ -228,14 +223,14 @@ def test_pixels_of_a_jpeg_are_those_of_predict(folder, side, tmp_path):
     Image.fromarray(pixels).resize((side, side)).save(path)
     config = default_config()
     config.dataset.image_size = 32
-    found = program(folder[0], "image_files.py").read_image(path, 32, evaluated_share(config))
+    found = load_program(folder[0], "image_files.py").read_image(path, 32, evaluated_share(config))
     np.testing.assert_array_equal(found, read_image(path, config))
 
 
 def test_files_that_are_turned_transparent_or_of_16_bits_are_seen_as_people_see_them(
     folder, tmp_path
 ):
-    read_image = program(folder[0], "image_files.py").read_image
+    read_image = load_program(folder[0], "image_files.py").read_image
     pixels = np.zeros((8, 8, 3), np.uint8)
     pixels[:4] = 200
     turned = Image.fromarray(pixels)
@@ -255,6 +250,10 @@ def test_files_that_are_turned_transparent_or_of_16_bits_are_seen_as_people_see_
     ("fault", "message"),
     [
         ("damaged", "stage_2.onnx: damaged, or of another export"),
+        (
+            "unknown",
+            f"stage_2.onnx: onnxruntime {onnxruntime.__version__} cannot load it",
+        ),
         ("missing", "stage_2.onnx: No such file or directory; the folder needs it"),
         ("format", "network.json: is not of format 1; export again"),
         ("cut", "network.json: damaged: Unterminated string starting at: line 1 column 2 (char 1)"),
@@ -267,6 +266,11 @@ def test_faults_are_told_in_one_line(folder, fault, message, tmp_path):
         content = bytearray(stage.read_bytes())
         content[len(content) // 2] ^= 1
         stage.write_bytes(content)
+    elif fault == "unknown":
+        stage.write_bytes(b"of a later version")
+        description = json.loads(about.read_text())
+        description["stages"][1]["sha256"] = hashlib.sha256(stage.read_bytes()).hexdigest()
+        about.write_text(json.dumps(description))
     elif fault == "missing":
         stage.unlink()
     elif fault == "cut":

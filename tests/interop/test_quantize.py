@@ -6,9 +6,9 @@ from small_networks import lively_variables, network
 
 from l2w_jax.early_exit import rules
 from l2w_jax.early_exit.budget import NOBODY_LEAVES, first_exits
-from l2w_jax.interop import quantize, run_onnx
-from l2w_jax.interop.export_onnx import export_quantized
-from l2w_jax.interop.exported_folder import ImageFormat
+from l2w_jax.interop import quantize
+from l2w_jax.interop.export_onnx import LOADER, export_quantized
+from l2w_jax.interop.exported_folder import ImageFormat, load_program
 
 IMAGE_FORMAT = ImageFormat(32, 1.0, [0.5] * 3, [0.25] * 3)
 
@@ -34,7 +34,8 @@ def written(tmp_path_factory):
 
 def test_what_is_written_runs_and_says_what_it_costs(written):
     folder, lines, _ = written
-    labels, exits, _ = run_onnx.ExportedNetwork(folder)(stored_images(40, 1))
+    network = load_program(folder, LOADER).ExportedNetwork(folder)
+    labels, exits, _ = network(stored_images(40, 1))
     assert lines[0].split() == ["test", "images", "float32", "8", "bits"]
     assert lines[1].startswith("top-1 of exit 1 ")
     top1 = 100 * (labels == np.arange(40) % 10).mean()

@@ -1,0 +1,69 @@
+"""The command of an exported network: classifies image files, or an array of images.
+
+Needs numpy, and for image files Pillow.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+BATCH = 256
+
+
+def main(network_class):
+    """Classifies what the command line names and ends the program; faults are told in a line."""
+    program, *paths = sys.argv
+    an_array = [path for path in paths if path.endswith(".npy")]
+    if not paths or (an_array and len(paths) > 1):
+        sys.exit(f"usage: python {Path(program).name} IMAGE ... or IMAGES.npy")
+    try:
+        sys.exit((classify_array if an_array else classify_files)(network_class(), paths))
+    except ValueError as error:
+        sys.exit(str(error))
+
+
+def classify_files(network, paths):
+    """Prints what image files show and where they left; those that are no image are told apart.
+
+    Returns the exit status: 1 where one was no image.
+    """
+    from image_files import read_image
+
+    status = 0
+    image_format = network.description["image_format"]
+    for start in range(0, len(paths), BATCH):
+        images = {}
+        for path in paths[start : start + BATCH]:
+            try:
+                images[path] = read_image(path, image_format["size"], image_format["centre_share"])
+            except Exception as error:  # Pillow raises many kinds
+                print(f"{path}: cannot be read as an image: {error}", file=sys.stderr)
+                status = 1
+        if images:
+            lines = answers(network, np.stack(list(images.values())))
+            print(*map("\t".join, zip(lines, images, strict=True)), sep="\n")
+    return status
+
+
+def classify_array(network, paths):
+    """The same for images uint8 [N, size, size, 3], in a file that numpy.save wrote."""
+    (path,) = paths
+    size = network.description["image_format"]["size"]
+    try:
+        images = np.load(path)
+    except (OSError, EOFError, ValueError) as error:
+        raise ValueError(f"{path}: no file of an array that numpy.save wrote") from error
+    if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3):
+        found = f"{images.dtype} {list(images.shape)}"
+        raise ValueError(f"{path}: holds {found}, must hold uint8 [N, {size}, {size}, 3]")
+    for line in answers(network, images):
+        print(line)
+    return 0
+
+
+def answers(network, images):
+    """A line of class, confidence and exit for each image."""
+    names = network.description["class_names"]
+    for label, exit_index, confidence in zip(*network(images), strict=True):
+        yield f"{names[label]}\t{100 * confidence:.1f}%\texit {exit_index + 1}"
