@@ -11,6 +11,12 @@ _WITHOUT_KERNEL = ("parameter", "constant", "tuple", "get-tuple-element", "bitca
 # What they do is that of the computations they call.
 _AROUND_KERNELS = ("while", "conditional", "call")
 
+# Both name what they read and what they write, in either order.
+_PREFETCHES = ("copy-start", "slice-start")
+
+# An array that is not in the main memory.
+_ELSEWHERE = re.compile(r"\w+\[[\d,]*\]\{[^}]*S\([1-9]\d*\)\}")
+
 _COLLECTIVES = (
     "all-reduce",
     "all-gather",
@@ -77,34 +83,39 @@ def num_kernels(compiled_text: str) -> int:
 def num_copies(compiled_text: str) -> dict[str, int]:
     """Instructions that only move an array: {"copies": ..., "prefetches": ...}.
 
-    Copies are made to change a layout or to keep what is overwritten; prefetches, copies that are
-    waited for later, to have an array in a faster memory.
+    Copies are made to change a layout or to keep what is overwritten; prefetches, copies of all or
+    a part that are waited for later, to have it in a faster memory.
     """
     counts = Counter(instruction.operation for instruction in instructions(compiled_text))
-    return {"copies": counts["copy"], "prefetches": counts["copy-start"]}
+    return {"copies": counts["copy"], "prefetches": sum(counts[name] for name in _PREFETCHES)}
 
 
 def memory_traffic(compiled_text: str) -> int:
     """Bytes that a program's instructions read from and write to the device's main memory.
 
-    What a TPU keeps in its vector memory, of which the layout says "S(1)", is not part of it; an
-    array that is read or written in part counts in whole, and so does what a cache would spare.
+    What a TPU keeps in its vector memory, of which the layout says "S(1)", is not part of it. An
+    array that is read or written in part counts in whole, but where a part of it is prefetched;
+    what a cache would spare counts too.
     """
     return sum(
-        num_bytes(re.sub(r"\w+\[[\d,]*\]\{[^}]*S\([1-9]\d*\)\}", "", types))
+        _traffic(instruction)
         for instruction in instructions(compiled_text)
         if instruction.operation not in (*_WITHOUT_KERNEL, *_AROUND_KERNELS)
         and not instruction.operation.endswith("-done")
-        for types in _touched(instruction)
     )
 
 
-def _touched(instruction: Instruction) -> tuple[str, ...]:
-    """Types of the arrays that an instruction reads or writes, each once."""
+def _traffic(instruction: Instruction) -> int:
+    """Bytes of the main memory that one instruction reads and writes."""
+    if instruction.operation in _PREFETCHES:
+        ends = re.findall(r"\w+\[[\d,]*\]\{[^}]*\}", instruction.result)[:2]
+        return min(map(num_bytes, ends)) * sum(not _ELSEWHERE.match(end) for end in ends)
     names_its_operands = instruction.operation.endswith("-start")
     if names_its_operands and instruction.operation != "all-reduce-start":
-        return (instruction.result,)
-    return (instruction.result, *instruction.operands)
+        touched = (instruction.result,)
+    else:
+        touched = (instruction.result, *instruction.operands)
+    return sum(num_bytes(_ELSEWHERE.sub("", types)) for types in touched)
 
 
 def collectives(compiled_text: str) -> dict[str, dict[str, int]]:

@@ -105,3 +105,14 @@ def test_traffic_of_a_product_is_its_factors_and_itself():
     shapes = jax.ShapeDtypeStruct((8, 16), jnp.float32), jax.ShapeDtypeStruct((16, 4), jnp.float32)
     text = jax.jit(jnp.dot).lower(*shapes).compile().as_text()
     assert program.memory_traffic(text) == 4 * (8 * 16 + 16 * 4 + 8 * 4)
+
+
+def test_of_an_array_that_is_prefetched_in_part_the_part_counts():
+    slice_start = (
+        "  %slice-start = ((f32[8]{0:T(128)}), f32[2]{0:T(128)S(1)}, s32[]{:S(2)}) "
+        "slice-start(%p0), slice={[0:2]}\n"
+    )
+    text = TPU_PROGRAM.replace("  %copy.1", slice_start + "  %copy.1")
+    before = program.memory_traffic(TPU_PROGRAM)
+    assert program.memory_traffic(text) == before + 2 * 4
+    assert program.num_copies(text) == {"copies": 1, "prefetches": 2}
