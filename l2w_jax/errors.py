@@ -58,11 +58,16 @@ def told_if_memory_is_short(what: str, advice: Callable[[], str]) -> Iterator[No
     try:
         yield
     except RuntimeError as error:  # jax.errors.JaxRuntimeError is one.
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not is_of_memory(error):
             raise
         raise RunFailed(
             f"{what} does not fit into a device's memory ({first_line(error)}); {advice()}"
         ) from error
+
+
+def is_of_memory(error: RuntimeError) -> bool:
+    """Whether a device's compiler or allocator says so that its memory is too small."""
+    return "RESOURCE_EXHAUSTED" in str(error)
 
 
 def first_line(error: BaseException) -> str:

@@ -49,13 +49,14 @@ def run(arguments: Arguments) -> None:
       UserError: see `errors`.
     """
     validate(arguments.config)
-    run_folder.check(arguments.config, arguments.workdir)
+    config = run_folder.with_parts_found(arguments.config, arguments.workdir)
+    run_folder.check(config, arguments.workdir)
     # From here on what is imported takes seconds, so what can be wrong without it comes before.
     command_line.set_up_libraries()
     from l2w_jax.run import processes
 
     with processes.joined():
-        _train_or_evaluate(arguments)
+        _train_or_evaluate(arguments._replace(config=config))
 
 
 def _train_or_evaluate(arguments: Arguments) -> None:
@@ -77,8 +78,10 @@ def _train_or_evaluate(arguments: Arguments) -> None:
 
     from l2w_jax.evaluation import evaluate
     from l2w_jax.report import __main__ as report
-    from l2w_jax.run import loop, restore
+    from l2w_jax.run import loop, parts, restore
 
+    if mode == "train":
+        config = parts.with_parts_that_fit(config, loop.total_steps(config, source))
     with processes.held_by_first(run_folder.exclusive_use(config, workdir)):
         if mode == "train":
             loop.train(config, source, workdir)

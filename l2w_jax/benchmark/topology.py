@@ -14,6 +14,7 @@ from l2w_jax.benchmark.program import collectives, memory_traffic, num_copies, n
 from l2w_jax.benchmark.update import TOTAL_STEPS, plain_training
 from l2w_jax.errors import UserError
 from l2w_jax.run.devices import step_on_stored
+from l2w_jax.run.parts import numbers_of_parts, with_parts
 from l2w_jax.training import create_train_state, pmap_train_step
 from l2w_jax.training.weighting import is_pipelined
 
@@ -105,6 +106,8 @@ def measure_on(config: ConfigDict, chips: Slice, against_plain: bool) -> dict[st
         What it is of, "step" by `measure_compiled`, and "plain" with the "ratio" of both; where the
         step does not fit also "step_that_fits", with the accumulation that it takes.
     """
+    if not config.optimizer.accumulation:
+        config = with_parts(config, 1)
     # What it takes to compile is part of the answer.
     jax.config.update("jax_enable_compilation_cache", False)
     halved = config.weighting.kind != "none"
@@ -137,14 +140,11 @@ def _in_parts(config: ConfigDict, batch_size: int, chips: Slice) -> dict[str, An
     Returns:
         optimizer.accumulation and the report of `measure_compiled`; None if no number will do.
     """
-    config = config.copy_and_resolve_references()
-    halves = 1 if config.weighting.kind == "none" else 2
-    samples = batch_size // (halves * len(chips.devices))
-    while samples % (2 * config.optimizer.accumulation) == 0:
-        config.optimizer.accumulation *= 2
-        report = measure_compiled(config, batch_size, chips)
+    first = 2 * config.optimizer.accumulation
+    for parts in numbers_of_parts(config, len(chips.devices), first):
+        report = measure_compiled(with_parts(config, parts), batch_size, chips)
         if report["fits"]:
-            return {"optimizer.accumulation": config.optimizer.accumulation, **report}
+            return {"optimizer.accumulation": parts, **report}
     return None
 
 

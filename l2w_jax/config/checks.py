@@ -173,7 +173,7 @@ def _dataset_faults(dataset: ConfigDict) -> Iterator[str]:
 
 def _batch_faults(config: ConfigDict, device_count: int, process_count: int) -> Iterator[str]:
     halves = 1 if config.weighting.kind == "none" else 2
-    parts = config.optimizer.accumulation
+    parts = config.optimizer.accumulation or 1
     unit = math.lcm(halves * device_count * parts, process_count)
     why = f"{device_count} devices" + (" x 2 halves" if halves == 2 else "")
     why += f" x {parts} parts" if parts > 1 else ""

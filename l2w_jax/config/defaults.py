@@ -98,7 +98,7 @@ def default_config(model: Any = None) -> ConfigDict:
             "epochs": 300,
             "warmup_epochs": 0,  # in which both learning rates rise linearly from 0
             "label_smoothing": 0.0,
-            "accumulation": 1,  # parts that a device takes a half in, one in memory at a time
+            "accumulation": 1,  # parts of a half, one in memory at a time; 0: as few as fit
         }
     )
     config.imta = ConfigDict(
@@ -159,7 +159,7 @@ def use_imagenet_recipe(config: ConfigDict) -> None:
         augmentation="resized_crop",
     )
     config.weighting.update(magnitude=0.3, constraint="mat", interval=100)
-    config.optimizer.epochs = 100
+    config.optimizer.update(epochs=100, accumulation=0)
 
 
 def use_cifar_ranet(config: ConfigDict) -> None:

@@ -87,7 +87,7 @@ RULES = {
     "optimizer.epochs": _at_least(1),
     "optimizer.warmup_epochs": _at_least(0),
     "optimizer.label_smoothing": _BELOW_ONE,
-    "optimizer.accumulation": _at_least(1),
+    "optimizer.accumulation": _at_least(0),
     "imta.distillation": _BELOW_ONE,
     "imta.temperature": _ABOVE_ZERO,
     "checkpoint.keep": _at_least(1),

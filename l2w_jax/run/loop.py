@@ -50,19 +50,19 @@ def train(config: ConfigDict, source: Source, workdir: Path) -> TrainState:
         memory does not hold a step.
       RunInterrupted: a signal asked the run to stop; its state is saved.
     """
-    steps_per_epoch = source.num_train // config.dataset.batch_size
-    total_steps = config.optimizer.epochs * steps_per_epoch
-    train_step = step_on_devices(config, total_steps)
+    last_step = total_steps(config, source)
+    steps_per_epoch = last_step // config.optimizer.epochs
+    train_step = step_on_devices(config, last_step)
     state = start.create_or_restore(config, workdir)
     first_step = int(state.step)
-    if first_step >= total_steps:
-        say(f"{workdir}: trained to its last step, {total_steps}, before")
+    if first_step >= last_step:
+        say(f"{workdir}: trained to its last step, {last_step}, before")
         return state
     say("splits: " + "; ".join(f"{split}: {origin}" for split, origin in source.origins.items()))
     say(
         f"{source.num_train:,} images to train on, {source.num_holdout:,} held out, "
         f"{source.num_test:,} to test on; {jax.device_count()} x {jax.devices()[0].device_kind}; "
-        f"{'goes on after' if first_step else 'starts at'} step {first_step}/{total_steps}"
+        f"{'goes on after' if first_step else 'starts at'} step {first_step}/{last_step}"
     )
     batches = _batches(config, source, first_step)
     state = place_replicated(state)
@@ -76,7 +76,7 @@ def train(config: ConfigDict, source: Source, workdir: Path) -> TrainState:
         watched = _WatchedMetrics(config, steps_per_epoch, log, writer)
         say("the first step compiles; with a warm cache that is quick")
         started = time.monotonic()
-        for step in range(first_step + 1, total_steps + 1):
+        for step in range(first_step + 1, last_step + 1):
             with log.waiting():
                 batch = next(batches)
             state, metrics = train_step(state, batch)
@@ -91,7 +91,7 @@ def train(config: ConfigDict, source: Source, workdir: Path) -> TrainState:
                 _check_replicas(step, state, writer)
             stopping = bool(signals.received) or processes.asked_to_stop(step)
             epoch_ends = step % steps_per_epoch == 0
-            scored = step == total_steps or (
+            scored = step == last_step or (
                 epoch_ends and _is_due(step // steps_per_epoch, config.checkpoint.every_epochs)
             )
             if scored or stopping or _is_due(step, config.checkpoint.every_steps):
@@ -113,6 +113,11 @@ def train(config: ConfigDict, source: Source, workdir: Path) -> TrainState:
                 "same command evaluates it"
             )
     return jax.device_get(state)
+
+
+def total_steps(config: ConfigDict, source: Source) -> int:
+    """Iterations of the whole run."""
+    return config.optimizer.epochs * (source.num_train // config.dataset.batch_size)
 
 
 def _open_log(config: ConfigDict, source: Source, workdir: Path, first_step: int) -> SilentLog:

@@ -103,6 +103,13 @@ def _all_succeed(succeeded: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.asarray(succeeded))))
 
 
+def largest_of_all(number: float) -> float:
+    """The largest of the numbers that the processes of the run come here with."""
+    if jax.process_count() == 1:
+        return number
+    return float(np.max(multihost_utils.process_allgather(np.asarray(number))))
+
+
 def sigterm_listener() -> stop_signals.Listener | None:
     """What JAX does at SIGTERM, see `asked_to_stop`; None in a run of one process.
 

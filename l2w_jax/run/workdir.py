@@ -58,6 +58,19 @@ def check(config: ConfigDict, workdir: Path) -> None:
         )
 
 
+def with_parts_found(config: ConfigDict, workdir: Path) -> ConfigDict:
+    """The configuration with the `optimizer.accumulation` that the run found, if it asks for that.
+
+    Raises:
+      UserError: the folder's config.json cannot be read.
+    """
+    if config.optimizer.accumulation or not (workdir / "config.json").is_file():
+        return config
+    config = config.copy_and_resolve_references()
+    config.optimizer.accumulation = run_config.read_config(workdir).optimizer.accumulation
+    return config
+
+
 def saved_steps(workdir: Path) -> list[int]:
     """Of each checkpoint of a run folder, good or damaged, its step, rising."""
     checkpoints = workdir / "checkpoints"

@@ -209,6 +209,11 @@ def create_losses(
 
 def _without_distillation(config: ConfigDict, model: MultiExitNetwork) -> TrainingLosses:
     smoothing, num_parts = config.optimizer.label_smoothing, config.optimizer.accumulation
+    if num_parts < 1:
+        raise ValueError(
+            f"config.optimizer.accumulation: {num_parts} is not allowed: must be >= 1 here, where "
+            "nobody looks how many parts fit; `run.parts` does"
+        )
     if num_parts == 1:
         return TrainingLosses(model, smoothing)
     return LossesInParts(model, smoothing, num_parts=num_parts)

@@ -162,7 +162,7 @@ IMPOSSIBLE = [
     ("optimizer.weight_decay", -1.0),
     ("optimizer.epochs", 0),
     ("optimizer.label_smoothing", 1.0),
-    ("optimizer.accumulation", 0),
+    ("optimizer.accumulation", -1),
     ("imta.distillation", 1.0),
     ("imta.distillation", 0.1),
     ("imta.temperature", 0.0),

@@ -15,7 +15,7 @@ from l2w_jax.data.digits import open_digits
 from l2w_jax.models import MultiExitNetwork, create_network
 from l2w_jax.models.preprocessing import channel_statistics, normalize
 from l2w_jax.training import create_train_state
-from l2w_jax.training.losses import LossesInParts, TrainingLosses
+from l2w_jax.training.losses import LossesInParts, TrainingLosses, create_losses
 
 PARTS = 4
 
@@ -124,6 +124,13 @@ def test_samples_that_do_not_divide_are_refused(networks, make_batch):
     _, in_parts, state, _ = networks
     with pytest.raises(ValueError, match=r"config\.optimizer\.accumulation: 4 is not allowed"):
         in_parts(state.params, state.batch_stats, make_batch(0, 6))
+
+
+def test_that_nobody_looked_how_many_parts_fit_is_told(small_config):
+    config = small_config.copy_and_resolve_references()
+    config.optimizer.accumulation = 0
+    with pytest.raises(ValueError, match=r"config\.optimizer\.accumulation: 0 is not allowed"):
+        create_losses(config, create_network(config))
 
 
 @pytest.mark.slow
