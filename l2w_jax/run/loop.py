@@ -27,6 +27,7 @@ from l2w_jax.run.devices import (
     with_previous,
 )
 from l2w_jax.run.log import HostMetrics, RunLog, SilentLog, say
+from l2w_jax.run.parts import with_parts_that_fit
 from l2w_jax.training import TrainState
 from l2w_jax.training.step import Metrics
 from l2w_jax.training.weighting import is_pipelined
@@ -51,6 +52,7 @@ def train(config: ConfigDict, source: Source, workdir: Path) -> TrainState:
       RunInterrupted: a signal asked the run to stop; its state is saved.
     """
     last_step = total_steps(config, source)
+    config = with_parts_that_fit(config, last_step)
     steps_per_epoch = last_step // config.optimizer.epochs
     train_step = step_on_devices(config, last_step)
     state = start.create_or_restore(config, workdir)
