@@ -17,7 +17,7 @@ _FACTORS = ["200", "100", "50", "20", "10"]
 
 def get_config(variant: str = "") -> ConfigDict:
     """Returns the configuration; `variant` is an imbalance factor, "baseline" or both."""
-    parts = split_variant(variant, [*_FACTORS, "baseline"])
+    parts = split_variant(variant, [*_FACTORS, "baseline"], one_of=[_FACTORS])
     factors = [int(part) for part in parts if part in _FACTORS]
     config = default_config()
     config.dataset.update(

@@ -32,7 +32,7 @@ def get_config(variant: str = "") -> ConfigDict:
             method; "long" for 10 epochs; "long_tailed" for 40, of as many updates in all, on
             classes of 5,000 to 50 images.
     """
-    parts = split_variant(variant, [*_WAYS, "long", "long_tailed"])
+    parts = split_variant(variant, [*_WAYS, "long", "long_tailed"], one_of=[_WAYS])
     config = default_config()
     config.dataset.update(name="image_folder", image_size=16, batch_size=256, augmentation="shift")
     use_small_msdnet(config)

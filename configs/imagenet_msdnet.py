@@ -19,8 +19,9 @@ from l2w_jax.config import default_config, split_variant, use_imagenet_recipe, u
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Returns the configuration; `variant` is any of step=4|6|7, smooth and baseline."""
-    parts = split_variant(variant, ["step=4", "step=6", "step=7", "smooth", "baseline"])
+    """Returns the configuration; `variant` is step=4|6|7, and smooth or baseline."""
+    steps, recipes = ["step=4", "step=6", "step=7"], ["smooth", "baseline"]
+    parts = split_variant(variant, [*steps, *recipes], one_of=[steps, recipes])
     config = default_config()
     use_imagenet_recipe(config)
     config.model.update(

@@ -15,7 +15,8 @@ from l2w_jax.config import default_config, split_variant, use_imagenet_recipe, u
 
 def get_config(variant: str = "") -> ConfigDict:
     """Returns the configuration; `variant` is any of channels=32|64 and baseline."""
-    parts = split_variant(variant, ["channels=32", "channels=64", "baseline"])
+    widths = ["channels=32", "channels=64"]
+    parts = split_variant(variant, [*widths, "baseline"], one_of=[widths])
     config = default_config()
     use_imagenet_recipe(config)
     config.model.update(

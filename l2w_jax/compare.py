@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
@@ -57,6 +58,7 @@ class Way:
         budgeted: of each run, (mul-adds, top-1 in percent) of its budgeted curve and its ends,
             [n, 2], by rising mul-adds.
         images: that these are of, "test" or "holdout".
+        config: of the runs, but for their seeds and where their data lay; None if it was not kept.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Way:
     anytime: NDArray[np.float64]
     budgeted: Sequence[NDArray[np.float64]]
     images: str = "test"
+    config: ConfigDict | None = None
 
     def top1_at(self, mul_adds: NDArray[np.float64]) -> NDArray[np.float64]:
         """The runs' budgeted curves at these mul-adds, NaN outside of them: [runs, n]."""
@@ -72,16 +75,17 @@ class Way:
             [np.interp(mul_adds, *curve.T, left=np.nan, right=np.nan) for curve in self.budgeted]
         )
 
-    def mean_top1(self) -> NDArray[np.float64]:
-        """The runs' mean top-1 over the budgets AVERAGED_BUDGETS that their curves reach: [runs].
+    def early(self) -> NDArray[np.float64]:
+        """The runs' top-1 over the budgets AVERAGED_BUDGETS, NaN where a curve has none.
 
         A curve begins where all images leave at the first exit, which may cost more than the least
-        budget. NaN where it reaches none.
+        budget.
         """
-        budgets = self.mul_adds[-1] * np.linspace(*AVERAGED_BUDGETS, 601)
-        early = self.top1_at(budgets)
-        reached = ~np.isnan(early).any(axis=0)
-        return early[:, reached].mean(axis=1) if reached.any() else np.full(len(early), np.nan)
+        return self.top1_at(self.mul_adds[-1] * np.linspace(*AVERAGED_BUDGETS, 601))
+
+    def mean_top1(self) -> NDArray[np.float64]:
+        """The runs' mean of `early` where all curves have it: [runs], NaN where they never do."""
+        return _mean_where_reached(self.early())
 
 
 def main(argv: Sequence[str]) -> None:
@@ -125,7 +129,8 @@ def read_ways(paths: Sequence[Path], images: str = "test") -> list[Way]:
 
     Raises:
         UserError: a path is neither, a run is given twice, ways of one name are of networks with
-            other costs, a file is of other images, or a run has no held-out images that count.
+            other costs or of other configurations, a file is of other images, or a run has no
+            held-out images that count.
     """
     resolved = [path.resolve() for path in paths]
     for path in paths:
@@ -137,9 +142,7 @@ def read_ways(paths: Sequence[Path], images: str = "test") -> list[Way]:
         if path.suffix == ".json":
             ways += _read_numbers(path, images)
             continue
-        config = stored.read_config(path)
-        config.seed = 0
-        way = to_json(config)
+        way = to_json(_config_of_way(path))
         if way not in groups:
             groups[way] = []
             ways.append(groups[way])
@@ -162,6 +165,11 @@ def _joined(ways: Sequence[Way]) -> list[Way]:
             continue
         if not np.array_equal(before.mul_adds, way.mul_adds):
             raise UserError(f"{way.name}: is the name of two ways whose exits cost differently")
+        configs = [config for config in (before.config, way.config) if config is not None]
+        if changes := stored.differences(configs[0], configs[-1]) if configs else []:
+            raise UserError(
+                f"{way.name}: is the name of two ways, which differ in " + ", ".join(changes)
+            )
         if twice := set(before.seeds) & set(way.seeds):
             raise UserError(f"{way.name}: seed {min(twice)} is given twice; a run counts once")
         by_name[way.name] = Way(
@@ -171,8 +179,16 @@ def _joined(ways: Sequence[Way]) -> list[Way]:
             anytime=np.concatenate([before.anytime, way.anytime]),
             budgeted=[*before.budgeted, *way.budgeted],
             images=way.images,
+            config=configs[0] if configs else None,
         )
     return list(by_name.values())
+
+
+def _config_of_way(workdir: Path) -> ConfigDict:
+    """A run's configuration but for what may differ between the runs of one way."""
+    config = stored.read_config(workdir)
+    config.seed, config.dataset.data_dir = 0, ""
+    return config
 
 
 def _chosen(ways: Sequence[Way], names: Sequence[str]) -> list[Way]:
@@ -215,6 +231,7 @@ def _read_way(name: str, workdirs: Sequence[Path], images: str) -> Way:
         anytime=np.array(anytime),
         budgeted=budgeted,
         images=images,
+        config=_config_of_way(workdirs[0]),
     )
 
 
@@ -257,6 +274,7 @@ def _numbers(way: Way) -> dict[str, Any]:
         "name": way.name,
         "images": way.images,
         "mul_adds": way.mul_adds.tolist(),
+        **({"config": way.config.to_dict()} if way.config is not None else {}),
         "runs": [
             {
                 "seed": seed,
@@ -286,6 +304,7 @@ def _read_numbers(path: Path, images: str) -> list[Way]:
                     np.array(run["budgeted"] or [_NO_POINT], np.float64) for run in way["runs"]
                 ],
                 images=way.get("images", "test"),
+                config=stored.from_json(json.dumps(way["config"])) if "config" in way else None,
             )
             for way in json.loads(path.read_text())
         ]
@@ -324,9 +343,12 @@ def table_lines(ways: Sequence[Way]) -> list[str]:
 
 
 def gain_lines(ways: Sequence[Way]) -> list[str]:
-    """A Markdown table of what each way gains over the first, by pairs of runs of one seed."""
+    """A Markdown table of what each way gains over the first, by pairs of runs of one seed.
+
+    Of networks whose first exits cost differently, over the budgets that both reach.
+    """
     first, *others = ways
-    of_first = dict(zip(first.seeds, first.mean_top1(), strict=True))
+    of_first = dict(zip(first.seeds, first.early(), strict=True))
     lines = [
         f"| gain over {first.name} | pairs | "
         + "top-1, early, {:.0%} to {:.0%}, mean and 95% interval |".format(*AVERAGED_BUDGETS),
@@ -334,16 +356,23 @@ def gain_lines(ways: Sequence[Way]) -> list[str]:
     ]
     for way in others:
         gains = [
-            top1 - of_first[seed]
-            for seed, top1 in zip(way.seeds, way.mean_top1(), strict=True)
+            early - of_first[seed]
+            for seed, early in zip(way.seeds, way.early(), strict=True)
             if seed in of_first
         ]
-        lines.append(f"| {way.name} | {len(gains)} | {_mean_and_interval(np.array(gains))} |")
+        interval = _mean_and_interval(_mean_where_reached(np.array(gains))) if gains else "–"
+        lines.append(f"| {way.name} | {len(gains)} | {interval} |")
     return lines
 
 
+def _mean_where_reached(early: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The mean of each row over the columns without NaN; NaN where there is no such column."""
+    reached = ~np.isnan(early).any(axis=0)
+    return early[:, reached].mean(axis=1) if reached.any() else np.full(len(early), np.nan)
+
+
 def _mean_and_interval(values: NDArray[np.float64]) -> str:
-    if not len(values) or np.isnan(values).any():
+    if np.isnan(values).any():
         return "–"
     if len(values) == 1:
         return f"{values[0]:+.2f}"

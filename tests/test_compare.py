@@ -205,3 +205,40 @@ def test_some_ways_are_compared_in_another_order(workdirs, capsys):
     for names in ("plane", "plain,plain", ""):
         with pytest.raises(UserError, match=r"--ways: .* must be some of weighted, plain, each"):
             compare.main([*runs, f"--ways={names}"])
+
+
+def test_runs_of_another_way_do_not_join_a_kept_one_of_their_name(workdirs, tmp_path):
+    kept = tmp_path / "kept.json"
+    compare.main([str(workdirs[0]), f"--save={kept}"])
+    folder = tmp_path / "other" / "weighted-1"
+    folder.mkdir(parents=True)
+    other = write_run(folder, 1, "allocation", (50.0, 60.0))
+    with pytest.raises(UserError, match=r"weighted: is .* two ways, .* weighting\.kind: 'meta' ->"):
+        compare.read_ways([kept, other])
+    # A file of a version that did not keep it.
+    ways = json.loads(kept.read_text())
+    del ways[0]["config"]
+    kept.write_text(json.dumps(ways))
+    (joined,) = compare.read_ways([kept, other])
+    assert joined.seeds == [0, 1]
+
+
+def test_where_the_data_lay_makes_no_other_way(workdirs):
+    path = workdirs[1] / "config.json"
+    config = json.loads(path.read_text())
+    config["dataset"]["data_dir"] = "elsewhere"
+    path.write_text(json.dumps(config))
+    (weighted, _) = compare.read_ways(workdirs)
+    assert weighted.seeds == [0, 1]
+
+
+def test_gains_are_over_the_budgets_that_both_ways_reach():
+    def way(name, first_exit):
+        """Of networks as accurate as each other at each share of the mul-adds."""
+        curve = np.array([(cost, 50 + cost) for cost in (first_exit, 10.0)])
+        return compare.Way(
+            name, [0, 1], np.array([first_exit, 10.0]), np.zeros((2, 2)), [curve] * 2
+        )
+
+    *_, gain = compare.gain_lines([way("early", 1.0), way("late", 5.0)])
+    assert gain == "| late | 2 | +0.00 (+0.00 to +0.00) |"

@@ -4,7 +4,7 @@
 MSDNet, so that a file in `configs/` states only what differs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -177,11 +177,18 @@ def use_cifar_ranet(config: ConfigDict) -> None:
     )
 
 
-def split_variant(variant: str, allowed: Sequence[str]) -> tuple[str, ...]:
+def split_variant(
+    variant: str, allowed: Sequence[str], one_of: Sequence[Collection[str]] = ()
+) -> tuple[str, ...]:
     """Splits the text after the colon of `--config=FILE.py:VARIANT` at its commas.
 
+    Args:
+        variant: the text.
+        allowed: what its parts may be.
+        one_of: groups of parts that say different things of the same.
+
     Raises:
-        UserError: a part of it is not in `allowed`.
+        UserError: a part of it is not in `allowed`, or two are of one group.
     """
     parts = tuple(part for part in variant.split(",") if part)
     for part in parts:
@@ -189,5 +196,12 @@ def split_variant(variant: str, allowed: Sequence[str]) -> tuple[str, ...]:
             raise UserError(
                 f"config variant: {part!r} is not allowed: must be one of {', '.join(allowed)}, "
                 "or nothing after the colon"
+            )
+    for group in one_of:
+        chosen = sorted(set(parts) & set(group), key=parts.index)
+        if len(chosen) > 1:
+            raise UserError(
+                f"config variant: {variant!r} is not allowed: must have one of "
+                f"{', '.join(chosen)} only"
             )
     return parts

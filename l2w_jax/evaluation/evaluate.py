@@ -145,7 +145,8 @@ def sample_weights(
     if config.weighting.kind == "none":
         return None
     chosen = np.random.default_rng(0).permutation(len(predictions.labels))[:MAX_IMAGES_WEIGHTED]
-    losses = predictions.losses[:, chosen].T
+    read = predictions.smoothed_losses
+    losses = (predictions.losses if read is None else read)[:, chosen].T
     weighting = create_weighting(config.weighting, model, axis_name=None)
     wpn_params = jax.device_get(state.wpn_params)
     weights = weighting(wpn_params, losses, predictions.confidences[:, chosen].T)

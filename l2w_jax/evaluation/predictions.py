@@ -42,6 +42,8 @@ class Predictions:
         correct_top5: whether the true class is among the five most probable, bool [K, N].
         log_odds: of the confidences, without their saturation, float32 [K, N]. In an evaluation
             that has confidences alone they are made of these.
+        smoothed_losses: the losses with training's label smoothing, which is what the
+            weight-prediction network reads, float32 [K, N]; None where training has none.
         negative_entropy, margin: scores by these rules, float32 [K, N]; None in an evaluation that
             does not have them.
     """
@@ -56,6 +58,7 @@ class Predictions:
     log_odds: NDArray[np.float32] | None = None
     negative_entropy: NDArray[np.float32] | None = None
     margin: NDArray[np.float32] | None = None
+    smoothed_losses: NDArray[np.float32] | None = None
 
     def __post_init__(self):
         if self.log_odds is None:
@@ -127,6 +130,7 @@ def predict_all(
         jax.process_count(),
     )
 
+    smoothing = config.optimizer.label_smoothing
     collected: list[Arrays] = []
     running = None
     with told_if_memory_is_short(
@@ -139,7 +143,7 @@ def predict_all(
         for host_batch in batches:
             batch = jax.device_put(_pad(host_batch, mesh.size), by_image)
             answers = _compiled_answers()(
-                model, variables, mean, std, batch["image"], batch["label"]
+                model, variables, mean, std, batch["image"], batch["label"], smoothing
             )
             answers |= {name: batch[name] for name in ("label", "mask", "index")}
             # Fetching the batch before keeps the devices busy and two batches, not all, in memory.
@@ -206,7 +210,8 @@ def _logits(
 @functools.cache
 def _compiled_answers() -> Callable[..., dict[str, jax.Array]]:
     """`_answers`, compiled once for each network; what the compiler is asked for takes a device."""
-    return jax.jit(_answers, static_argnames="model", compiler_options=cpu_compiler_options())
+    static = ("model", "label_smoothing")
+    return jax.jit(_answers, static_argnames=static, compiler_options=cpu_compiler_options())
 
 
 def _answers(
@@ -216,10 +221,16 @@ def _answers(
     std: jax.Array,
     images: jax.Array,
     labels: jax.Array,
+    label_smoothing: float,
 ) -> dict[str, jax.Array]:
     """What `Predictions` keeps, images first: arrays [N, K]."""
     logits = _logits(model, variables, mean, std, images)
+    smoothed = {}
+    if label_smoothing:
+        losses = cross_entropy(logits, labels, label_smoothing)
+        smoothed["smoothed_loss"] = losses.astype(jnp.float32)
     return {
+        **smoothed,
         "loss": cross_entropy(logits, labels).astype(jnp.float32),
         "confidence": confidences_of_logits(logits).astype(jnp.float32),
         "log_odds": rules.log_odds(logits).astype(jnp.float32).T,
@@ -283,4 +294,5 @@ def _predictions(rows: Arrays, split: str, num_images: int) -> Predictions:
         predicted=rows["predicted"][order].T,
         correct=rows["rank"][order].T < 1,
         correct_top5=rows["rank"][order].T < 5,
+        smoothed_losses=rows["smoothed_loss"][order].T if "smoothed_loss" in rows else None,
     )

@@ -155,11 +155,13 @@ class Evaluation:
             )
 
     def save(self, workdir: Path) -> None:
-        """Writes the files of the folder, each atomically.
+        """Writes the files of the folder, each atomically, the one that tells of the others last.
 
         Raises:
             OSError: a file cannot be written.
         """
+        # An earlier evaluation's would pass the new files for its own, were this one cut short.
+        (workdir / SUMMARY_FILE).unlink(missing_ok=True)
         for name in ("anytime", "budgeted", "shots"):
             path = workdir / f"{name}.csv"
             if rows := getattr(self, name):
@@ -175,7 +177,6 @@ class Evaluation:
             if array is not None
         }
         write_arrays(workdir / _ARRAYS_FILE, arrays)
-        # Last: whoever finds it finds the others too.
         self.save_summary(workdir)
 
     def save_summary(self, workdir: Path) -> None:

@@ -24,7 +24,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint.checkpoint_managers import PreservationContext
 
-from l2w_jax.errors import RunFailed, UserError, first_line
+from l2w_jax.errors import RunFailed, RunInterrupted, UserError, first_line
 from l2w_jax.run import processes
 from l2w_jax.run.workdir import saved_steps
 
@@ -60,14 +60,16 @@ class _NewestAndBest:
 class CheckpointWriter:
     """Saves training states into a run folder: the newest few and the best one are kept."""
 
-    def __init__(self, workdir: Path, keep: int):
+    def __init__(self, workdir: Path, keep: int, num_train: int | None = None):
         """Opens the folder for saving; what a killed save left behind is removed.
 
         Args:
           workdir: the run folder.
           keep: how many of the newest checkpoints stay. The one with the best score stays too.
+          num_train: images that the states are trained on, for `images_trained_on`.
         """
         self._workdir = workdir
+        self._num_train = num_train
         self._saving: int | None = None
         self._policy = _NewestAndBest(keep, _readable_scores(workdir))
         self._manager = ocp.CheckpointManager(
@@ -89,8 +91,12 @@ class CheckpointWriter:
     def resume_advice(self) -> str:
         """A clause for the line that ends a failed run: from where it goes on."""
         # One that is being saved will be good, or is the failure that is told already.
-        with contextlib.suppress(Exception):
+        try:
             self._manager.wait_until_finished()
+        except RunInterrupted:
+            raise
+        except Exception:
+            pass
         last = self.last_saved_step
         if last is None:
             return "there is no good checkpoint yet"
@@ -125,7 +131,7 @@ class CheckpointWriter:
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state),
-                    record=ocp.args.JsonSave(_make_record(state, score)),
+                    record=ocp.args.JsonSave(_make_record(state, score, self._num_train)),
                 ),
                 force=True,
             )
@@ -147,6 +153,8 @@ class CheckpointWriter:
     def _failing_clearly(self) -> Iterator[None]:
         try:
             yield
+        except RunInterrupted:
+            raise
         except Exception as error:
             raise RunFailed(
                 f"the checkpoint of step {self._saving} could not be saved "
@@ -197,6 +205,11 @@ def restore_best(workdir: Path, template: PyTree) -> PyTree | None:
     # passed over.
     order = [step for step in steps if step not in scores] + _best_first(scores)
     return _restore_first_good(workdir, template, order)[0]
+
+
+def images_trained_on(workdir: Path, step: int) -> int | None:
+    """How many images a good checkpoint was trained on; None where it does not say."""
+    return _read_record(_directory(workdir) / str(step)).get("num_train")
 
 
 def has_checkpoint(workdir: Path) -> bool:
@@ -317,9 +330,10 @@ def _reading(item: str) -> Iterator[None]:
         ) from error
 
 
-def _make_record(state: PyTree, score: float | None) -> dict[str, Any]:
+def _make_record(state: PyTree, score: float | None, num_train: int | None) -> dict[str, Any]:
     record = {
         "score": score,
+        "num_train": num_train,
         "arrays": {
             name: {"type": _describe(array), "sha256": _checksum(array)}
             for name, array in named_arrays(state).items()

@@ -16,11 +16,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from l2w_jax.data import Source
-from l2w_jax.errors import RunFailed
+from l2w_jax.errors import RunFailed, RunInterrupted, first_line
 from l2w_jax.files import write_atomically
 from l2w_jax.run import processes
 
 HostMetrics = Mapping[str, np.ndarray]
+
+_GOES_ON = "the same command goes on from the last checkpoint"
 
 
 class SilentLog:
@@ -70,7 +72,8 @@ class RunLog(SilentLog):
         # In the background, while the first step compiles: clu imports TensorFlow, which takes
         # seconds.
         self._background = concurrent.futures.ThreadPoolExecutor(max_workers=1)
-        self._tensorboard = self._background.submit(
+        self._workdir = workdir
+        self._opened = self._background.submit(
             _TensorBoard, workdir, config.log.profile, self._total_steps, first_step
         )
         self._window: list[HostMetrics] = []
@@ -79,10 +82,16 @@ class RunLog(SilentLog):
     def __enter__(self) -> "RunLog":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._json_lines.close()
         with self._background:
-            self._tensorboard.result().writer.close()
+            try:
+                with self._tensorboard() as tensorboard:
+                    tensorboard.writer.close()
+            except RunFailed:
+                # What ends the run already comes first.
+                if error is None:
+                    raise
 
     def start_clock(self) -> None:
         """From now on iterations, and the time that they take, count for the images per second."""
@@ -103,8 +112,9 @@ class RunLog(SilentLog):
           step: iterations done, with this one.
           metrics: of `make_train_step`, on the host.
         """
-        for hook in self._tensorboard.result().hooks:
-            hook(step)
+        with self._tensorboard() as tensorboard:
+            for hook in tensorboard.hooks:
+                hook(step)
         self._window.append({name: metrics[name] for name in _AVERAGED})
         self._clock.count_step()
         if step % self._settings.every_steps == 0 or step == self._total_steps:
@@ -112,14 +122,15 @@ class RunLog(SilentLog):
         histogram_every = self._settings.histogram_every_steps
         if histogram_every and step % histogram_every == 0:
             weights = np.asarray(metrics["weights"])
-            self._tensorboard.result().writer.write_histograms(
-                step, {f"weights/exit_{k + 1}": weights[:, k] for k in range(weights.shape[1])}
-            )
+            by_exit = {f"weights/exit_{k + 1}": column for k, column in enumerate(weights.T)}
+            with self._tensorboard() as tensorboard:
+                tensorboard.writer.write_histograms(step, by_exit)
 
     def add_holdout(self, step: int, top1: np.ndarray) -> None:
         """Writes the accuracy on held-out images, percent [K]."""
         self._write_json({"step": step, "holdout_top1": _rounded(top1)})
-        self._tensorboard.result().writer.write_scalars(step, _per_exit("holdout", "top1", top1))
+        with self._tensorboard() as tensorboard:
+            tensorboard.writer.write_scalars(step, _per_exit("holdout", "top1", top1))
         say(f"held-out images after step {step}: top-1 {_join(top1)} %")
 
     def _write_window(self, step: int) -> None:
@@ -156,9 +167,9 @@ class RunLog(SilentLog):
             "waiting_for_data": 100 * waiting,
             "bad_images": self._source.num_bad,
         }
-        self._tensorboard.result().writer.write_scalars(
-            step, {name: float(value) for name, value in scalars.items() if np.isfinite(value)}
-        )
+        finite = {name: float(value) for name, value in scalars.items() if np.isfinite(value)}
+        with self._tensorboard() as tensorboard:
+            tensorboard.writer.write_scalars(step, finite)
         say(
             f"step {step}/{self._total_steps}  epoch {epoch:.1f}  "
             f"loss {means['loss'].mean():.4f}  top-1 {_join(top1)} %"
@@ -166,14 +177,30 @@ class RunLog(SilentLog):
         )
         self._window = []
 
+    @contextlib.contextmanager
+    def _tensorboard(self) -> Iterator["_TensorBoard"]:
+        """TensorBoard's part of the log, which writes in a thread: its faults come at a later call.
+
+        Raises:
+          RunFailed: its events cannot be written.
+        """
+        try:
+            yield self._opened.result()
+        except RunInterrupted:
+            raise
+        except Exception as error:
+            reason = first_line(error.__cause__ or error)
+            raise RunFailed(
+                f"{self._workdir}: TensorBoard's events cannot be written: {reason}; {_GOES_ON}"
+            ) from error
+
     def _write_json(self, line: Mapping[str, Any]) -> None:
         try:
             self._json_lines.write(json.dumps(line, allow_nan=False) + "\n")
             self._json_lines.flush()
         except OSError as error:
             raise RunFailed(
-                f"{self._json_lines.name}: cannot be written: {error.strerror}; the same command "
-                "goes on from the last checkpoint"
+                f"{self._json_lines.name}: cannot be written: {error.strerror}; {_GOES_ON}"
             ) from error
 
 

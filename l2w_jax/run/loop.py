@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from l2w_jax.data import Source
-from l2w_jax.errors import RunFailed, RunInterrupted, told_if_memory_is_short
+from l2w_jax.errors import RunFailed, RunInterrupted, UserError, told_if_memory_is_short
 from l2w_jax.evaluation.predictions import predict_all
 from l2w_jax.models import create_network
 from l2w_jax.run import checkpoints, processes, start, stop_signals
@@ -57,6 +57,7 @@ def train(config: ConfigDict, source: Source, workdir: Path) -> TrainState:
     train_step = step_on_devices(config, last_step)
     state = start.create_or_restore(config, workdir)
     first_step = int(state.step)
+    _check_images(source, workdir, first_step)
     if first_step >= last_step:
         say(f"{workdir}: trained to its last step, {last_step}, before")
         return state
@@ -71,7 +72,9 @@ def train(config: ConfigDict, source: Source, workdir: Path) -> TrainState:
     with (
         stop_signals.ending_at_once() as signals,
         contextlib.closing(batches),
-        contextlib.closing(checkpoints.CheckpointWriter(workdir, config.checkpoint.keep)) as writer,
+        contextlib.closing(
+            checkpoints.CheckpointWriter(workdir, config.checkpoint.keep, source.num_train)
+        ) as writer,
         _open_log(config, source, workdir, first_step) as log,
         told_if_memory_is_short("a step", lambda: _memory_advice(config, writer)),
     ):
@@ -99,7 +102,7 @@ def train(config: ConfigDict, source: Source, workdir: Path) -> TrainState:
             if scored or stopping or _is_due(step, config.checkpoint.every_steps):
                 watched.finish()
                 log.stop_clock()
-                score = _score(config, source, state, log) if scored else None
+                score = _score(config, source, state, log, writer) if scored else None
                 writer.save(state, score)
                 log.start_clock()
             if stopping:
@@ -120,6 +123,17 @@ def train(config: ConfigDict, source: Source, workdir: Path) -> TrainState:
 def total_steps(config: ConfigDict, source: Source) -> int:
     """Iterations of the whole run."""
     return config.optimizer.epochs * (source.num_train // config.dataset.batch_size)
+
+
+def _check_images(source: Source, workdir: Path, first_step: int) -> None:
+    """Raises UserError where a run would go on with more or fewer images: in another order."""
+    trained_on = checkpoints.images_trained_on(workdir, first_step) if first_step else None
+    if trained_on not in (None, source.num_train):
+        raise UserError(
+            f"--workdir={workdir}: trained on {trained_on:,} images up to step {first_step}, but "
+            f"split 'train' has {source.num_train:,} now; bring back what is missing or cannot be "
+            "read, or start a new run from this one with --config.init.checkpoint"
+        )
 
 
 def _open_log(config: ConfigDict, source: Source, workdir: Path, first_step: int) -> SilentLog:
@@ -220,12 +234,27 @@ def _check_replicas(step: int, state: TrainState, writer: checkpoints.Checkpoint
         )
 
 
-def _score(config: ConfigDict, source: Source, state: TrainState, log: SilentLog) -> float | None:
-    """Held-out top-1 of the last exit, percent; None without held-out images."""
+def _score(
+    config: ConfigDict,
+    source: Source,
+    state: TrainState,
+    log: SilentLog,
+    writer: checkpoints.CheckpointWriter,
+) -> float | None:
+    """Held-out top-1 of the last exit, percent; None without held-out images.
+
+    Raises:
+      RunFailed: the network, or the images, are of no use any more.
+    """
     if source.num_holdout == 0:
         return None
     variables = state.variables
-    predictions = predict_all(config, create_network(config), variables, source, "holdout")
+    try:
+        predictions = predict_all(config, create_network(config), variables, source, "holdout")
+    except RunFailed:
+        raise
+    except UserError as error:
+        raise RunFailed(f"step {int(state.step)}: {error}; {writer.resume_advice()}") from error
     log.add_holdout(int(state.step), predictions.top1)
     return float(predictions.top1[-1])
 

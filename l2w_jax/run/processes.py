@@ -22,6 +22,8 @@ from l2w_jax.run import slurm, stop_signals
 # A process that died is noticed after this many seconds.
 _HEARTBEAT_TIMEOUT = 30
 
+_LAUNCHERS_SETTINGS = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
 _sigterm_listener: stop_signals.Listener | None = None
 
 
@@ -131,7 +133,7 @@ def _join() -> None:
     global _sigterm_listener
     if os.environ.get("L2W_DISTRIBUTED") == "auto":
         settings = _settings_of_cluster()
-    elif "JAX_NUM_PROCESSES" in os.environ:
+    elif any(name in os.environ for name in _LAUNCHERS_SETTINGS):
         settings = _settings_of_launcher()
     else:
         return

@@ -46,6 +46,9 @@ def _with_what_fits(config: ConfigDict, state: TrainState) -> TrainState:
     there, here = (
         {**of_state.variables, "wpn_params": of_state.wpn_params} for of_state in (trained, state)
     )
+    if _read_by_predictor(config.init.checkpoint) != config.weighting.input:
+        # The same shapes, but of what it learned nothing holds for other numbers.
+        there["wpn_params"] = {}
     merged, differences = take_what_fits(there, here)
     place = f"config.init.checkpoint: {config.init.checkpoint}"
     if config.init.strict and differences:
@@ -107,6 +110,11 @@ def _branches(names: Set[str], others: Set[str]) -> list[str]:
     return sorted(shortest)
 
 
+def _read_by_predictor(workdir: str) -> str:
+    """What the weight-prediction network of a run reads, `weighting.input`."""
+    return stored.read_config(Path(workdir).expanduser()).weighting.input
+
+
 def _with_trained_predictor(config: ConfigDict, state: TrainState) -> TrainState:
     """The state with Θ of the run that `config.weighting.checkpoint` names.
 
@@ -115,7 +123,7 @@ def _with_trained_predictor(config: ConfigDict, state: TrainState) -> TrainState
         something else.
     """
     trained = _earlier_run("weighting.checkpoint", config.weighting.checkpoint)
-    there = stored.read_config(Path(config.weighting.checkpoint).expanduser()).weighting.input
+    there = _read_by_predictor(config.weighting.checkpoint)
     if there != config.weighting.input:
         raise UserError(
             f"config.weighting.input: {config.weighting.input!r} is not allowed: must be "

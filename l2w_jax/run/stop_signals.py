@@ -26,7 +26,8 @@ class StopSignals:
     """What the signals do, and those that came.
 
     Attributes:
-        received: the names of those that came since `defer`.
+        received: the names of those that came since `defer`, or so shortly before it that `watch`
+            had not ended the process yet.
     """
 
     def __init__(self) -> None:
@@ -44,15 +45,15 @@ class StopSignals:
         self._deferred = True
         if listener is not None:
             listener.listen()
+            if self.received:
+                signal.raise_signal(signal.SIGTERM)
             signal.signal(signal.SIGINT, lambda *_: signal.raise_signal(signal.SIGTERM))
 
     def note(self, number: int, frame: Any) -> None:
-        """Python's handler. What it has nothing to do for is left to `watch`."""
+        """Python's handler. Before `defer`, `watch` ends the process meanwhile."""
         del frame
-        if not self._deferred:
-            return
         name = signal.Signals(number).name
-        if number == signal.SIGINT and name in self.received:
+        if self._deferred and number == signal.SIGINT and name in self.received:
             raise RunInterrupted(
                 "stopped at once by a second SIGINT; the same command goes on from the last "
                 "checkpoint"

@@ -349,3 +349,19 @@ def test_the_number_of_classes_is_one_field():
     config = default_config()
     config.dataset.num_classes = 7
     assert config.model.num_classes == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [
+        ("cifar10_folder_msdnet", "baseline,hard_allocation"),
+        ("cifar100_lt_msdnet", "10,100"),
+        ("imagenet_msdnet", "step=4,step=7"),
+        ("imagenet_msdnet", "smooth,baseline"),
+        ("imagenet_ranet", "channels=32,channels=64"),
+    ],
+)
+def test_variants_that_contradict_each_other_are_refused(name, variant):
+    named = variant.replace(",", ", ")
+    with pytest.raises(UserError, match=f"'{variant}' is not allowed: must have one of {named}"):
+        load(name, variant)

@@ -109,6 +109,21 @@ def test_weights_are_those_that_training_would_give(evaluated, config, state, ti
     np.testing.assert_allclose(evaluated.sample_weights.weights, expected, rtol=1e-6)
 
 
+def test_weights_are_of_the_smoothed_losses_that_training_reads(
+    config, source, state, tiny_network, tmp_path
+):
+    config.optimizer.label_smoothing = 0.25
+    model = tiny_network[0]
+    found = evaluate.evaluate(with_network(config, model), state, source, tmp_path)
+    log_probs = all_log_probs(tiny_network, next(source.evaluation_batches("holdout", 30))["image"])
+    expected = 0.75 * found.held_out.losses - 0.25 * log_probs.mean(axis=-1)
+    losses = found.sample_weights.losses
+    np.testing.assert_allclose(np.sort(losses, axis=0), np.sort(expected, axis=1).T, rtol=1e-5)
+    weighting = create_weighting(config.weighting, model, axis_name=None)
+    weights = weighting(state.wpn_params, losses, np.zeros_like(losses))
+    np.testing.assert_allclose(found.sample_weights.weights, weights, rtol=1e-6)
+
+
 def test_plain_training_has_no_weights_to_show(config, source, state, tiny_network, tmp_path):
     config.weighting.kind = "none"
     state = state.replace(wpn_params={})

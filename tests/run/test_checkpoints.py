@@ -15,7 +15,7 @@ import pytest
 from absl import logging
 from flax import struct
 
-from l2w_jax.errors import RunFailed, UserError
+from l2w_jax.errors import RunFailed, RunInterrupted, UserError
 from l2w_jax.run import checkpoints
 
 # TensorStore answers the other reads of a restore after Orbax gave up on it at the first damage.
@@ -232,4 +232,28 @@ def test_a_save_that_fails_says_so_and_leaves_the_last_good_one(run_copy):
     writer.close()
     assert_same(checkpoints.restore_newest(run_copy, make_state(0)), make_state(30))
     save(run_copy, {40: 0.1})
+    assert_same(checkpoints.restore_newest(run_copy, make_state(0)), make_state(40))
+
+
+def test_what_stops_the_run_while_it_saves_is_not_taken_for_a_failed_save(run_copy, monkeypatch):
+    writer = checkpoints.CheckpointWriter(run_copy, 3)
+
+    def interrupted():
+        raise RunInterrupted("stopped at once")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer._manager, "wait_until_finished", interrupted)
+        for wait in (writer.wait, writer.resume_advice):
+            with pytest.raises(RunInterrupted, match="^stopped at once$"):
+                wait()
+    writer.close()
+
+
+def test_a_checkpoint_says_how_many_images_it_was_trained_on(run_copy):
+    assert checkpoints.images_trained_on(run_copy, 30) is None
+    writer = checkpoints.CheckpointWriter(run_copy, 3, num_train=45)
+    writer.save(make_state(40))
+    writer.wait()
+    writer.close()
+    assert checkpoints.images_trained_on(run_copy, 40) == 45
     assert_same(checkpoints.restore_newest(run_copy, make_state(0)), make_state(40))

@@ -9,6 +9,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.util import tensor_util
 
 from l2w_jax.config import default_config
+from l2w_jax.errors import RunFailed, RunInterrupted
+from l2w_jax.run import log
 from l2w_jax.run.log import RunLog
 
 STEPS_PER_EPOCH = 4
@@ -101,3 +103,31 @@ def test_a_resumed_run_drops_the_lines_of_steps_that_it_does_again(config, tmp_p
     assert [line["step"] for line in lines] == [3, 6, 8]
     # Of the window that was cut, the iterations since the resumption are there.
     assert lines[1]["weighted_loss"] == 3 * 5.5
+
+
+class _FullDisk:
+    """As clu's writer: what fails in its thread is raised by a later call."""
+
+    hooks = ()
+
+    @property
+    def writer(self):
+        return self
+
+    def write_scalars(self, *_):
+        raise RuntimeError("asynchronous") from OSError(28, "No space left on device")
+
+    close = write_scalars
+
+
+def test_events_that_cannot_be_written_end_the_run_with_a_line(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(log, "_TensorBoard", lambda *_: _FullDisk())
+    with pytest.raises(RunFailed, match=r"TensorBoard's events cannot be written: .*No space left"):
+        write_log(config, tmp_path, 0, map(iteration, (1, 2, 4)))
+
+
+def test_what_ends_the_run_first_is_told(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(log, "_TensorBoard", lambda *_: _FullDisk())
+    source = SimpleNamespace(num_train=43, num_bad=7)
+    with pytest.raises(RunInterrupted, match="by hand"), RunLog(tmp_path, config, source, 0):
+        raise RunInterrupted("by hand")

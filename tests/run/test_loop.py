@@ -312,6 +312,28 @@ def test_a_state_that_is_not_finite_is_never_saved(config, tmp_path, monkeypatch
     assert checkpoint_steps(tmp_path) == [5]
 
 
+def test_a_network_that_is_not_finite_fails_at_the_step_that_is_scored(
+    config, tmp_path, monkeypatch
+):
+    def spoil(state, metrics):
+        return state.replace(params=jax.tree.map(lambda x: x * np.inf, state.params)), metrics
+
+    with_metric(monkeypatch, 10, spoil)
+    with pytest.raises(RunFailed, match=r"^step 10: .* not finite .* checkpoint is of step 5: "):
+        train(config, tmp_path)
+
+
+def test_a_run_does_not_go_on_with_other_images(config, undisturbed, tmp_path):
+    workdir = shutil.copytree(undisturbed[0], tmp_path / "run")
+    source = ScriptedSource(config)
+    trained_on = source.num_train
+    source.num_train -= 1
+    with pytest.raises(
+        UserError, match=rf"trained on {trained_on} images up to step \d+, but split"
+    ):
+        loop.train(config, source, workdir)
+
+
 def test_a_step_that_memory_does_not_hold_is_told_with_what_helps(config, tmp_path, monkeypatch):
     def exhaust(state, metrics):
         raise jax.errors.JaxRuntimeError(

@@ -64,3 +64,11 @@ def test_devices_that_jax_cannot_use_are_one_line_with_the_settings(monkeypatch)
         processes.joined(),
     ):
         pytest.fail("joined without a device")
+
+
+def test_settings_of_a_launcher_that_lack_some_are_refused(monkeypatch):
+    for name in ("L2W_DISTRIBUTED", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1234")
+    with pytest.raises(UserError, match="all three must be set"), processes.joined():
+        pytest.fail("ran alone")

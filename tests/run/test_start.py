@@ -11,6 +11,7 @@ from l2w_jax.data.source import LabelledImages, MemorySource
 from l2w_jax.errors import UserError
 from l2w_jax.evaluation.predictions import predict_all
 from l2w_jax.run import loop, restore, start
+from l2w_jax.training import create_train_state
 
 STEP_ON_DEVICES = loop.step_on_devices
 
@@ -140,3 +141,12 @@ def test_a_run_that_has_begun_goes_on_from_its_own_checkpoint(config, tmp_path, 
     again = start.create_or_restore(config, tmp_path)
     jax.tree.map(np.testing.assert_array_equal, again.params, end.params)
     assert "starts from" not in capsys.readouterr().out
+
+
+def test_a_predictor_that_reads_something_else_begins_anew(config, tmp_path, capsys):
+    config.weighting.input = "confidence"
+    config.init.strict = False
+    state = start.create_or_restore(config, tmp_path)
+    assert "new: wpn_params" in capsys.readouterr().out
+    fresh = create_train_state(config, jax.random.key(config.seed))
+    jax.tree.map(np.testing.assert_array_equal, state.wpn_params, fresh.wpn_params)

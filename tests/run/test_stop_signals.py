@@ -77,3 +77,30 @@ def test_a_listener_in_c_hears_sigterm_again():
             assert signals.received == []
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_a_signal_that_comes_just_before_there_is_something_to_save_is_noted():
+    signals = stop_signals.StopSignals()
+    signals.note(signal.SIGINT, None)
+    signals.defer()
+    assert signals.received == ["SIGINT"]
+
+
+def test_a_listener_hears_of_a_signal_that_came_just_before_it():
+    heard = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    class Listener:
+        def listen(self):
+            signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+
+    signals = stop_signals.StopSignals()
+    try:
+        signals.defer(Listener())
+        assert heard == []
+        signals.note(signal.SIGTERM, None)
+        signals.defer(Listener())
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert heard == [signal.SIGTERM]
