@@ -235,7 +235,8 @@ def test_where_the_data_lay_makes_no_other_way(workdirs):
 def test_gains_are_over_the_budgets_that_both_ways_reach():
     def way(name, first_exit):
         """Of networks as accurate as each other at each share of the mul-adds."""
-        curve = np.array([(cost, 50 + cost) for cost in (first_exit, 10.0)])
+        costs = np.array([first_exit, 10.0])
+        curve = np.stack([costs, 50 + costs], axis=1)
         return compare.Way(
             name, [0, 1], np.array([first_exit, 10.0]), np.zeros((2, 2)), [curve] * 2
         )

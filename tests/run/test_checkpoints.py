@@ -244,7 +244,7 @@ def test_what_stops_the_run_while_it_saves_is_not_taken_for_a_failed_save(run_co
     with monkeypatch.context() as patch:
         patch.setattr(writer._manager, "wait_until_finished", interrupted)
         for wait in (writer.wait, writer.resume_advice):
-            with pytest.raises(RunInterrupted, match="^stopped at once$"):
+            with pytest.raises(RunInterrupted, match=r"^stopped at once$"):
                 wait()
     writer.close()
 

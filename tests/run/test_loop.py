@@ -141,10 +141,11 @@ def test_a_signal_before_there_is_something_to_save_ends_the_process(
             shutil.rmtree(workdir / "checkpoints" / str(step))
     ended_by = []
     monkeypatch.setattr(stop_signals, "_end", ended_by.append)
-    assert_bit_identical(
-        train(config, workdir, {first_step + 1: send(signal.SIGTERM)}), undisturbed[1]
-    )
+    with pytest.raises(RunInterrupted, match=f"SIGTERM after step {first_step + 1}, which is"):
+        train(config, workdir, {first_step + 1: send(signal.SIGTERM)})
+    # Who is still there stops where there is something to save.
     assert ended_by == ["SIGTERM"]
+    assert_bit_identical(train(config, workdir), undisturbed[1])
 
 
 def test_a_signal_while_the_last_step_is_scored_stops_before_the_evaluation(
@@ -152,10 +153,10 @@ def test_a_signal_while_the_last_step_is_scored_stops_before_the_evaluation(
 ):
     score = loop._score
 
-    def interrupted(config, source, state, log):
+    def interrupted(config, source, state, *others):
         if state.step == TOTAL_STEPS:
             send(signal.SIGTERM)()
-        return score(config, source, state, log)
+        return score(config, source, state, *others)
 
     monkeypatch.setattr(loop, "_score", interrupted)
     with pytest.raises(RunInterrupted, match="SIGTERM after the last step, which is saved"):
