@@ -20,6 +20,7 @@ Han et al., ECCV 2022, section 4.3. Not run here.
 from ml_collections import ConfigDict
 
 from l2w_jax.config import default_config, split_variant
+from l2w_jax.errors import UserError
 
 _NAMED = {
     "plain": {"kind": "none"},
@@ -44,7 +45,7 @@ def get_config(variant: str = "") -> ConfigDict:
     """Returns the configuration; `variant` is one of the names above."""
     name = variant or "plain"
     if split_variant(name, list(ABLATIONS)) != (name,):
-        raise ValueError(f"config variant: {variant!r} is not allowed: must be one name")
+        raise UserError(f"config variant: {variant!r} is not allowed: must be one name")
     config = default_config()
     config.dataset.update(name="cifar100", num_classes=100)
     config.weighting.update(ABLATIONS[name])

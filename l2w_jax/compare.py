@@ -103,6 +103,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--images", choices=("test", "holdout"), default="test")
     parser.add_argument("--ways", help="names of those to compare, with commas between them")
     arguments = parser.parse_args(argv)
+    if arguments.output and arguments.output.suffix.lower() != ".png":
+        raise UserError(f"--output={arguments.output}: must end in .png, which it is written as")
     ways = read_ways(arguments.runs, arguments.images)
     if arguments.ways is not None:
         ways = _chosen(ways, arguments.ways.split(","))

@@ -58,22 +58,28 @@ def main(argv: Sequence[str]) -> None:
         print(TABLE_HEADER)
     found = failed = 0
     skipped: Counter[str] = Counter()
-    for answer in answers(files_in(arguments.images, skipped), config, predictor, evaluation):
+    unreadable: list[UserError] = []
+    files = files_in(arguments.images, skipped, unreadable)
+    for answer in answers(files, config, predictor, evaluation):
         if "error" in answer and not arguments.json:
             print(answer["error"], file=sys.stderr)
         else:
             print(json.dumps(answer) if arguments.json else table_row(answer, evaluation))
         found += "error" not in answer
         failed += "error" in answer
+    for error in unreadable:
+        print(error, file=sys.stderr)
     if skipped:
         print(walk.skipped_line(skipped), file=sys.stderr)
     if not found:
         given = ", ".join(map(str, arguments.images))
-        raise (Incomplete if failed else UserError)(
+        raise (Incomplete if failed or unreadable else UserError)(
             f"{given}: no image found; must be image files or hold some"
         )
     if failed:
         raise Incomplete(f"{failed} of {found + failed} files could not be classified")
+    if unreadable:
+        raise Incomplete(f"{len(unreadable)} folders could not be read")
 
 
 def choose_policy(workdir: Path, given: Path | None, evaluation: results.Evaluation) -> ExitPolicy:
@@ -89,16 +95,19 @@ def choose_policy(workdir: Path, given: Path | None, evaluation: results.Evaluat
     return ExitPolicy(evaluation.without_loss.thresholds)
 
 
-def files_in(paths: Sequence[Path], skipped: Counter[str]) -> Iterator[Path]:
+def files_in(
+    paths: Sequence[Path], skipped: Counter[str], unreadable: list[UserError] | None = None
+) -> Iterator[Path]:
     """The files themselves, and all images in the folders, see `walk.image_files`.
 
     Args:
         paths: files and folders.
         skipped: counts the other files in the folders by their endings.
+        unreadable: see there.
     """
     for path in paths:
         if path.is_dir():
-            yield from map(Path, walk.image_files(path, skipped))
+            yield from map(Path, walk.image_files(path, skipped, unreadable))
         else:
             yield path
 

@@ -134,6 +134,8 @@ def test_figure_has_the_exits_of_each_way_with_their_range(workdirs):
 def test_picture_is_written(workdirs, tmp_path):
     compare.main([*map(str, workdirs), f"--output={tmp_path / 'curves.png'}"])
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(UserError, match=r"curves\.svg: must end in \.png"):
+        compare.main([*map(str, workdirs), f"--output={tmp_path / 'curves.svg'}"])
 
 
 def test_a_run_that_is_given_twice_is_refused(workdirs):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -169,11 +170,30 @@ def test_a_folder_is_read_as_training_reads_it(
 
 def test_without_images_to_choose_thresholds_on_a_file_of_them_is_asked_for(evaluation, tmp_path):
     alone = dataclasses.replace(evaluation, held_out=None)
-    with pytest.raises(UserError, match=r"without images of 'holdout'.*give a file"):
+    with pytest.raises(UserError, match=r"without images of 'holdout'.*also take a file"):
         predict.choose_policy(tmp_path, None, alone)
     content = {"thresholds": [0.5, 0.5, 0], "rule": "log_odds"}
     (tmp_path / "thresholds.json").write_text(json.dumps(content))
     assert predict.choose_policy(tmp_path, None, alone).thresholds[0] == np.float32(0.5)
+
+
+def test_a_folder_that_cannot_be_read_is_told_and_the_others_go_on(
+    command, folder, capsys, monkeypatch
+):
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("inner"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    (folder / "2_broken.png").unlink()
+    with pytest.raises(Incomplete, match=r"^1 folders could not be read$"):
+        command(folder, folder / "inner" / "3.png")
+    shown = capsys.readouterr()
+    assert len(shown.out.splitlines()) >= 4
+    assert f"{folder / 'inner'}: cannot be read: Permission denied" in shown.err
 
 
 def test_images_alone_are_no_fault(command, folder, capsys):

@@ -35,7 +35,7 @@ def _every(rule: Rule) -> Rule:
     )
 
 
-_ABOVE_ZERO = Rule("> 0", lambda value: 0 < value < math.inf)
+_ABOVE_ZERO = Rule("> 0 and finite", lambda value: 0 < value < math.inf)
 _BELOW_ONE = Rule(">= 0 and < 1", lambda value: 0 <= value < 1)
 _SEED = Rule("between 0 and 2**32 - 1", lambda value: 0 <= value < 2**32)
 _PART = Rule("> 0 and <= 1", lambda value: 0 < value <= 1)

@@ -89,6 +89,8 @@ def _on_white(image: Image.Image) -> Image.Image:
     """Returns an image as RGB, composed over white where it is transparent."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in _GREY_OF_16_BITS):
         image = _in_8_bits(image)
+    if image.mode in ("I", "F"):
+        image = _levels(image)
     if image.mode not in _WITH_ALPHA and "transparency" not in image.info:
         return image.convert("RGB")
     if image.mode == "La":
@@ -96,6 +98,20 @@ def _on_white(image: Image.Image) -> Image.Image:
     image = image.convert("RGBA")
     white = Image.new("RGBA", image.size, "white")
     return Image.alpha_composite(white, image).convert("RGB")
+
+
+def _levels(image: Image.Image) -> Image.Image:
+    """Returns an image of 32-bit numbers, which must be levels from 0 to 255, in 8 bits.
+
+    Pillow cuts what lies outside and drops fractions: many images become black or white.
+    """
+    values = np.asarray(image)
+    least, most = values.min(), values.max()
+    if least < 0 or most > 255 or (image.mode == "F" and 0 < most <= 1):
+        raise BadImage(
+            f"has pixels from {least:g} to {most:g}, must be of 8 or 16 bits or from 0 to 255"
+        )
+    return Image.fromarray(values.astype(np.uint8))
 
 
 def _in_8_bits(image: Image.Image) -> Image.Image:

@@ -24,7 +24,11 @@ def entries(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
         raise UserError(f"{folder}: cannot be read: {error.strerror}") from error
 
 
-def image_files(folder: str | os.PathLike[str], skipped: Counter[str]) -> Iterator[str]:
+def image_files(
+    folder: str | os.PathLike[str],
+    skipped: Counter[str],
+    unreadable: list[UserError] | None = None,
+) -> Iterator[str]:
     """Yields the paths of all images below a folder, in alphabetical order.
 
     Links are followed, but not back to a folder that they are in. Which file is an image its ending
@@ -33,17 +37,33 @@ def image_files(folder: str | os.PathLike[str], skipped: Counter[str]) -> Iterat
     Args:
         folder: where to begin.
         skipped: counts the other files by their endings.
+        unreadable: gets the fault of each folder that cannot be read, and the others go on.
+
+    Raises:
+        UserError: a folder cannot be read, where `unreadable` does not take it.
     """
-    yield from _below(os.fspath(folder), (os.path.realpath(folder),), skipped)
+    yield from _below(os.fspath(folder), (os.path.realpath(folder),), skipped, unreadable)
 
 
-def _below(folder: str, above: tuple[str, ...], skipped: Counter[str]) -> Iterator[str]:
-    for entry in entries(folder):
+def _below(
+    folder: str,
+    above: tuple[str, ...],
+    skipped: Counter[str],
+    unreadable: list[UserError] | None,
+) -> Iterator[str]:
+    try:
+        found = entries(folder)
+    except UserError as error:
+        if unreadable is None:
+            raise
+        unreadable.append(error)
+        return
+    for entry in found:
         if entry.is_dir():
             inside = os.path.join(above[-1], entry.name)
             real = os.path.realpath(inside) if entry.is_symlink() else inside
             if real not in above:
-                yield from _below(entry.path, (*above, real), skipped)
+                yield from _below(entry.path, (*above, real), skipped, unreadable)
         elif is_image(entry):
             yield entry.path
         else:

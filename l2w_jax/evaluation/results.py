@@ -121,8 +121,8 @@ class Evaluation:
         if self.held_out is None:
             raise UserError(
                 f"the run was evaluated without images of {self.thresholds_from!r}, which "
-                "thresholds are chosen on: give a file of thresholds, or evaluate the run with "
-                "such images"
+                "thresholds are chosen on: evaluate the run with such images; predict and the "
+                "export also take a file of thresholds"
             )
         return self.held_out
 

@@ -15,7 +15,7 @@ def main(network_class):
     """Classifies what the command line names and ends the program; faults are told in a line."""
     program, *paths = sys.argv
     an_array = [path for path in paths if path.endswith(".npy")]
-    if not paths or (an_array and len(paths) > 1):
+    if not paths or "--help" in paths or (an_array and len(paths) > 1):
         sys.exit(f"usage: python {Path(program).name} IMAGE ... or IMAGES.npy")
     try:
         sys.exit((classify_array if an_array else classify_files)(network_class(), paths))

@@ -39,7 +39,12 @@ from l2w_jax.early_exit.predictor import BATCH_SIZES
 from l2w_jax.early_exit.stages import StageFunction, folded_variables, narrowed, stage_function
 from l2w_jax.errors import UserError
 from l2w_jax.files import told_if_unwritable, write_arrays, write_atomically, write_json
-from l2w_jax.interop.exported_folder import ImageFormat, description, write_programs
+from l2w_jax.interop.exported_folder import (
+    ImageFormat,
+    description,
+    remove_earlier_export,
+    write_programs,
+)
 from l2w_jax.models import MultiExitNetwork, create_network
 from l2w_jax.models.compiler_options import cpu_compiler_options
 from l2w_jax.models.preprocessing import channel_statistics
@@ -190,8 +195,10 @@ def export_network(
         jax.tree_util.keystr(path, simple=True, separator="/")
         for path, _ in jax.tree_util.tree_leaves_with_path(variables)
     ]
+    exported_functions = exported_stages(model, variables, preprocess, size, rule)
+    remove_earlier_export(folder)
     stages = []
-    for k, (exported, read) in enumerate(exported_stages(model, variables, preprocess, size, rule)):
+    for k, (exported, read) in enumerate(exported_functions):
         stages.append({"file": f"stage_{k + 1}.jax_export", "variables": [paths[i] for i in read]})
         write_atomically(folder / stages[-1]["file"], bytes(exported.serialize()))
     leaves = map(np.asarray, jax.tree.leaves(variables))

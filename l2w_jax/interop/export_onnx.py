@@ -15,7 +15,12 @@ from l2w_jax.early_exit.budget import checked_thresholds
 from l2w_jax.early_exit.latency import milliseconds
 from l2w_jax.files import write_atomically, write_json
 from l2w_jax.interop import quantize
-from l2w_jax.interop.exported_folder import ImageFormat, description, write_programs
+from l2w_jax.interop.exported_folder import (
+    ImageFormat,
+    description,
+    remove_earlier_export,
+    write_programs,
+)
 from l2w_jax.interop.onnx_stages import onnx_stages
 from l2w_jax.models import MultiExitNetwork
 
@@ -110,6 +115,7 @@ def _models(
 
 def _write(folder: Path, models: Sequence[onnx.ModelProto], about: dict[str, Any]) -> None:
     """The stages, each with what network.json says of them, that and the loader."""
+    remove_earlier_export(folder)
     stages = []
     for k, of_stage in enumerate(models, start=1):
         texts = {name: json.dumps(value) for name, value in about.items()}

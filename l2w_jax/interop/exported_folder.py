@@ -20,6 +20,8 @@ from l2w_jax.models.preprocessing import normalize
 # What the programs are made of, each of which runs where this package is not.
 _MODULES = ("classify.py", "exported_files.py", "image_files.py")
 
+_OTHER_FILES = (*_MODULES, "run_exported.py", "run_onnx.py", "variables.npz")
+
 
 @dataclasses.dataclass(frozen=True)
 class ImageFormat:
@@ -57,6 +59,19 @@ def description(
         # JSON has no infinity.
         "thresholds": np.clip(thresholds, EVERYBODY_LEAVES, NOBODY_LEAVES).tolist(),
     }
+
+
+def remove_earlier_export(folder: Path) -> None:
+    """Removes what an export, of either format, wrote into a folder; nothing where there is none.
+
+    Its program would take the new network.json for its own, and stages that the new network lacks
+    would seem to belong to it.
+    """
+    if not (folder / "network.json").exists():
+        return
+    for pattern in ("network.json", "stage_*.onnx", "stage_*.jax_export", *_OTHER_FILES):
+        for path in folder.glob(pattern):
+            path.unlink()
 
 
 def write_programs(folder: Path, loader: str) -> None:

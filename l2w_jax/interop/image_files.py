@@ -10,9 +10,10 @@ def read_image(path, size, centre_share):
     As training saw it: of halved or unscaled images every pixel, of others to 1 of 255 levels.
     """
     with Image.open(path) as image:
+        has_16_bits = image.mode.startswith("I;16") or image.format in ("PNG", "PPM")
         image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I"):
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        if image.mode[0] in "IF":
+            image = grey_in_8_bits(np.asarray(image), has_16_bits)
         image = image.convert("RGBA")
     white = Image.new("RGBA", image.size, "white")
     pixels = np.asarray(Image.alpha_composite(white, image).convert("RGB"), np.float32)
@@ -21,6 +22,17 @@ def read_image(path, size, centre_share):
     weights = resize_weights(side, size)
     square = np.tensordot(weights, pixels[top : top + side, left : left + side], 1)
     return (weights @ square + 0.5).clip(0, 255).astype(np.uint8)
+
+
+def grey_in_8_bits(values, has_16_bits):
+    """Of 16 bits the upper ones; numbers of 32 bits must be levels from 0 to 255."""
+    if has_16_bits:
+        return Image.fromarray((values >> 8).astype(np.uint8))
+    least, most = values.min(), values.max()
+    if least < 0 or most > 255 or (values.dtype.kind == "f" and 0 < most <= 1):
+        found = f"{least:g} to {most:g}"
+        raise ValueError(f"has pixels from {found}, must be of 8 or 16 bits or from 0 to 255")
+    return Image.fromarray(values.astype(np.uint8))
 
 
 def resize_weights(old, new):

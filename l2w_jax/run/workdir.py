@@ -41,7 +41,7 @@ def check(config: ConfigDict, workdir: Path) -> None:
         return
     changes = [
         line
-        for line in run_config.differences(run_config.from_json(stored.read_text()), config)
+        for line in run_config.differences(run_config.read_config(workdir), config)
         if not line.startswith(_FREE_FIELDS)
     ]
     if changes:

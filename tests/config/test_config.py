@@ -202,7 +202,7 @@ def test_an_impossible_value_is_named_with_what_is_allowed(field, value):
 def test_the_line_of_the_documentation():
     config = default_config()
     config.weighting.q = -1.0
-    assert faults_of(config) == ["config.weighting.q: -1.0 is not allowed: must be > 0"]
+    assert faults_of(config) == ["config.weighting.q: -1.0 is not allowed: must be > 0 and finite"]
 
 
 def test_shares_of_the_exits_must_be_numbers():

@@ -56,6 +56,19 @@ def test_every_mode_becomes_what_pillow_converts_it_to(mode):
     np.testing.assert_array_equal(seen, np.asarray(image.convert("RGB")))
 
 
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_numbers_of_32_bits_are_levels_or_no_image(kind):
+    """With Pillow alone those of 0 to 1 would become black and those above 255 white."""
+    levels = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
+    seen = read_upright(encoded(Image.fromarray(levels.astype(kind)), "TIFF"), MAX_PIXELS)
+    np.testing.assert_array_equal(seen, np.repeat(levels[..., None], 3, axis=-1))
+    wrong = [levels.astype(kind) * 2, levels.astype(kind) - 1]
+    wrong += [levels.astype(kind) / 255] if kind is np.float32 else []
+    for values in wrong:
+        with pytest.raises(BadImage, match=r"has pixels from .* or from 0 to 255"):
+            read_upright(encoded(Image.fromarray(values), "TIFF"), MAX_PIXELS)
+
+
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
 def test_grey_of_16_bits_keeps_its_upper_8(kind):
     values = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)

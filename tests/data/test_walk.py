@@ -69,3 +69,17 @@ def test_a_folder_that_cannot_be_read_is_one_line(folder, monkeypatch):
     )
     with pytest.raises(UserError, match="top: cannot be read: no"):
         found(folder)
+
+
+def test_folders_that_cannot_be_read_may_be_left_out(folder, monkeypatch):
+    scandir, unreadable = os.scandir, []
+
+    def refuse(path):
+        if path.endswith("deep"):
+            raise PermissionError(13, "no")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    paths = list(walk.image_files(folder, Counter(), unreadable))
+    assert [os.path.relpath(path, folder) for path in paths] == ["a/d.webp", "b.jpg"]
+    assert [str(error) for error in unreadable] == [f"{folder}/a/deep: cannot be read: no"]

@@ -214,6 +214,23 @@ def test_a_run_is_exported_to_onnx(run_folder, tmp_path, capsys):
     }
 
 
+def test_an_export_takes_the_place_of_an_earlier_one(run_folder, tmp_path):
+    pytest.importorskip("onnxruntime")
+    workdir, _ = run_folder
+    (tmp_path / "own.txt").write_text("stays")
+    command = [f"--workdir={workdir}", f"--output={tmp_path}"]
+    export.main([*command, "--format=onnx"])
+    (tmp_path / "stage_4.onnx").write_bytes(b"of a deeper network")
+    export.main(command)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"own.txt", "run_exported.py", "stage_3.jax_export"} < names
+    assert not {name for name in names if "onnx" in name}
+    export.main([*command, "--format=onnx"])
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"own.txt", "run_onnx.py", "stage_3.onnx"} < names
+    assert not names & {"run_exported.py", "variables.npz", "stage_3.jax_export", "stage_4.onnx"}
+
+
 def test_a_run_is_exported_in_8_bits_with_what_that_costs(run_folder, tmp_path, capsys):
     pytest.importorskip("onnxruntime")
     workdir, _ = run_folder

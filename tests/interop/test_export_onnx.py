@@ -244,6 +244,12 @@ def test_files_that_are_turned_transparent_or_of_16_bits_are_seen_as_people_see_
     assert (read_image(tmp_path / "transparent.png", 8, 1.0) == 255).all()
     Image.fromarray(np.full((8, 8), 0x1234, np.uint16)).save(tmp_path / "grey.png")
     assert (read_image(tmp_path / "grey.png", 8, 1.0) == 0x12).all()
+    for kind in (np.int32, np.float32):
+        Image.fromarray(np.full((8, 8), 77, kind)).save(tmp_path / "levels.tiff")
+        assert (read_image(tmp_path / "levels.tiff", 8, 1.0) == 77).all()
+    Image.fromarray(np.full((8, 8), 0.5, np.float32)).save(tmp_path / "fractions.tiff")
+    with pytest.raises(ValueError, match=r"has pixels from 0.5 to 0.5"):
+        read_image(tmp_path / "fractions.tiff", 8, 1.0)
 
 
 @pytest.mark.parametrize(
