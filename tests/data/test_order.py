@@ -42,10 +42,19 @@ def test_epochs_and_seeds_have_their_own_order():
         assert (first != second).any()
 
 
-def test_starting_late_costs_no_replay():
-    """A million steps in, the first batch needs one permutation, not a million."""
+def test_starting_late_costs_no_replay(monkeypatch):
+    """A million steps in, the first batch needs one permutation, that of its own epoch."""
+    epochs = []
+
+    def permutation(seed, epoch, num_images):
+        epochs.append(epoch)
+        return np.arange(num_images)
+
+    monkeypatch.setattr(order, "epoch_permutation", permutation)
     rows = next(order.training_rows(0, 1_000_000, 50, 7))
-    assert len(rows) == 7
+    # Seven steps make an epoch, and this one is the second of its own.
+    assert epochs == [142_857]
+    np.testing.assert_array_equal(rows, np.arange(7, 14))
 
 
 @given(rows=st.integers(1, 9), process_count=st.integers(1, 9))
