@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from l2w_jax.config import default_config, differences, split_variant, validate
 from l2w_jax.config.rules import RULES
+from l2w_jax.config.stored import fields
 from l2w_jax.errors import UserError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -308,13 +309,6 @@ def test_a_missing_field_is_named():
 
 
 def test_every_field_but_switches_and_texts_has_a_rule():
-    def fields(config, prefix=""):
-        for name, value in config.items():
-            if isinstance(value, ConfigDict):
-                yield from fields(value, f"{prefix}{name}.")
-            else:
-                yield f"{prefix}{name}", value
-
     free = {name for name, value in fields(default_config()) if isinstance(value, bool)}
     free |= {
         "dataset.data_dir",
