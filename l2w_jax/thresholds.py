@@ -37,18 +37,17 @@ from l2w_jax.early_exit.calibration import calibration_table
 from l2w_jax.early_exit.guarantee import TooFewImages, guaranteed_thresholds
 from l2w_jax.early_exit.selection import (
     Candidate,
+    are_shifted,
     best_within,
     candidates,
     cheapest_reaching,
+    percentages,
     thresholds_of,
 )
 from l2w_jax.errors import UserError
 from l2w_jax.evaluation import results
 from l2w_jax.evaluation.calibrate import Calibration, calibrate
 from l2w_jax.files import told_if_unwritable, write_json
-
-# Shares that differ by more from what was asked for are pointed out.
-SHARE_TOLERANCE = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,12 +127,14 @@ def summary_lines(chosen: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"{label}: top-1 {outcome['top1']:.2f}% with {outcome['mul_adds'] / 1e6:.2f} M "
             f"mul-adds ({100 * of_full:.0f}% of the full network's), leaving at exits 1 to "
-            f"{len(shares)}: " + _percentages(shares)
+            f"{len(shares)}: " + " ".join(percentages(shares))
         )
         # The ends of the family ask for no shares.
         asked = exit_shares(chosen["q"], len(shares)) if chosen["q"] else shares
-        if np.abs(np.subtract(asked, shares)).max() > SHARE_TOLERANCE:
-            lines.append(f"  but q={chosen['q']:g} asks for shares of {_percentages(asked)}")
+        if are_shifted(asked, shares):
+            lines.append(
+                f"  but q={chosen['q']:g} asks for shares of " + " ".join(percentages(asked))
+            )
     promise = chosen["chosen_by"]
     if "risk" in promise:
         lines.append(
@@ -291,10 +292,6 @@ def _milliseconds(workdir: Path, evaluation: results.Evaluation) -> list[float]:
         state.variables,
         images.astype(np.float32),
     ).tolist()
-
-
-def _percentages(shares: Sequence[float]) -> str:
-    return " ".join(f"{100 * share:.0f}%" for share in shares)
 
 
 def _readable(threshold: float, rule: str) -> str:

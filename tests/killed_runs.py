@@ -1,9 +1,10 @@
-"""Trains in child processes that are killed at random moments, until one reaches the end.
+"""Trains in child processes that are killed at random moments, the last of which is left alone.
 
     python tests/killed_runs.py FOLDER KILLS
 
-Leaves FOLDER/undisturbed and FOLDER/killed, and prints how often the killed run went on from a
-checkpoint. Children are forked, so that what takes long to import is imported once.
+Leaves FOLDER/undisturbed and FOLDER/killed. Children print what a run prints, such as from which
+step it goes on; how many were killed is the last line. Children are forked, so that what takes long
+to import is imported once.
 """
 
 import os

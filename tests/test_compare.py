@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from scipy import stats
 from written_runs import made_evaluation, made_predictions, write_config
 
 from l2w_jax import compare
@@ -57,16 +58,24 @@ def test_table_has_mean_and_deviation_over_the_seeds(workdirs, capsys):
     assert plain.startswith("| plain | 2 | 51.00 ± 1.41 | 60.00 ± 0.00 |")
 
 
-def test_gains_are_paired_by_seed_with_the_interval_of_student(workdirs, capsys):
-    compare.main(list(map(str, workdirs[::-1])))
+def test_gains_are_paired_by_seed_with_the_interval_of_student(tmp_path, capsys):
+    # The seeds alone differ by more than the ways do, and come in another order.
+    plain = [
+        write_run(tmp_path / f"plain-{seed}", seed, "none", (50.0 + 2 * seed, 60.0 + 9 * seed))
+        for seed in (2, 0, 1)
+    ]
+    weighted = [
+        write_run(tmp_path / f"weighted-{seed}", seed, "meta", (50.0 + 2 * seed, last))
+        for seed, last in enumerate((61.0, 71.0, 84.0))
+    ]
+    compare.main(list(map(str, plain + weighted)))
     *_, header, _, gain = capsys.readouterr().out.splitlines()
     assert header.startswith("| gain over plain | pairs |")
-    # The seeds alone differ by more; 12.71 is Student's factor for two pairs.
-    ways = compare.read_ways(workdirs)
-    gains = ways[0].mean_top1() - ways[1].mean_top1()
-    reach = 12.706 * gains.std(ddof=1) / np.sqrt(2)
-    low, high = gains.mean() - reach, gains.mean() + reach
-    assert gain == f"| weighted | 2 | {gains.mean():+.2f} ({low:+.2f} to {high:+.2f}) |"
+    of_plain, of_weighted = (way.mean_top1() for way in compare.read_ways(plain + weighted))
+    of_plain = of_plain[[1, 2, 0]]
+    mean = (of_weighted - of_plain).mean()
+    low, high = stats.ttest_rel(of_weighted, of_plain).confidence_interval(0.95)
+    assert gain == f"| weighted | 3 | {mean:+.2f} ({low:+.2f} to {high:+.2f}) |"
 
 
 def test_runs_without_a_partner_do_not_count(workdirs, capsys):

@@ -125,10 +125,12 @@ def test_a_bad_config_file_is_named(fault, tmp_path, workdir, capsys):
 
 
 def test_each_fault_has_its_line(workdir, capsys):
-    overrides = ["--config.weighting.q=0", "--config.dataset.batch_size=7"]
+    overrides = ["--config.weighting.q=0", "--config.optimizer.epochs=0"]
     assert run_main(f"--config={DIGITS}", f"--workdir={workdir}", *overrides) == 2
-    error = capsys.readouterr().err
-    assert "weighting.q" in error
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    for field in ("weighting.q", "optimizer.epochs"):
+        assert sum(f"config.{field}: 0" in line for line in lines) == 1
     assert not workdir.exists()
 
 

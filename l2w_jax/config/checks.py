@@ -26,6 +26,7 @@ from l2w_jax.config.choices import (
 from l2w_jax.config.defaults import default_config
 from l2w_jax.config.paths import elsewhere_faults
 from l2w_jax.config.rules import RULES
+from l2w_jax.config.stored import fields
 from l2w_jax.errors import UserError
 
 
@@ -112,19 +113,10 @@ def _type_name(default: Any) -> str:
 
 
 def _field_faults(config: ConfigDict) -> Iterator[str]:
-    for field, value in _fields(config):
+    for field, value in fields(config):
         rule = RULES.get(field)
         if rule and not rule.holds(value):
             yield not_allowed(field, value, rule.allowed)
-
-
-def _fields(config: ConfigDict) -> Iterator[tuple[str, Any]]:
-    """Yields every field, as "section.name" where it is in one, with its value."""
-    for name, value in config.items():
-        if isinstance(value, ConfigDict):
-            yield from ((f"{name}.{field}", content) for field, content in value.items())
-        else:
-            yield name, value
 
 
 def _dataset_faults(dataset: ConfigDict) -> Iterator[str]:

@@ -26,13 +26,8 @@ class BadImages:
     def __len__(self) -> int:
         return len(self._names)
 
-    @property
-    def num_cut(self) -> int:
-        """Images that were used although their files lack the last bytes."""
-        return len(self._cut)
-
     def add_cut(self, name: str) -> None:
-        """Counts the image `name`, which lacks nothing but its last bytes, and logs it once."""
+        """Logs once the image `name`, which is used: it lacks nothing but its last bytes."""
         if name not in self._cut:
             self._cut.add(name)
             _logger.warning(

@@ -24,7 +24,8 @@ class Source(abc.ABC):
         num_classes: C.
         class_names: one name for each class.
         origins: for each split, where its images come from and how many they are, for a person.
-        num_bad: images that could not be read so far, each of which was replaced.
+        num_bad: images that could not be read so far. What reads from the disk trains on others in
+            their places and leaves them out of evaluation; a `MemorySource` has them in no split.
     """
 
     num_train: int

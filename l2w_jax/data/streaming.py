@@ -52,7 +52,7 @@ class StreamingSource(Source):
 
     @property
     def num_bad(self) -> int:
-        """Images that could not be read so far, each of which was replaced."""
+        """Images that could not be read so far; see `Source`."""
         return len(self._bad)
 
     @property

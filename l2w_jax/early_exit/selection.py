@@ -7,7 +7,7 @@ leave at the first. A budget or an accuracy then picks one of them on held-out d
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,6 +23,9 @@ from l2w_jax.early_exit.budget import (
 
 # Falling, in equal ratios: beyond these nearly all samples leave at one end of the network.
 SEARCH_QS: tuple[float, ...] = tuple(float(q) for q in np.geomspace(20, 0.02, 120))
+
+# Between the shares of samples that were asked for at the exits and those found: more is told.
+_LARGEST_SHIFT = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +50,16 @@ def shares_of(q: float, num_exits: int) -> NDArray[np.float32]:
     if q == math.inf or q == 0:
         return np.eye(num_exits, dtype=np.float32)[num_exits - 1 if q else 0]
     return exit_shares(q, num_exits)
+
+
+def are_shifted(asked: ArrayLike, found: ArrayLike) -> bool:
+    """Whether shares [K] are so far from those asked for that a person is to be told."""
+    return bool(np.abs(np.subtract(asked, found)).max() > _LARGEST_SHIFT)
+
+
+def percentages(shares: Iterable[float]) -> list[str]:
+    """Shares [K] for a person to read."""
+    return [f"{100 * share:.0f}%" for share in shares]
 
 
 def thresholds_of(q: float, confidences: NDArray[np.floating]) -> NDArray[np.float32]:

@@ -12,7 +12,7 @@ from l2w_jax.data import Source
 from l2w_jax.early_exit import exit_shares, find_thresholds, mul_adds_per_exit
 from l2w_jax.early_exit.budget import budgeted_curve_from_confidences
 from l2w_jax.early_exit.calibration import calibration_table
-from l2w_jax.early_exit.selection import shares_of
+from l2w_jax.early_exit.selection import are_shifted, percentages, shares_of
 from l2w_jax.evaluation.classes import shot_groups
 from l2w_jax.evaluation.exit_examples import read_examples
 from l2w_jax.evaluation.predictions import Predictions, predict_all
@@ -24,9 +24,6 @@ from l2w_jax.training.weighting import create_weighting
 
 # How many images the learned weights are shown for: more dots would hide one another.
 MAX_IMAGES_WEIGHTED = 5000
-
-# Between the shares of images that were asked for at the exits and those found: more is told.
-LARGEST_SHIFT = 0.05
 
 
 def evaluate(config: ConfigDict, state: TrainState, source: Source, workdir: Path) -> Evaluation:
@@ -178,13 +175,9 @@ def summary_lines(evaluation: Evaluation) -> list[str]:
     )
     asked = shares_of(choice.q, len(evaluation.mul_adds))
     found = np.array([point[f"share_{k}"] for k in range(1, len(asked) + 1)])
-    if np.abs(found - asked).max() > LARGEST_SHIFT:
+    if are_shifted(asked, found):
         lines.append(
-            f"at exits 1 to {len(asked)} leave {_percentages(found)} of the test images, where "
-            f"{_percentages(asked)} were asked for"
+            f"at exits 1 to {len(asked)} leave {', '.join(percentages(found))} of the test "
+            f"images, where {', '.join(percentages(asked))} were asked for"
         )
     return lines
-
-
-def _percentages(shares: NDArray[np.floating]) -> str:
-    return ", ".join(f"{100 * share:.0f}%" for share in shares)

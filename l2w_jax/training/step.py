@@ -100,8 +100,10 @@ def make_train_step(
         share of the batch; with the schedule "pipelined" it also holds "previous", the batch of the
         iteration before (in the first iteration any, itself for one).
         The metrics are the same on all devices: "loss" and "top1" (0 to 1) [K], "weighted_loss",
-        "meta_loss" (NaN without a meta update), "learning_rate" and "meta_learning_rate"; "weights"
-        and "losses" of all samples, [N, K].
+        "meta_loss", "learning_rate" and "meta_learning_rate"; "weights" and "losses" of all
+        samples, [N, K]. "meta_loss" is NaN where no predictor learns and in iterations between
+        those of `weighting.interval`; that of the first half-step of a "pipelined" run is a number
+        too, though the predictor does not learn from it.
 
     Raises:
         ValueError: a field of `config.weighting` is not known, or its schedule not possible.

@@ -3,22 +3,28 @@
 import importlib.util
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from ml_collections import ConfigDict
 
-from l2w_jax.config import default_config, split_variant, validate
+from l2w_jax.config import default_config, differences, split_variant, validate
 from l2w_jax.config.rules import RULES
+from l2w_jax.config.stored import fields
 from l2w_jax.errors import UserError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
-def load(name: str, variant: str = "") -> ConfigDict:
+def read_module(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.get_config(variant)
+    return module
+
+
+def load(name: str, variant: str = "") -> ConfigDict:
+    return read_module(name).get_config(variant)
 
 
 def set_field(config: ConfigDict, field: str, value) -> None:
@@ -40,13 +46,23 @@ SHIPPED = {
     "digits_msdnet": ["", "baseline"],
     "cifar10_msdnet": ["", "baseline"],
     "cifar100_msdnet": ["", "baseline"],
-    "cifar100_lt_msdnet": ["", "200", "10,baseline"],
-    "cifar10_folder_msdnet": ["", "baseline"],
+    "cifar100_lt_msdnet": ["", "200", "100", "50", "20", "10,baseline"],
+    "cifar10_folder_msdnet": [
+        "",
+        "baseline",
+        "long",
+        "long,pipelined",
+        "long,vanilla_objective",
+        "long,hard_allocation",
+        "long_tailed",
+        "long_tailed,baseline",
+    ],
     "cifar10_ranet": ["", "baseline"],
     "cifar100_ranet": ["", "baseline"],
     "cifar100_imta_msdnet": ["", "collaboration"],
-    "imagenet_ranet": ["", "channels=64", "baseline"],
+    "imagenet_ranet": ["", "channels=32", "channels=64", "baseline"],
     "imagenet_msdnet": ["", "step=6", "step=7,smooth", "step=4,baseline"],
+    "ablations": ["", *read_module("ablations").ABLATIONS],
 }
 
 
@@ -62,7 +78,26 @@ def test_the_shipped_configurations_are_valid_on_one_to_four_devices(name, varia
 
 
 def test_every_shipped_configuration_is_tested():
-    assert {path.stem for path in CONFIGS.glob("*_*net.py")} == set(SHIPPED)
+    assert {path.stem for path in CONFIGS.glob("*.py")} == set(SHIPPED)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_part_of_a_variant_is_tested(name):
+    with pytest.raises(UserError, match="must be one of") as raised:
+        load(name, "no_such_part")
+    allowed = re.search("must be one of (.*), or nothing", str(raised.value)).group(1)
+    tested = ",".join(SHIPPED[name]).split(",")
+    assert set(allowed.split(", ")) == set(filter(None, tested))
+
+
+def test_every_ablation_changes_what_its_name_says():
+    whole = load("cifar100_msdnet")
+    for name, changed in read_module("ablations").ABLATIONS.items():
+        lines = differences(whole, load("ablations", name))
+        expected = {f"weighting.{field}" for field in changed}
+        if name == "plain":
+            expected.add("dataset.batch_size")
+        assert {line.split(":")[0] for line in lines} == expected
 
 
 def test_the_imagenet_recipe_is_the_papers():
@@ -274,13 +309,6 @@ def test_a_missing_field_is_named():
 
 
 def test_every_field_but_switches_and_texts_has_a_rule():
-    def fields(config, prefix=""):
-        for name, value in config.items():
-            if isinstance(value, ConfigDict):
-                yield from fields(value, f"{prefix}{name}.")
-            else:
-                yield f"{prefix}{name}", value
-
     free = {name for name, value in fields(default_config()) if isinstance(value, bool)}
     free |= {
         "dataset.data_dir",

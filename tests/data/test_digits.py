@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from image_folders import everything
 
 from l2w_jax.config import default_config
 from l2w_jax.data import open_source
@@ -23,14 +24,6 @@ def digits_config(**fields):
 @pytest.fixture(scope="module")
 def source():
     return open_source(digits_config())
-
-
-def everything(source, split, batch_size=250):
-    batches = list(source.evaluation_batches(split, batch_size))
-    return {
-        key: np.concatenate([batch[key][batch["mask"]] for batch in batches])
-        for key in ("image", "label", "index")
-    }
 
 
 def test_the_splits_are_apart_and_complete(source):

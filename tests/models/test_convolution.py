@@ -6,9 +6,9 @@ import re
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from jax import lax
+from pytrees import assert_close
 from small_networks import ConvNetwork
 
 from l2w_jax.config import default_config
@@ -24,10 +24,6 @@ def of_lax(x, kernel, stride, padding):
         [(padding, padding)] * 2,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
-
-
-def assert_close(ours, theirs):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9), ours, theirs)
 
 
 @pytest.fixture(scope="module", autouse=True)

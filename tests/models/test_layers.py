@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from pytrees import assert_close
 
 from l2w_jax.models.layers import (
     BatchNorm,
@@ -24,10 +25,6 @@ FLOAT64 = LayerOptions(jnp.float64)
 def _x64():
     with jax.enable_x64(True):
         yield
-
-
-def assert_close(ours, theirs):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9), ours, theirs)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float64, jnp.bfloat16])

@@ -179,8 +179,9 @@ def test_two_devices_train_as_one_does(second_stage, make_batch):
 def test_configuration_without_the_section_trains_as_with_all_of_it_off(
     small_config, make_batch, x64
 ):
-    del small_config["imta"]
+    small_config.weighting.kind = "none"  # compiles in half the time
     state = create_train_state(small_config, jax.random.key(0))
-    step = make_train_step(small_config, 100)
-    after, _ = jax.eval_shape(step, state, make_batch(0, 12))
-    assert jax.tree.structure(after) == jax.tree.structure(state)
+    batches = [make_batch(0, 12)]
+    expected = run(small_config, state, batches)
+    del small_config["imta"]
+    assert_trees_equal(run(small_config, state, batches), expected)

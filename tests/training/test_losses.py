@@ -4,7 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled_step import compiled_step
 
+from l2w_jax.models import create_network
+from l2w_jax.training import create_train_state
 from l2w_jax.training.losses import confidences_of_logits, cross_entropy, weighted_loss
 
 LOGITS = jax.random.normal(jax.random.key(0), (3, 5, 4))
@@ -33,3 +36,27 @@ def test_weighted_loss_is_a_mean_over_samples_and_a_sum_over_exits():
     weights = jnp.array([[1.0, 2.0], [3.0, 4.0]])
     losses = jnp.array([[0.5, 1.0], [1.5, 2.0]])
     assert weighted_loss(weights, losses) == (0.5 + 4.5) / 2 + (2 + 8) / 2
+
+
+def test_a_step_trains_and_judges_by_smoothed_losses(small_config, make_batch, x64):
+    smoothing = 0.2
+    small_config.optimizer.label_smoothing = smoothing
+    small_config.weighting.objective = "vanilla"
+    # θ stays where it is, so that the losses of both halves and the meta loss are at the same one.
+    small_config.optimizer.learning_rate = 0.0
+    state = create_train_state(small_config, jax.random.key(0))
+    batch = make_batch(0, 12)
+    _, metrics = compiled_step(small_config, 100)(state, batch)
+
+    @jax.jit
+    def losses_of(images, labels):
+        logits, _ = create_network(small_config).apply(
+            state.variables, images, train=True, mutable=["batch_stats"]
+        )
+        return cross_entropy(logits, labels, smoothing)
+
+    halves = (slice(6), slice(6, 12))
+    losses = np.concatenate([losses_of(batch["image"][h], batch["label"][h]) for h in halves])
+    np.testing.assert_allclose(metrics["losses"], losses, rtol=1e-10)
+    np.testing.assert_allclose(metrics["loss"], losses.mean(axis=0), rtol=1e-10)
+    np.testing.assert_allclose(metrics["meta_loss"], losses.mean(axis=0).sum(), rtol=1e-10)

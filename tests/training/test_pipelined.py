@@ -1,4 +1,8 @@
-"""The pipelined schedule: against a transcription that shares nothing with it but the network."""
+"""The pipelined schedule: against a transcription that shares nothing between half-steps.
+
+Losses, weights, the meta objective and Adam are the package's, which other tests are of; SGD, the
+order of the half-steps and what is differentiated are written out.
+"""
 
 import itertools
 import math
