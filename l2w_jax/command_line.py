@@ -113,6 +113,21 @@ def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
     sys.exit(0)
 
 
+def positive(text: str) -> float:
+    """A positive number.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is no such number.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed: must be a positive number")
+    return value
+
+
 def quantity(text: str) -> float:
     """A positive number as people write it: 250000, 1.5e6, 300k, 20M, 1.2G.
 
@@ -121,11 +136,8 @@ def quantity(text: str) -> float:
     """
     factor = {"k": 1e3, "m": 1e6, "g": 1e9}.get(text[-1:].lower(), 1)
     try:
-        value = factor * float(text[:-1] if factor > 1 else text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
+        return factor * positive(text[:-1] if factor > 1 else text)
+    except argparse.ArgumentTypeError as error:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not allowed: must be a positive number such as 250000, 300k, 20M or 1.2G"
-        )
-    return value
+        ) from error

@@ -19,6 +19,7 @@ read, and the other way round. --ways takes some of the ways only, in this order
 import dataclasses
 import json
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,12 @@ from l2w_jax.report import figures, png
 BUDGETS = (0.4, 0.6, 0.8)
 AVERAGED_BUDGETS = (0.2, 0.8)
 _CONFIDENCE = 0.95
+
+# Which images a network learns from and is tested on, and how large they are.
+_DATA_FIELDS = tuple(
+    f"dataset.{name}:"
+    for name in ("name", "num_classes", "image_size", "holdout", "imbalance_factor")
+)
 
 # Of the curve of a run that was evaluated without held-out images.
 _NO_POINT = (np.nan, np.nan)
@@ -111,6 +118,8 @@ def main(argv: Sequence[str]) -> None:
     print("\n".join(table_lines(ways)))
     if len(ways) > 1:
         print("", *gain_lines(ways), sep="\n")
+    for line in data_lines(ways):
+        print(line, file=sys.stderr)
     if arguments.save:
         with told_if_unwritable(arguments.save, "--save="):
             write_json(arguments.save, [_numbers(way) for way in ways])
@@ -364,6 +373,24 @@ def gain_lines(ways: Sequence[Way]) -> list[str]:
         ]
         interval = _mean_and_interval(_mean_where_reached(np.array(gains))) if gains else "–"
         lines.append(f"| {way.name} | {len(gains)} | {interval} |")
+    return lines
+
+
+def data_lines(ways: Sequence[Way]) -> list[str]:
+    """A line for each way whose data are others than the first one's, which no gain should hide."""
+    first, *others = ways
+    lines = []
+    for way in others:
+        if first.config is None or way.config is None:
+            continue
+        changes = [
+            change
+            for change in stored.differences(first.config, way.config)
+            if change.startswith(_DATA_FIELDS)
+        ]
+        if changes:
+            names = f"{first.name} and {way.name}"
+            lines.append(f"{names} are of other data: " + ", ".join(changes))
     return lines
 
 

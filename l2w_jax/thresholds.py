@@ -49,6 +49,8 @@ from l2w_jax.evaluation import results
 from l2w_jax.evaluation.calibrate import Calibration, calibrate
 from l2w_jax.files import told_if_unwritable, write_json
 
+_CONFIDENCE = 0.95
+
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
@@ -113,6 +115,7 @@ def choose(arguments: argparse.Namespace, evaluation: results.Evaluation) -> dic
 
 def summary_lines(chosen: Mapping[str, Any]) -> list[str]:
     """The thresholds and what they lead to, for a person to read."""
+    promise = chosen["chosen_by"]
     lines = [
         "thresholds: "
         + ", ".join(_readable(threshold, chosen["rule"]) for threshold in chosen["thresholds"]),
@@ -129,13 +132,17 @@ def summary_lines(chosen: Mapping[str, Any]) -> list[str]:
             f"mul-adds ({100 * of_full:.0f}% of the full network's), leaving at exits 1 to "
             f"{len(shares)}: " + " ".join(percentages(shares))
         )
-        # The ends of the family ask for no shares.
-        asked = exit_shares(chosen["q"], len(shares)) if chosen["q"] else shares
+        # The ends of the family ask for no shares, nor does who wants a promise kept.
+        asks = chosen["q"] and "risk" not in promise
+        asked = exit_shares(chosen["q"], len(shares)) if asks else shares
         if are_shifted(asked, shares):
             lines.append(
                 f"  but q={chosen['q']:g} asks for shares of " + " ".join(percentages(asked))
             )
-    promise = chosen["chosen_by"]
+    if "latency_ms" in promise:
+        lines.append(
+            f"expected: {promise['expected_ms']:.2f} ms an image, one at a time on this machine"
+        )
     if "risk" in promise:
         lines.append(
             f"promise: with {100 * promise['confidence']:g}% confidence at most "
@@ -181,11 +188,21 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     quantity = command_line.quantity
     wish.add_argument("--mul-adds", type=quantity, help="mean per image, such as 20M")
     wish.add_argument("--latency-ms", type=quantity, help="mean per image, one at a time")
-    wish.add_argument("--accuracy", type=quantity, help="top-1 in percent")
-    wish.add_argument("--q", type=quantity)
+    wish.add_argument("--accuracy", type=command_line.positive, help="top-1 in percent")
+    wish.add_argument("--q", type=command_line.positive)
     wish.add_argument("--risk", type=float, help="accuracy that may be lost, as a fraction")
-    parser.add_argument("--confidence", type=float, default=0.95, help="of the promise; 0.95")
-    return parser.parse_args(argv)
+    parser.add_argument("--confidence", type=float, help=f"of the promise; {_CONFIDENCE}")
+    arguments = parser.parse_args(argv)
+    if arguments.confidence is None:
+        arguments.confidence = _CONFIDENCE
+    elif arguments.risk is None:
+        raise UserError("--confidence: is not allowed without --risk, whose promise it is of")
+    if arguments.accuracy is not None and not 1 < arguments.accuracy <= 100:
+        raise UserError(
+            f"--accuracy={arguments.accuracy:g} is not allowed: must be in percent, more than 1 "
+            "and at most 100"
+        )
+    return arguments
 
 
 def _choice(arguments: argparse.Namespace, evaluation: results.Evaluation) -> Choice:

@@ -243,6 +243,18 @@ def test_where_the_data_lay_makes_no_other_way(workdirs):
     assert weighted.seeds == [0, 1]
 
 
+def test_ways_of_other_data_are_told(workdirs, capsys):
+    compare.main(list(map(str, workdirs)))
+    assert capsys.readouterr().err == ""
+    path = workdirs[2] / "config.json"
+    config = json.loads(path.read_text())
+    config["dataset"]["imbalance_factor"] = 100.0
+    path.write_text(json.dumps(config))
+    compare.main(list(map(str, workdirs[:3])))
+    told = "weighted and plain are of other data: dataset.imbalance_factor: "
+    assert capsys.readouterr().err.startswith(told)
+
+
 def test_gains_are_over_the_budgets_that_both_ways_reach():
     def way(name, first_exit):
         """Of networks as accurate as each other at each share of the mul-adds."""

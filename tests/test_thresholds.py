@@ -128,13 +128,14 @@ def test_temperatures_are_kept_with_the_thresholds_that_need_them(run, monkeypat
     assert read.temperatures == (1.5, 2.0, 2.5)
 
 
-def test_a_latency_is_kept_by_measured_times(run, monkeypatch):
+def test_a_latency_is_kept_by_measured_times(run, monkeypatch, capsys):
     monkeypatch.setattr(thresholds, "_milliseconds", lambda workdir, evaluation: [3.0, 4.0, 9.0])
     result = chosen(run[0], "--latency-ms=5")
     exits = first_exits(run[1].held_out.log_odds, result["thresholds"])
     mean = np.array([3.0, 4.0, 9.0])[exits].mean()
     assert result["chosen_by"]["expected_ms"] == pytest.approx(mean)
     assert 4 < mean <= 5
+    assert f"expected: {mean:.2f} ms an image" in capsys.readouterr().out
 
 
 def test_a_promise_says_what_it_rests_on(run, capsys):
@@ -202,6 +203,9 @@ def test_a_file_that_cannot_be_written_is_named(run, tmp_path):
         (["--risk=2"], "--risk=2 is not allowed: must be between 0 and 1"),
         (["--risk=0.1", "--confidence=1"], "--confidence=1 is not allowed"),
         (["--q=0"], "'0' is not allowed: must be a positive number"),
+        (["--q=1k"], "'1k' is not allowed: must be a positive number"),
+        (["--accuracy=0.99"], r"--accuracy=0\.99 is not allowed: must be in percent, more than 1"),
+        (["--q=1", "--confidence=0.9"], "--confidence: is not allowed without --risk"),
         (["--mul-adds=many"], "'many' is not allowed: .* such as 250000, 300k, 20M"),
         (["--q=1e30"], "--q=1e\\+30 is not allowed: .* overflows"),
         (["--q=1", "--rule=luck"], "--rule: invalid choice: 'luck' .*patience"),

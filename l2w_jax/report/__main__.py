@@ -14,6 +14,7 @@ from typing import Any
 
 from l2w_jax import command_line
 from l2w_jax.config import stored
+from l2w_jax.errors import UserError
 from l2w_jax.evaluation import results
 from l2w_jax.files import told_if_unwritable, write_atomically
 from l2w_jax.report import png
@@ -30,6 +31,10 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run")
     parser.add_argument("--output", type=Path, help="default: report.html in the first folder")
     arguments = parser.parse_args(argv)
+    resolved = [run.resolve() for run in arguments.runs]
+    for run in arguments.runs:
+        if resolved.count(run.resolve()) > 1:
+            raise UserError(f"{run}: is given twice")
     print(f"written to {write_report(arguments.runs, arguments.output)}")
 
 

@@ -94,6 +94,12 @@ def test_one_run_is_compared_with_the_defaults(tmp_path):
     assert ["weighting.kind", "'meta'", "'none'"] in rows
 
 
+def test_a_run_is_shown_once(tmp_path):
+    folder = write_run(tmp_path / "run")
+    with pytest.raises(UserError, match="run: is given twice"):
+        report.main([str(folder), str(tmp_path / "other" / ".." / "run")])
+
+
 def test_runs_alike_say_so(tmp_path):
     runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b")]
     assert "The runs have the same configuration" in report.write_report(runs).read_text()
