@@ -248,7 +248,7 @@ def test_ways_of_other_data_are_told(workdirs, capsys):
     assert capsys.readouterr().err == ""
     path = workdirs[2] / "config.json"
     config = json.loads(path.read_text())
-    config["dataset"]["imbalance_factor"] = 100.0
+    config["dataset"]["imbalance_factor"] = 100
     path.write_text(json.dumps(config))
     compare.main(list(map(str, workdirs[:3])))
     told = "weighted and plain are of other data: dataset.imbalance_factor: "

@@ -1,7 +1,8 @@
 """The training loop: from a configuration and a data source to a trained state on disk.
 
-A run is a sequence of iterations, of which the s-th depends on the state before it and on s alone.
-So a run that was interrupted anywhere goes on from its last checkpoint to the very same end.
+A run is a sequence of iterations, of which the s-th depends on the state before it and on s alone,
+and on the number of devices, of whose halves a batch's halves consist. So a run that was
+interrupted anywhere goes on from its last checkpoint to the very same end.
 """
 
 import contextlib
