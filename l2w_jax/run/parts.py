@@ -33,6 +33,8 @@ def with_parts_that_fit(config: ConfigDict, total_steps: int) -> ConfigDict:
     if config.optimizer.accumulation:
         return config
     limit = memory_of_device()
+    if limit is not None:
+        say("optimizer.accumulation=0: compiles the step to see in how many parts it fits")
     for parts in numbers_of_parts(config, jax.device_count(), first=1):
         tried = with_parts(config, parts)
         if limit is None or _needs(tried, total_steps) <= limit:
