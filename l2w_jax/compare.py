@@ -11,9 +11,10 @@ between 20 and 80%. The second has what each way gains on average over the first
 runs of the same seed, with the 95% interval of Student's t.
 
 --save keeps the numbers of all runs in a file, which can be given in place of the runs, and beside
-further runs of a way, which goes by the name that it has in the file. --images=holdout takes
-held-out images instead of test images: half of them set the thresholds with which the other half is
-read, and the other way round. --ways takes some of the ways only, in this order.
+further runs, which join the way of their configuration, or else of their name, that it holds.
+--images=holdout takes held-out images instead of test images: half of them set the thresholds with
+which the other half is read, and the other way round. --ways takes some of the ways only, in this
+order.
 """
 
 import dataclasses
@@ -160,9 +161,12 @@ def read_ways(paths: Sequence[Path], images: str = "test") -> list[Way]:
         groups[way].append(path)
     names = [_without_number(group[0].absolute().name) for group in groups.values()]
 
+    kept = {to_json(way.config): way.name for way in ways if isinstance(way, Way) and way.config}
+
     def read(group: list[Path]) -> Way:
         name = _without_number(group[0].absolute().name)
-        return _read_way(name if names.count(name) == 1 else str(group[0]), group, images)
+        name = name if names.count(name) == 1 else str(group[0])
+        return _read_way(kept.get(to_json(_config_of_way(group[0])), name), group, images)
 
     return _joined([way if isinstance(way, Way) else read(way) for way in ways])
 
@@ -319,10 +323,16 @@ def _read_numbers(path: Path, images: str) -> list[Way]:
             )
             for way in json.loads(path.read_text())
         ]
+        for way in ways:
+            shapes = {curve.shape[1:] for curve in way.budgeted}
+            if way.anytime.shape[1:] != way.mul_adds.shape or shapes != {(2,)}:
+                raise ValueError(f"{way.name!r} lacks numbers")
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, UserError) as error:
         raise UserError(f"{path}: must be a file that --save wrote ({error})") from error
+    if not ways:
+        raise UserError(f"{path}: holds no way")
     for way in ways:
         if way.images != images:
             raise UserError(

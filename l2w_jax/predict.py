@@ -15,6 +15,7 @@ with which stopping early lost no accuracy on the run's held-out images.
 import argparse
 import itertools
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -106,7 +107,7 @@ def files_in(
         unreadable: see there.
     """
     for path in paths:
-        if path.is_dir():
+        if os.path.isdir(path):
             yield from map(Path, walk.image_files(path, skipped, unreadable))
         else:
             yield path

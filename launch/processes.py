@@ -73,6 +73,8 @@ def start(count: int, command: Sequence[str]) -> list[subprocess.Popen[str]]:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
+                # A file's name need not be UTF-8.
+                errors="backslashreplace",
                 # A Ctrl-C of the terminal reaches them through this process only.
                 start_new_session=True,
             )
@@ -81,9 +83,17 @@ def start(count: int, command: Sequence[str]) -> list[subprocess.Popen[str]]:
 
 
 def print_prefixed(prefix: str, stream: IO[str]) -> None:
-    """Prints the lines of a process until it ends."""
+    """Prints the lines of a process until it ends.
+
+    Where nobody reads them any more they are read on nevertheless: the process would wait else.
+    """
+    has_reader = True
     for line in stream:
-        print(prefix + line, end="", flush=True)
+        try:
+            if has_reader:
+                print(prefix + line, end="", flush=True)
+        except BrokenPipeError:
+            has_reader = False
 
 
 def wait_for_all(processes: Sequence[subprocess.Popen[str]]) -> int:

@@ -14,7 +14,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 name='' zone='' type='' bucket='' version=v2-alpha-tpuv5-lite
-spot=() keep=false dry_run=false
+spot=() keep=false dry_run=false existed=false
 
 fail() {
     echo "$1" >&2
@@ -26,7 +26,10 @@ while [ $# -gt 0 ]; do
         --name=*) name=${1#*=} ;;
         --zone=*) zone=${1#*=} ;;
         --type=*) type=${1#*=} ;;
-        --bucket=*) bucket=${1#*=} ;;
+        --bucket=*)
+            bucket=${1#*=}
+            bucket=${bucket#gs://}
+            ;;
         --version=*) version=${1#*=} ;;
         --spot) spot=(--spot) ;;
         --keep) keep=true ;;
@@ -76,13 +79,20 @@ ensure_slice() {
     local current
     current=$(state)
     if [ "$current" = READY ]; then
+        existed=true
         return
     fi
     if [ -n "$current" ]; then
         echo "The slice $name is $current: it is made anew."
         tpu delete --quiet
     fi
-    tpu create --accelerator-type="$type" --version="$version" "${spot[@]}"
+    # After a pre-emption a zone often has no room for a while.
+    until tpu create --accelerator-type="$type" --version="$version" "${spot[@]}"; do
+        $existed || exit 1
+        echo "The slice $name could not be made; it is tried again."
+        sleep "${SECONDS_TO_SETTLE:-60}"
+    done
+    existed=true
 }
 
 install_on_hosts() {

@@ -266,3 +266,31 @@ def test_gains_are_over_the_budgets_that_both_ways_reach():
 
     *_, gain = compare.gain_lines([way("early", 1.0), way("late", 5.0)])
     assert gain == "| late | 2 | +0.00 (+0.00 to +0.00) |"
+
+
+def test_a_run_of_another_name_joins_the_kept_way_of_its_configuration(workdirs, tmp_path):
+    kept = tmp_path / "kept.json"
+    compare.main([str(workdirs[0]), f"--save={kept}"])
+    mine = workdirs[1].rename(tmp_path / "mine-1")
+    (joined,) = compare.read_ways([kept, mine])
+    assert (joined.name, joined.seeds) == ("weighted", [0, 1])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda ways: ways.clear(),
+        lambda ways: ways[0]["runs"].clear(),
+        lambda ways: ways[0]["runs"][0].update(budgeted=[1, 2]),
+        lambda ways: ways[0].update(config=3),
+    ],
+)
+def test_a_file_that_lacks_numbers_is_one_line(change, workdirs, tmp_path):
+    kept = tmp_path / "kept.json"
+    compare.main([str(workdirs[0]), f"--save={kept}"])
+    ways = json.loads(kept.read_text())
+    change(ways)
+    kept.write_text(json.dumps(ways))
+    with pytest.raises(UserError, match=r"kept\.json: (must be a file|holds no way)") as error:
+        compare.read_ways([kept])
+    assert "\n" not in str(error.value)

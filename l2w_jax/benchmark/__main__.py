@@ -16,8 +16,8 @@ spent on. Images are random: no data set is read.
         [--against=plain]
 
 compiles the step for a slice of TPUs or the GPUs of a machine, which need not be there, and prints
-what it holds, moves and computes on each; of GPUs, what it holds. --against=plain does the same for
-plain training on as many images, and prints the ratios. The compilers come with
+what it holds, moves and computes on each; of GPUs, what it holds and moves. --against=plain does
+the same for plain training on as many images, and prints the ratios. The compilers come with
 `pip install 'l2w_jax[tpu]'` and `'l2w_jax[cuda]'`.
 
     python -m l2w_jax.benchmark --early-exit --workdir=RUN [--runtime=jax,onnx,onnx_1_thread]
@@ -46,6 +46,15 @@ from l2w_jax import command_line
 from l2w_jax.config import flags, validate
 from l2w_jax.errors import UserError
 
+# What each kind of benchmark heeds besides the option that asks for it and a configuration, and
+# what that of an update heeds, which no option asks for.
+_OPTIONS = {
+    "early_exit": ("workdir", "runtime"),
+    "input": ("steps",),
+    "topology": ("against",),
+}
+_OF_UPDATE = ("steps", "no_cache", "compare")
+
 
 def main(argv: Sequence[str], started: float) -> None:
     """Runs the command.
@@ -57,6 +66,7 @@ def main(argv: Sequence[str], started: float) -> None:
         UserError: an argument, the configuration or the file to compare with is wrong.
     """
     arguments, config_arguments = _parser().parse_known_args(argv)
+    _check_options(arguments)
     if arguments.steps < 1:
         raise UserError(f"--steps: {arguments.steps} is not allowed: must be at least 1")
     if arguments.early_exit:
@@ -71,16 +81,14 @@ def main(argv: Sequence[str], started: float) -> None:
         print(json.dumps(benchmark_early_exit(arguments.workdir, runtimes), indent=2))
         return
     if arguments.input:
-        if config_arguments or arguments.workdir:
-            raise UserError("--input: takes no argument of a run or a configuration")
+        if config_arguments:
+            raise UserError("--input: takes no argument of a configuration")
         if arguments.steps < 2:
             raise UserError("--steps: 1 is not allowed: must be at least 2 with --input")
         from l2w_jax.benchmark.input import benchmark_input
 
         print(json.dumps(benchmark_input(arguments.steps), indent=2))
         return
-    if arguments.against and not arguments.topology:
-        raise UserError("--against: is not allowed without --topology")
     config = flags.parse(["benchmark", *config_arguments]).config
     if arguments.topology:
         from l2w_jax.benchmark.topology import find_slice, measure_on
@@ -104,9 +112,25 @@ def main(argv: Sequence[str], started: float) -> None:
     print(json.dumps(report, indent=2))
 
 
+def _check_options(arguments: argparse.Namespace) -> None:
+    """Raises UserError where an option is of another kind of benchmark, which would not heed it."""
+    defaults = _parser().parse_args([])
+    kind = next((kind for kind in _OPTIONS if getattr(arguments, kind, None)), None)
+    heeded = {kind, *_OPTIONS.get(kind, _OF_UPDATE)}
+    for name, value in vars(arguments).items():
+        if value == getattr(defaults, name) or name in heeded:
+            continue
+        of_others = [other for other in _OPTIONS if name in _OPTIONS[other]]
+        where = f"without --{of_others[0]}" if of_others and kind is None else f"with --{kind}"
+        raise UserError(f"--{name}: is not allowed {where}".replace("_", "-"))
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        report = json.loads(path.read_text())
+        if not isinstance(report, dict):
+            raise ValueError("no object")
+        return report
     except OSError as error:
         raise UserError(f"--compare={path}: {error.strerror}") from error
     except ValueError as error:

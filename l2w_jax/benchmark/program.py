@@ -65,6 +65,7 @@ def instructions(compiled_text: str) -> Iterator[Instruction]:
         called = re.findall(
             r"(?:body|condition|true_computation|false_computation)=%([\w.\-]+)", body
         )
+        called += re.findall(r" call\(.*?\), to_apply=%([\w.\-]+)", body)
         for branches in re.findall(r"branch_computations=\{(.*?)\}", body):
             called += re.findall(r"%([\w.\-]+)", branches)
         for name in called:

@@ -112,9 +112,9 @@ def ratios(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
     """new / old for every number that both hold, nested as they are."""
     result: dict[str, Any] = {}
     for name in new.keys() & old.keys():
-        if isinstance(new[name], Mapping):
+        if isinstance(new[name], Mapping) and isinstance(old[name], Mapping):
             result[name] = ratios(new[name], old[name])
-        elif isinstance(new[name], float) and old[name]:
+        elif isinstance(new[name], float) and isinstance(old[name], int | float) and old[name]:
             result[name] = new[name] / old[name]
     return dict(sorted(result.items()))
 

@@ -123,7 +123,7 @@ def _split_folders(folder: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     others = []
     for entry in walk.entries(folder):
-        if not entry.is_dir():
+        if not walk.is_folder(entry):
             continue
         split = _SPLITS.get(entry.name.lower())
         if split is None:
@@ -149,7 +149,7 @@ def _class_folders(folder: Path, skipped: Counter[str]) -> dict[str, list[str]]:
     """Returns the folders of each class of a split, by the class's name."""
     folders = defaultdict(list)
     for entry in walk.entries(folder):
-        if entry.is_dir():
+        if walk.is_folder(entry):
             # Systems compose accented letters differently, and users cannot see that they do.
             folders[unicodedata.normalize("NFC", entry.name)].append(entry.path)
         else:

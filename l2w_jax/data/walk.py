@@ -59,7 +59,7 @@ def _below(
         unreadable.append(error)
         return
     for entry in found:
-        if entry.is_dir():
+        if is_folder(entry):
             inside = os.path.join(above[-1], entry.name)
             real = os.path.realpath(inside) if entry.is_symlink() else inside
             if real not in above:
@@ -70,10 +70,18 @@ def _below(
             skipped[ending(entry.name)] += 1
 
 
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether this is a folder, or a link to one; a link to itself is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
 def is_image(entry: os.DirEntry[str]) -> bool:
     """Whether the ending is that of an image; pipes and devices have none."""
     has_ending = entry.name.lower().endswith(image_endings())
-    return has_ending and (entry.is_file() or not os.path.exists(entry.path))
+    return has_ending and (os.path.isfile(entry.path) or not os.path.exists(entry.path))
 
 
 def ending(name: str) -> str:

@@ -262,11 +262,14 @@ def read_latency(workdir: Path, evaluation: Evaluation) -> dict[str, Any] | None
     path = workdir / LATENCY_FILE
     try:
         latency = json.loads(path.read_text())
+        of_step = latency.get("step") == evaluation.step
+        if of_step and not isinstance(latency["batch_sizes"], dict | list):
+            raise ValueError("'batch_sizes'")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AttributeError, KeyError) as error:
         raise UserError(f"{path}: is damaged ({error}); delete it or measure again") from error
-    return latency if latency.get("step") == evaluation.step else None
+    return latency if of_step else None
 
 
 def read_policy(path: Path, evaluation: Evaluation) -> rules.ExitPolicy:

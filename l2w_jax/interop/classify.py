@@ -3,6 +3,7 @@
 Needs numpy, and for image files Pillow.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -17,10 +18,16 @@ def main(network_class):
     an_array = [path for path in paths if path.endswith(".npy")]
     if not paths or "--help" in paths or (an_array and len(paths) > 1):
         sys.exit(f"usage: python {Path(program).name} IMAGE ... or IMAGES.npy")
+    # A file's name need not be UTF-8.
+    sys.stdout.reconfigure(errors="surrogateescape")
+    sys.stderr.reconfigure(errors="surrogateescape")
     try:
         sys.exit((classify_array if an_array else classify_files)(network_class(), paths))
     except ValueError as error:
         sys.exit(str(error))
+    except BrokenPipeError:
+        # Who read the answers has seen enough.
+        os._exit(1)
 
 
 def classify_files(network, paths):
@@ -33,16 +40,18 @@ def classify_files(network, paths):
     status = 0
     image_format = network.description["image_format"]
     for start in range(0, len(paths), BATCH):
-        images = {}
+        images = []
         for path in paths[start : start + BATCH]:
             try:
-                images[path] = read_image(path, image_format["size"], image_format["centre_share"])
+                image = read_image(path, image_format["size"], image_format["centre_share"])
+                images.append((path, image))
             except Exception as error:  # Pillow raises many kinds
                 print(f"{path}: cannot be read as an image: {error}", file=sys.stderr)
                 status = 1
         if images:
-            lines = answers(network, np.stack(list(images.values())))
-            print(*map("\t".join, zip(lines, images, strict=True)), sep="\n")
+            lines = answers(network, np.stack([image for _, image in images]))
+            for line, (path, _) in zip(lines, images, strict=True):
+                print(f"{line}\t{path}")
     return status
 
 
@@ -52,8 +61,10 @@ def classify_array(network, paths):
     size = network.description["image_format"]["size"]
     try:
         images = np.load(path)
-    except (OSError, EOFError, ValueError) as error:
-        raise ValueError(f"{path}: no file of an array that numpy.save wrote") from error
+    except (OSError, EOFError, ValueError):
+        images = None
+    if not isinstance(images, np.ndarray):
+        raise ValueError(f"{path}: no file of an array that numpy.save wrote")
     if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3):
         found = f"{images.dtype} {list(images.shape)}"
         raise ValueError(f"{path}: holds {found}, must hold uint8 [N, {size}, {size}, 3]")

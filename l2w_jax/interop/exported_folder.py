@@ -69,7 +69,8 @@ def remove_earlier_export(folder: Path) -> None:
     """
     if not (folder / "network.json").exists():
         return
-    for pattern in ("network.json", "stage_*.onnx", "stage_*.jax_export", *_OTHER_FILES):
+    # The sign of an export last, for the case that this is interrupted.
+    for pattern in ("stage_*.onnx", "stage_*.jax_export", *_OTHER_FILES, "network.json"):
         for path in folder.glob(pattern):
             path.unlink()
 

@@ -3,6 +3,9 @@
 import numpy as np
 from PIL import Image, ImageOps
 
+# Pillow gives them in numbers of 32 bits.
+_GREY_OF_16_BITS = {("I", "PNG"), ("I", "PPM")}
+
 
 def read_image(path, size, centre_share):
     """The centre of an image file, upright and over white, uint8 [size, size, 3].
@@ -10,7 +13,9 @@ def read_image(path, size, centre_share):
     As training saw it: of halved or unscaled images every pixel, of others to 1 of 255 levels.
     """
     with Image.open(path) as image:
-        has_16_bits = image.mode.startswith("I;16") or image.format in ("PNG", "PPM")
+        has_16_bits = (
+            image.mode.startswith("I;16") or (image.mode, image.format) in _GREY_OF_16_BITS
+        )
         image = ImageOps.exif_transpose(image)
         if image.mode[0] in "IF":
             image = grey_in_8_bits(np.asarray(image), has_16_bits)

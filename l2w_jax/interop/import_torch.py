@@ -52,9 +52,14 @@ def main(argv: Sequence[str]) -> None:
         writer.save(state)
         writer.wait()
         writer.close()
+    what = (
+        "of the weight predictor"
+        if state.wpn_params
+        else ("of the weight predictor left out, which plain training has not")
+    )
     print(
         f"{path}: {len(checkpoint.network)} tensors of the network, "
-        f"{len(checkpoint.predictor)} of the weight predictor; written to {workdir}"
+        f"{len(checkpoint.predictor)} {what}; written to {workdir}"
     )
 
 

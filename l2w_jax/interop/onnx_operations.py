@@ -60,6 +60,9 @@ _ELEMENTWISE = {
     "tanh": "Tanh",
 }
 _REDUCTIONS = {"reduce_max": "ReduceMax", "reduce_min": "ReduceMin", "reduce_sum": "ReduceSum"}
+
+# What only calls a function once; a loop has one too.
+_CALLS = {"jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call"}
 _UNCHANGED = {"copy", "copy_p", "stop_gradient", "optimization_barrier", "sharding_constraint"}
 
 
@@ -88,7 +91,11 @@ def convert(graph: Graph, jaxpr: core.ClosedJaxpr, arguments: Sequence[Known | V
     values.update(zip(jaxpr.jaxpr.constvars, constants, strict=True))
     values.update(zip(jaxpr.jaxpr.invars, arguments, strict=True))
     for eqn in jaxpr.jaxpr.eqns:
-        results = _convert_operation(graph, eqn, [read(operand) for operand in eqn.invars])
+        try:
+            results = _convert_operation(graph, eqn, [read(operand) for operand in eqn.invars])
+        except NotImplementedError as error:
+            # What depends on how many images there are.
+            raise Unsupported(f"the operation {eqn.primitive.name!r} over images") from error
         values.update(zip(eqn.outvars, results, strict=True))
     return [read(operand) for operand in jaxpr.jaxpr.outvars]
 
@@ -99,13 +106,14 @@ def _convert_operation(
     name = eqn.primitive.name
     if eqn.params.get("name") == RESIZE_NAME and not isinstance(operands[0], Known):
         return [onnx_windows.resize(graph, operands[0], eqn.outvars[0].aval.shape)]
-    inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
-    if isinstance(inner, core.ClosedJaxpr) and len(inner.jaxpr.invars) == len(operands):
-        return convert(graph, inner, operands)
+    if name in _CALLS:
+        return convert(graph, eqn.params.get("jaxpr", eqn.params.get("call_jaxpr")), operands)
     if name in _UNCHANGED:
         return operands
     if all(isinstance(operand, Known) for operand in operands):
         return _computed(eqn, operands)
+    if name in ("and", "or", "not") and eqn.outvars[0].aval.dtype != bool:
+        raise Unsupported(f"the operation {name!r} on bits")
     if name in _ELEMENTWISE:
         return [_elementwise(graph, _ELEMENTWISE[name], operands, eqn)]
     if name not in _OPERATIONS and name not in _REDUCTIONS:

@@ -63,6 +63,8 @@ def write_report(workdirs: Sequence[Path], output: Path | None = None) -> Path:
             else:
                 # That of an earlier evaluation would pass for this one's.
                 path.unlink(missing_ok=True)
+        if runs[0].latency is None:
+            (folder / "plots" / "latency.png").unlink(missing_ok=True)
     return folder / "report.html"
 
 
@@ -93,7 +95,13 @@ def read_runs(workdirs: Sequence[Path]) -> list[Run]:
 def _read_json_lines(path: Path) -> list[dict[str, Any]]:
     # A run that is still going on may be half-way through its last line.
     complete = path.read_text().split("\n")[:-1]
-    return [json.loads(line) for line in complete]
+    lines = []
+    for number, line in enumerate(complete, start=1):
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}: line {number} is damaged; take it out") from error
+    return lines
 
 
 if __name__ == "__main__":

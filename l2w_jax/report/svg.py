@@ -49,6 +49,9 @@ class Scale:
         locator = LogLocator(numticks=6) if self.axis.logarithmic else MaxNLocator(5, min_n_ticks=3)
         slack = 1e-9 * (high - low)
         found = [v for v in locator.tick_values(low, high) if low - slack <= v <= high + slack]
+        if self.axis.logarithmic and len(found) < 2:
+            finer = LogLocator(subs=(1, 2, 3, 5, 7), numticks=12).tick_values(low, high)
+            found = [v for v in finer if low - slack <= v <= high + slack]
         return [(f"{value:g}", self.place(value)) for value in found]
 
 

@@ -22,6 +22,9 @@ _FREE_FIELDS = (
     "log.",
 )
 
+# Of a folder that no step has run in yet, such as that of an imported network.
+_PARTS_NOT_FOUND = "optimizer.accumulation: 0 -> "
+
 
 def check(config: ConfigDict, workdir: Path) -> None:
     """Looks, without writing, whether a run of this configuration can use a folder.
@@ -42,7 +45,7 @@ def check(config: ConfigDict, workdir: Path) -> None:
     changes = [
         line
         for line in run_config.differences(run_config.read_config(workdir), config)
-        if not line.startswith(_FREE_FIELDS)
+        if not line.startswith((*_FREE_FIELDS, _PARTS_NOT_FOUND))
     ]
     if changes:
         longer = any(line.startswith("optimizer.epochs:") for line in changes)

@@ -62,7 +62,12 @@ def noting(calls):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--input", "--workdir=x"], "--input: takes no argument of a run or a configuration"),
+        (["--input", "--workdir=x"], "--workdir: is not allowed with --input"),
+        (["--input", "--config=x.py"], "--input: takes no argument of a configuration"),
+        (["--config=x.py", "--workdir=x"], "--workdir: is not allowed without --early-exit"),
+        (["--config=x.py", "--runtime=onnx"], "--runtime: is not allowed without --early-exit"),
+        (["--early-exit", "--no-cache"], "--no-cache: is not allowed with --early-exit"),
+        (["--topology=h100:1", "--steps=3"], "--steps: is not allowed with --topology"),
         (["--input", "--steps=1"], "--steps: 1 is not allowed: must be at least 2 with --input"),
         (["--config=x.py", "--steps=0"], "--steps: 0 is not allowed: must be at least 1"),
     ],

@@ -116,3 +116,9 @@ def test_of_an_array_that_is_prefetched_in_part_the_part_counts():
     before = program.memory_traffic(TPU_PROGRAM)
     assert program.memory_traffic(text) == before + 2 * 4
     assert program.num_copies(text) == {"copies": 1, "prefetches": 2}
+
+
+def test_what_is_called_counts():
+    called = "  %call.1 = f32[8]{0:T(128)} call(%p0), to_apply=%fused_computation\n"
+    text = TPU_PROGRAM.replace("  %copy.1", called + "  %copy.1")
+    assert program.num_copies(text) == {"copies": 2, "prefetches": 1}

@@ -54,6 +54,11 @@ def test_links_in_a_circle_end(folder, tmp_path):
     assert found(folder) == ["a/d.webp", "a/deep/er/c.PNG", "a/to_other/o.png", "b.jpg"]
 
 
+def test_a_link_to_itself_is_left_to_its_reader(folder):
+    (folder / "itself.png").symlink_to(folder / "itself.png")
+    assert "itself.png" in found(folder)
+
+
 def test_a_link_that_leads_nowhere_is_left_to_its_reader_and_a_pipe_is_not(folder):
     (folder / "gone.jpg").symlink_to(folder / "nowhere")
     (folder / "gone.txt").symlink_to(folder / "nowhere")

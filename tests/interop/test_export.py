@@ -34,7 +34,6 @@ IMAGES = IMAGES.astype(np.uint8)
 FORMAT = export.ImageFormat(8, 1.0, [0.4, 0.5, 0.6], [0.2, 0.25, 0.3])
 
 
-# Runs the loader where nothing but jax and what that itself needs can be imported.
 def preprocess(images):
     return normalize(images, np.float32(FORMAT.mean), np.float32(FORMAT.deviation))
 

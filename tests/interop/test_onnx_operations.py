@@ -122,6 +122,10 @@ def test_limits_are_one_operation():
         (lambda x: jnp.cumsum(x, axis=1), "'cumsum'"),
         (lambda x: lax.conv_transpose(x, KERNEL, (2, 2), "SAME"), "'conv_general_dilated'"),
         (lambda x: x @ x.swapaxes(2, 3), "'dot_general'"),
+        (lambda x: lax.fori_loop(0, 3, lambda i, y: 2 * y + 1, x), "'scan'"),
+        (lambda x: lax.scan(lambda y, _: (2 * y, None), x, None, length=4)[0], "'scan'"),
+        (lambda x: x.astype(jnp.int32) & 3, "'and' on bits"),
+        (lambda x: x - x.mean(axis=0), "over images|'.*'"),
     ],
 )
 def test_what_has_no_word_is_named(function, message):

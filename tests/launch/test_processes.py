@@ -143,6 +143,22 @@ def child_of(parent, process_id):
     raise AssertionError("no such process")
 
 
+def test_a_process_that_nobody_reads_or_that_prints_other_bytes_ends_all_the_same(capfd):
+    lines = "import sys; sys.stdout.buffer.write(b'caf\\xe9\\n' * 20_000)"
+    assert processes.run(1, [sys.executable, "-c", lines]) == 0
+    assert capfd.readouterr().out.startswith("[0] caf\\xe9\n")
+
+    class Closed:
+        def write(self, _):
+            raise BrokenPipeError
+
+        flush = write
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdout", Closed())
+        assert processes.run(1, [sys.executable, "-c", lines]) == 0
+
+
 def test_a_wrong_number_is_refused():
     completed = subprocess.run(
         [sys.executable, str(ROOT / "launch" / "processes.py"), "two"],

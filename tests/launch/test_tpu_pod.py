@@ -14,7 +14,13 @@ echo "$*" | tr '\\n' ';' >> "$SLICE/calls"
 echo >> "$SLICE/calls"
 case "$*" in
     *" describe "*) cat "$SLICE/state" 2>/dev/null || exit 1 ;;
-    *" create "*) echo READY > "$SLICE/state" ;;
+    *" create "*)
+        if [ -s "$SLICE/no_room" ]; then
+            sed -i 1d "$SLICE/no_room"
+            exit 1
+        fi
+        echo READY > "$SLICE/state"
+        ;;
     *" delete "*) rm "$SLICE/state" ;;
     *" scp "*)
         if [ -e "$SLICE/lost_while_copying" ]; then
@@ -106,6 +112,21 @@ def test_goes_on_after_each_preemption(pod):
     assert verbs(calls).count("train") == 3
     assert verbs(calls).count("create") == 3
     assert verbs(calls)[-2:] == ["storage", "delete"]
+
+
+def test_waits_where_a_lost_slice_cannot_be_made_at_once(pod, tmp_path):
+    (tmp_path / "no_room").write_text("once\ntwice\n")
+    completed, calls = pod(*SLICE_FLAGS, *TRAIN, outcomes=("preempted", "0"), state="READY")
+    assert completed.returncode == 0, completed.stderr
+    assert verbs(calls).count("create") == 3
+    assert verbs(calls).count("train") == 2
+
+
+def test_a_slice_that_was_never_made_is_a_failure(pod, tmp_path):
+    (tmp_path / "no_room").write_text("once\n")
+    completed, calls = pod(*SLICE_FLAGS, *TRAIN)
+    assert completed.returncode == 1
+    assert verbs(calls) == ["describe", "create"]
 
 
 def test_goes_on_where_the_slice_is_lost_before_the_run_begins(pod, tmp_path):

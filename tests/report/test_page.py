@@ -181,6 +181,15 @@ def test_a_run_without_metrics_is_shown(two_runs):
 def test_damaged_and_unwritable_files_are_named(two_runs, tmp_path):
     with pytest.raises(UserError, match=f"{tmp_path}: cannot be written"):
         report.write_report(two_runs, tmp_path)
+    (two_runs[0] / "metrics.jsonl").write_text('{"step": 1}\n{half\n{"step": 3}\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl: line 2 is damaged"):
+        report.write_report(two_runs)
+    (two_runs[0] / "metrics.jsonl").unlink()
+    step = Evaluation.load(two_runs[0]).step
+    for latency in ([], {"step": step}):
+        write_json(two_runs[0] / "latency.json", latency)
+        with pytest.raises(UserError, match=r"latency\.json: is damaged"):
+            report.write_report(two_runs)
     for name in ("latency.json", "evaluation.npz", "evaluation.json"):
         (two_runs[0] / name).write_text("{half")
         with pytest.raises(UserError, match=f"{two_runs[0]}.*{name}:? is damaged"):

@@ -6,7 +6,18 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from l2w_jax.report.charts import Axis, Chart, Rule, Series
-from l2w_jax.report.svg import BOTTOM, HEIGHT, LEFT, MOST_MARKS, RIGHT, TOP, WIDTH, style_of, svg
+from l2w_jax.report.svg import (
+    BOTTOM,
+    HEIGHT,
+    LEFT,
+    MOST_MARKS,
+    RIGHT,
+    TOP,
+    WIDTH,
+    Scale,
+    style_of,
+    svg,
+)
 
 RIGHT_EDGE, LOWER_EDGE = WIDTH - RIGHT, HEIGHT - BOTTOM
 X, Y = Axis("x", "s"), Axis("y", "%")
@@ -112,3 +123,10 @@ def test_bands_say_their_shares_at_each_x():
 def test_series_of_one_colour_are_told_apart_by_dashes():
     styles = [style_of(Series("a", [], colour)) for colour in range(12)]
     assert len(set(styles)) == 12
+
+
+@pytest.mark.parametrize("limits", [(4.0, 9.0), (0.2, 0.8), (1.2, 2.5), (0.01, 100.0)])
+def test_an_axis_of_any_range_has_numbers(limits):
+    scale = Scale(Axis("loss", logarithmic=True), limits, 0, 100)
+    assert len(scale.ticks) >= 2
+    assert all(limits[0] <= float(text) <= limits[1] for text, _ in scale.ticks)
