@@ -31,13 +31,14 @@ from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
 from l2w_jax import command_line
-from l2w_jax.config import stored, to_json
+from l2w_jax.config import default_config, stored, to_json
 from l2w_jax.early_exit.budget import budgeted_curve_from_confidences
 from l2w_jax.early_exit.rules import DEFAULT_RULE
 from l2w_jax.errors import UserError
 from l2w_jax.evaluation.results import Evaluation
 from l2w_jax.files import told_if_unwritable, write_atomically, write_json
 from l2w_jax.report import figures, png
+from l2w_jax.run.workdir import FREE_FIELDS
 
 # Of the last exit's mul-adds: what the budgeted curves are read at, and averaged between.
 BUDGETS = (0.4, 0.6, 0.8)
@@ -66,7 +67,7 @@ class Way:
         budgeted: of each run, (mul-adds, top-1 in percent) of its budgeted curve and its ends,
             [n, 2], by rising mul-adds.
         images: that these are of, "test" or "holdout".
-        config: of the runs, but for their seeds and where their data lay; None if it was not kept.
+        config: of the runs, but for their seeds and what changes no number; None if not kept.
     """
 
     name: str
@@ -154,7 +155,7 @@ def read_ways(paths: Sequence[Path], images: str = "test") -> list[Way]:
         if path.suffix == ".json":
             ways += _read_numbers(path, images)
             continue
-        way = to_json(_config_of_way(path))
+        way = to_json(_config_of_way(stored.read_config(path)))
         if way not in groups:
             groups[way] = []
             ways.append(groups[way])
@@ -166,7 +167,9 @@ def read_ways(paths: Sequence[Path], images: str = "test") -> list[Way]:
     def read(group: list[Path]) -> Way:
         name = _without_number(group[0].absolute().name)
         name = name if names.count(name) == 1 else str(group[0])
-        return _read_way(kept.get(to_json(_config_of_way(group[0])), name), group, images)
+        return _read_way(
+            kept.get(to_json(_config_of_way(stored.read_config(group[0]))), name), group, images
+        )
 
     return _joined([way if isinstance(way, Way) else read(way) for way in ways])
 
@@ -199,10 +202,15 @@ def _joined(ways: Sequence[Way]) -> list[Way]:
     return list(by_name.values())
 
 
-def _config_of_way(workdir: Path) -> ConfigDict:
-    """A run's configuration but for what may differ between the runs of one way."""
-    config = stored.read_config(workdir)
-    config.seed, config.dataset.data_dir = 0, ""
+def _config_of_way(config: ConfigDict) -> ConfigDict:
+    """A run's configuration but for the seed and what changes no number: as by default."""
+    names = [name for name, _ in stored.fields(config)]
+    free = {
+        name: value
+        for name, value in stored.fields(default_config())
+        if name in names and (name == "seed" or name.startswith(FREE_FIELDS))
+    }
+    config.update_from_flattened_dict(free)
     return config
 
 
@@ -246,7 +254,7 @@ def _read_way(name: str, workdirs: Sequence[Path], images: str) -> Way:
         anytime=np.array(anytime),
         budgeted=budgeted,
         images=images,
-        config=_config_of_way(workdirs[0]),
+        config=_config_of_way(stored.read_config(workdirs[0])),
     )
 
 
@@ -319,7 +327,11 @@ def _read_numbers(path: Path, images: str) -> list[Way]:
                     np.array(run["budgeted"] or [_NO_POINT], np.float64) for run in way["runs"]
                 ],
                 images=way.get("images", "test"),
-                config=stored.from_json(json.dumps(way["config"])) if "config" in way else None,
+                config=(
+                    _config_of_way(stored.from_json(json.dumps(way["config"])))
+                    if "config" in way
+                    else None
+                ),
             )
             for way in json.loads(path.read_text())
         ]

@@ -234,10 +234,11 @@ def test_runs_of_another_way_do_not_join_a_kept_one_of_their_name(workdirs, tmp_
     assert joined.seeds == [0, 1]
 
 
-def test_where_the_data_lay_makes_no_other_way(workdirs):
+def test_where_the_data_lay_and_what_was_logged_makes_no_other_way(workdirs):
     path = workdirs[1] / "config.json"
     config = json.loads(path.read_text())
     config["dataset"]["data_dir"] = "elsewhere"
+    config["log"]["every_steps"] = 7
     path.write_text(json.dumps(config))
     (weighted, _) = compare.read_ways(workdirs)
     assert weighted.seeds == [0, 1]

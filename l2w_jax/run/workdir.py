@@ -14,7 +14,7 @@ from l2w_jax.errors import UserError
 from l2w_jax.files import lock, told_if_unwritable, write_atomically
 
 # Fields that change no number of a run, so that it may go on with other values.
-_FREE_FIELDS = (
+FREE_FIELDS = (
     "checkpoint.",
     "dataset.data_dir",
     "dataset.eval_batch_size",
@@ -45,7 +45,7 @@ def check(config: ConfigDict, workdir: Path) -> None:
     changes = [
         line
         for line in run_config.differences(run_config.read_config(workdir), config)
-        if not line.startswith((*_FREE_FIELDS, _PARTS_NOT_FOUND))
+        if not line.startswith((*FREE_FIELDS, _PARTS_NOT_FOUND))
     ]
     if changes:
         longer = any(line.startswith("optimizer.epochs:") for line in changes)
