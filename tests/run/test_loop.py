@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -139,12 +140,16 @@ def test_a_signal_before_there_is_something_to_save_ends_the_process(
     for step in checkpoint_steps(workdir):
         if step > first_step:
             shutil.rmtree(workdir / "checkpoints" / str(step))
-    ended_by = []
-    monkeypatch.setattr(stop_signals, "_end", ended_by.append)
-    with pytest.raises(RunInterrupted, match=f"SIGTERM after step {first_step + 1}, which is"):
-        train(config, workdir, {first_step + 1: send(signal.SIGTERM)})
+    ended = threading.Event()
+    monkeypatch.setattr(stop_signals, "_end", lambda _: ended.set())
+
+    def interrupted():
+        send(signal.SIGTERM)()
+        assert ended.wait(timeout=30), "before the batch is there, and so before the first step"
+
     # Who is still there stops where there is something to save.
-    assert ended_by == ["SIGTERM"]
+    with pytest.raises(RunInterrupted, match=f"SIGTERM after step {first_step + 1}, which is"):
+        train(config, workdir, {first_step + 1: interrupted})
     assert_bit_identical(train(config, workdir), undisturbed[1])
 
 
