@@ -2,8 +2,9 @@
 
     python -m l2w_jax.interop.export_torch CKPT.pth.tar --workdir=FOLDER
 
-The inverse of `l2w_jax.interop.import_torch`, bit for bit. The checkpoint with the best held-out
-accuracy is taken, as in an evaluation.
+The inverse of `l2w_jax.interop.import_torch`, bit for bit, of what the configuration has a place
+for (plain training has none for a weight predictor). The checkpoint with the best held-out accuracy
+is taken, as in an evaluation.
 """
 
 import json
@@ -47,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
     checkpoint = state_to_torch(config, state)
     extras = arguments.workdir / EXTRAS_FILE
     if extras.exists():
-        checkpoint = _with_extras(checkpoint, json.loads(extras.read_text()))
+        checkpoint = _with_extras(checkpoint, json.loads(extras.read_text()), int(state.step))
     write_torch_checkpoint(arguments.file, checkpoint)
     print(f"{arguments.file}: written from step {int(state.step)} of {arguments.workdir}")
 
@@ -61,8 +62,13 @@ def state_to_torch(config: ConfigDict, state: TrainState) -> TorchCheckpoint:
     )
 
 
-def _with_extras(checkpoint: TorchCheckpoint, extras: dict) -> TorchCheckpoint:
-    """The checkpoint with the counters and names that it was imported with."""
+def _with_extras(checkpoint: TorchCheckpoint, extras: dict, step: int) -> TorchCheckpoint:
+    """The checkpoint with the counters and names that it was imported with.
+
+    And without a predictor where that had none, and the one here has learned nothing since.
+    """
+    if step == 0 and not extras.get("has_predictor", True):
+        checkpoint = checkpoint._replace(predictor={})
     counters = {name: np.array(count, np.int64) for name, count in extras["counters"].items()}
     return checkpoint._replace(network=checkpoint.network | counters, prefixed=extras["prefixed"])
 

@@ -46,7 +46,11 @@ def main(argv: Sequence[str]) -> None:
     state = state_from_torch(config, checkpoint, path)
     counters = {name: int(v) for name, v in checkpoint.network.items() if name.endswith(COUNTER)}
     with run_folder.exclusive_use(config, workdir):
-        extras = {"prefixed": checkpoint.prefixed, "counters": counters}
+        extras = {
+            "prefixed": checkpoint.prefixed,
+            "counters": counters,
+            "has_predictor": bool(checkpoint.predictor),
+        }
         write_atomically(workdir / EXTRAS_FILE, json.dumps(extras, indent=2))
         writer = checkpoints.CheckpointWriter(workdir, config.checkpoint.keep)
         writer.save(state)

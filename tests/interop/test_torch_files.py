@@ -103,6 +103,23 @@ def test_import_and_export_give_the_file_back_bit_for_bit(
             assert back[part][name].dtype == value.dtype, name
 
 
+def test_a_file_without_a_predictor_comes_back_without_one(tensors, config_path, tmp_path):
+    theirs, ours = tmp_path / "theirs.pth.tar", tmp_path / "ours.pth.tar"
+    torch.save({"state_dict": tensors}, theirs)
+    run_import(theirs, config_path, tmp_path / "run")
+    export_torch.main([str(ours), f"--workdir={tmp_path / 'run'}"])
+    assert not torch.load(ours, weights_only=True).get("meta_state_dict")
+
+
+def test_a_predictor_that_plain_training_has_no_place_for_is_told(
+    tensors, predictor, config_path, tmp_path, capsys
+):
+    torch.save({"state_dict": tensors, "meta_state_dict": predictor}, tmp_path / "theirs.pth.tar")
+    flags = [f"--config={config_path}", "--config.weighting.kind=none"]
+    import_torch.main([str(tmp_path / "theirs.pth.tar"), *flags, f"--workdir={tmp_path / 'run'}"])
+    assert "4 of the weight predictor left out" in capsys.readouterr().out
+
+
 def test_a_run_starts_from_an_imported_network(tensors, config_path, tmp_path, capsys):
     theirs, imported = tmp_path / "theirs.pth.tar", tmp_path / "imported"
     torch.save({"state_dict": tensors}, theirs)
