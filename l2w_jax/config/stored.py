@@ -10,6 +10,15 @@ from ml_collections import ConfigDict
 from l2w_jax.config.defaults import default_config
 from l2w_jax.errors import UserError
 
+# Of which a change changes no number of a run.
+FREE_FIELDS = (
+    "checkpoint.",
+    "dataset.data_dir",
+    "dataset.eval_batch_size",
+    "dataset.max_bad_share",
+    "log.",
+)
+
 
 def to_json(config: ConfigDict) -> str:
     """Writes `config` as indented JSON with its fields in alphabetical order."""

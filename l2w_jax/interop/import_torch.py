@@ -56,11 +56,9 @@ def main(argv: Sequence[str]) -> None:
         writer.save(state)
         writer.wait()
         writer.close()
-    what = (
-        "of the weight predictor"
-        if state.wpn_params
-        else ("of the weight predictor left out, which plain training has not")
-    )
+    what = "of the weight predictor"
+    if not state.wpn_params:
+        what += " left out, as plain training has none"
     print(
         f"{path}: {len(checkpoint.network)} tensors of the network, "
         f"{len(checkpoint.predictor)} {what}; written to {workdir}"

@@ -267,7 +267,7 @@ def training(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Chart]:
 
 
 class WayOfTraining(Protocol):
-    """What `comparison` shows of several runs; see `l2w_jax.compare.Way`."""
+    """What `comparison` shows of several runs; see `l2w_jax.evaluation.ways.Way`."""
 
     name: str
     mul_adds: NDArray[np.float64]

@@ -47,7 +47,8 @@ def train(config: ConfigDict, source: Source, workdir: Path) -> TrainState:
       The state after the last iteration.
 
     Raises:
-      UserError: the checkpoints there are all damaged or of another network.
+      UserError: the checkpoints there are all damaged or of another network, or were trained on
+        another number of images; or a step fits into a device's memory in no number of parts.
       RunFailed: a loss or an array is not finite, a checkpoint could not be saved, or a device's
         memory does not hold a step.
       RunInterrupted: a signal asked the run to stop; its state is saved.

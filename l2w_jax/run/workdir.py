@@ -13,15 +13,6 @@ from l2w_jax import config as run_config
 from l2w_jax.errors import UserError
 from l2w_jax.files import lock, told_if_unwritable, write_atomically
 
-# Fields that change no number of a run, so that it may go on with other values.
-FREE_FIELDS = (
-    "checkpoint.",
-    "dataset.data_dir",
-    "dataset.eval_batch_size",
-    "dataset.max_bad_share",
-    "log.",
-)
-
 # Of a folder that no step has run in yet, such as that of an imported network.
 _PARTS_NOT_FOUND = "optimizer.accumulation: 0 -> "
 
@@ -45,7 +36,7 @@ def check(config: ConfigDict, workdir: Path) -> None:
     changes = [
         line
         for line in run_config.differences(run_config.read_config(workdir), config)
-        if not line.startswith((*FREE_FIELDS, _PARTS_NOT_FOUND))
+        if not line.startswith((*run_config.stored.FREE_FIELDS, _PARTS_NOT_FOUND))
     ]
     if changes:
         longer = any(line.startswith("optimizer.epochs:") for line in changes)
