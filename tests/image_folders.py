@@ -1,5 +1,7 @@
 """Folders of small pictures, each class in a colour of its own, and what a source shows of them."""
 
+import os
+
 import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
@@ -48,3 +50,15 @@ def everything(source, split, batch_size=7):
         key: np.concatenate([batch[key][batch["mask"]] for batch in batches])
         for key in ("image", "label", "index")
     }
+
+
+def refuse_folder(monkeypatch, name):
+    """Has a folder of this name be one that may not be read."""
+    scandir = os.scandir
+
+    def refuse(path):
+        if os.path.basename(path) == name:
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)

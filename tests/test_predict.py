@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 from collections import Counter
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from image_folders import refuse_folder
 from PIL import Image
 from written_runs import made_evaluation, made_predictions
 
@@ -180,14 +180,7 @@ def test_without_images_to_choose_thresholds_on_a_file_of_them_is_asked_for(eval
 def test_a_folder_that_cannot_be_read_is_told_and_the_others_go_on(
     command, folder, capsys, monkeypatch
 ):
-    scandir = os.scandir
-
-    def refuse(path):
-        if str(path).endswith("inner"):
-            raise PermissionError(13, "Permission denied")
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", refuse)
+    refuse_folder(monkeypatch, "inner")
     (folder / "2_broken.png").unlink()
     with pytest.raises(Incomplete, match=r"^1 folders could not be read$"):
         command(folder, folder / "inner" / "3.png")

@@ -5,8 +5,10 @@ import time
 import pytest
 from small_networks import ConvNetwork
 
+from l2w_jax.benchmark import __main__ as command
 from l2w_jax.benchmark import update as benchmark
 from l2w_jax.config import default_config
+from l2w_jax.errors import UserError
 
 
 @pytest.fixture
@@ -42,3 +44,13 @@ def test_ratios_are_of_the_numbers_that_both_have():
     old = {"plain": {"seconds": 2.0, "gone": 1.0}, "device": "cpu", "images": 3}
     new = {"plain": {"seconds": 1.0, "added": 1.0}, "device": "cpu", "images": 3}
     assert benchmark.ratios(new, old) == {"plain": {"seconds": 0.5}}
+    for other in ({"plain": 3.0}, {"plain": {"seconds": "x"}}):
+        assert not any(benchmark.ratios(new, other).values())
+
+
+def test_what_is_no_report_is_refused_before_anything_is_measured(tmp_path):
+    (tmp_path / "old.json").write_text("[1]")
+    with pytest.raises(UserError, match=r"old\.json: not the output of this command: no object"):
+        command.main(
+            ["--config=configs/digits_msdnet.py", f"--compare={tmp_path / 'old.json'}"], started=0.0
+        )

@@ -16,6 +16,7 @@ from image_folders import (
     everything,
     folder_config,
     photo,
+    refuse_folder,
     write_split,
 )
 from PIL import Image
@@ -298,14 +299,7 @@ def test_a_folder_that_is_not_there_is_one_line(tmp_path):
 
 
 def test_an_unreadable_folder_is_one_line(folder, monkeypatch):
-    scandir = os.scandir
-
-    def refuse(path):
-        if str(path).endswith("green"):
-            raise PermissionError(13, "Permission denied")
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", refuse)
+    refuse_folder(monkeypatch, "green")
     with pytest.raises(UserError, match="green: cannot be read: Permission denied"):
         open_source(folder_config(folder))
 

@@ -4,6 +4,7 @@ import os
 from collections import Counter
 
 import pytest
+from image_folders import refuse_folder
 
 from l2w_jax.data import walk
 from l2w_jax.errors import UserError
@@ -77,14 +78,10 @@ def test_a_folder_that_cannot_be_read_is_one_line(folder, monkeypatch):
 
 
 def test_folders_that_cannot_be_read_may_be_left_out(folder, monkeypatch):
-    scandir, unreadable = os.scandir, []
-
-    def refuse(path):
-        if path.endswith("deep"):
-            raise PermissionError(13, "no")
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", refuse)
+    refuse_folder(monkeypatch, "deep")
+    unreadable = []
     paths = list(walk.image_files(folder, Counter(), unreadable))
     assert [os.path.relpath(path, folder) for path in paths] == ["a/d.webp", "b.jpg"]
-    assert [str(error) for error in unreadable] == [f"{folder}/a/deep: cannot be read: no"]
+    assert [str(error) for error in unreadable] == [
+        f"{folder}/a/deep: cannot be read: Permission denied"
+    ]

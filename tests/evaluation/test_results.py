@@ -9,6 +9,7 @@ import pytest
 from written_runs import made_evaluation, made_examples, random_predictions, write_config
 
 from l2w_jax.errors import UserError
+from l2w_jax.evaluation import results
 from l2w_jax.evaluation.results import Evaluation, SampleWeights
 from l2w_jax.files import write_arrays
 
@@ -164,6 +165,19 @@ def test_a_damaged_file_is_named(folder, damaged):
     made_evaluation().save(folder)
     (folder / damaged).write_text("{half")
     with pytest.raises(UserError, match=f"{damaged} is damaged"):
+        Evaluation.load(folder)
+
+
+def test_an_evaluation_that_is_cut_short_does_not_pass_for_the_one_before(folder, monkeypatch):
+    made_evaluation(step=1).save(folder)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(results, "write_arrays", full)
+    with pytest.raises(OSError, match="No space left"):
+        made_evaluation(step=2).save(folder)
+    with pytest.raises(UserError, match=r"evaluation\.json is missing"):
         Evaluation.load(folder)
 
 

@@ -174,6 +174,15 @@ def test_a_run_is_exported_and_runs_alone(run_folder, tmp_path, capsys):
     command[-1] = tmp_path / "image.png"
     shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert shown == f"{first}\t{tmp_path / 'image.png'}\n"
+    twice = [*command, tmp_path / "image.png"]
+    shown = subprocess.run(twice, check=True, capture_output=True, text=True).stdout
+    assert shown == 2 * f"{first}\t{tmp_path / 'image.png'}\n"
+
+    np.savez(tmp_path / "several.npz", IMAGES, IMAGES)
+    command[-1] = (tmp_path / "several.npz").rename(tmp_path / "several.npy")
+    refused = subprocess.run(command, capture_output=True, text=True)
+    assert refused.stderr == f"{command[-1]}: no file of an array that numpy.save wrote\n"
+    command[-1] = tmp_path / "image.png"
 
     damaged = shutil.copytree(folder, tmp_path / "damaged")
     (damaged / "stage_2.jax_export").write_bytes(b"of another export")

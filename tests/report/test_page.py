@@ -150,6 +150,16 @@ def test_measured_latency_is_shown(two_runs):
     assert ["full network", "1.250"] in page.rows
 
 
+def test_a_picture_of_another_steps_latency_is_taken_away(two_runs):
+    picture = two_runs[0] / "plots" / "latency.png"
+    picture.parent.mkdir()
+    for step, stays in ((40, True), (20, False)):
+        picture.write_bytes(b"drawn when it was measured")
+        write_json(two_runs[0] / "latency.json", measured(step=step))
+        report.write_report(two_runs)
+        assert picture.exists() == stays
+
+
 def test_latency_of_another_step_or_of_none_is_not_measured(two_runs):
     write_json(two_runs[0] / "latency.json", measured(step=20))
     assert report.write_report(two_runs).read_text().count("Not measured") == 2
