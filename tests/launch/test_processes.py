@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import types
 from pathlib import Path
@@ -143,9 +144,22 @@ def child_of(parent, process_id):
     raise AssertionError("no such process")
 
 
+def run_printing(lines):
+    """Runs a program as `processes.run` does, but no longer than it may take."""
+    (process,) = processes.start(1, [sys.executable, "-c", lines])
+    printer = threading.Thread(target=processes.print_prefixed, args=("[0] ", process.stdout))
+    printer.start()
+    try:
+        return process.wait(timeout=30)
+    finally:
+        process.kill()
+        printer.join()
+
+
 def test_a_process_that_nobody_reads_or_that_prints_other_bytes_ends_all_the_same(capfd):
+    # More than a pipe holds.
     lines = "import sys; sys.stdout.buffer.write(b'caf\\xe9\\n' * 20_000)"
-    assert processes.run(1, [sys.executable, "-c", lines]) == 0
+    assert run_printing(lines) == 0
     assert capfd.readouterr().out.startswith("[0] caf\\xe9\n")
 
     class Closed:
@@ -156,7 +170,7 @@ def test_a_process_that_nobody_reads_or_that_prints_other_bytes_ends_all_the_sam
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdout", Closed())
-        assert processes.run(1, [sys.executable, "-c", lines]) == 0
+        assert run_printing(lines) == 0
 
 
 def test_a_wrong_number_is_refused():

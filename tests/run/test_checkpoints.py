@@ -235,17 +235,20 @@ def test_a_save_that_fails_says_so_and_leaves_the_last_good_one(run_copy):
     assert_same(checkpoints.restore_newest(run_copy, make_state(0)), make_state(40))
 
 
-def test_what_stops_the_run_while_it_saves_is_not_taken_for_a_failed_save(run_copy, monkeypatch):
+@pytest.mark.parametrize("waits", ["wait", "resume_advice"])
+def test_what_stops_the_run_while_it_saves_is_not_taken_for_a_failed_save(
+    run_copy, monkeypatch, waits
+):
     writer = checkpoints.CheckpointWriter(run_copy, 3)
+    interruptions = [RunInterrupted("stopped at once")]
 
-    def interrupted():
-        raise RunInterrupted("stopped at once")
+    def wait_until_finished():
+        if interruptions:
+            raise interruptions.pop()
 
-    with monkeypatch.context() as patch:
-        patch.setattr(writer._manager, "wait_until_finished", interrupted)
-        for wait in (writer.wait, writer.resume_advice):
-            with pytest.raises(RunInterrupted, match=r"^stopped at once$"):
-                wait()
+    monkeypatch.setattr(writer._manager, "wait_until_finished", wait_until_finished)
+    with pytest.raises(RunInterrupted, match=r"^stopped at once$"):
+        getattr(writer, waits)()
     writer.close()
 
 
