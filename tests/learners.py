@@ -7,10 +7,12 @@ from l2w_jax.training.optimizers import create_sgd
 from l2w_jax.training.weighting import create_weighting
 
 
-def create_learner(config):
+def create_learner(config, recompute=False):
     """The losses that train θ in a run, and the learner of Θ."""
     model = create_network(config)
     network, judging = create_losses(config, model)
     weigh = create_weighting(config.weighting, model, None)
     optimizer = create_sgd(config.optimizer, model.frozen)
-    return network, create_meta_learner(config, judging, weigh, optimizer, None, None)
+    return network, create_meta_learner(
+        config, judging, weigh, optimizer, recompute, batch_axis=None, device_axis=None
+    )

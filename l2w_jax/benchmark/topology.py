@@ -165,14 +165,13 @@ def measure_compiled(config: ConfigDict, batch_size: int, chips: Slice) -> dict[
         milliseconds_of_arithmetic. Where a TPU's compiler finds that it does not fit, only
         needed_gigabytes.
     """
-    num_devices = len(chips.devices)
-    step = pmap_train_step(step_on_stored(config, TOTAL_STEPS, num_devices), chips.devices)
+    step = pmap_train_step(step_on_stored(config, TOTAL_STEPS, chips.devices), chips.devices)
     # Of this machine's memory, it would not be accepted for devices of another kind.
     state = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
         create_train_state(config, jax.random.key(config.seed)),
     )
-    batch = _shapes_of_batch(config, num_devices, batch_size)
+    batch = _shapes_of_batch(config, len(chips.devices), batch_size)
     start = time.monotonic()
     lowered = step.update.lower(state, batch, np.int32(0))
     traced = time.monotonic()

@@ -5,7 +5,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -32,15 +32,22 @@ _BATCHES_AHEAD = 2
 
 def step_on_devices(config: ConfigDict, total_steps: int) -> CompiledTrainStep:
     """An iteration over all devices, on batches of stored (uint8) images."""
-    num_devices = jax.device_count()
-    step = step_on_stored(config, total_steps, num_devices)
-    return jit_train_step(step) if num_devices == 1 else pmap_train_step(step)
+    devices = jax.devices()
+    step = step_on_stored(config, total_steps, devices)
+    return jit_train_step(step) if len(devices) == 1 else pmap_train_step(step)
 
 
-def step_on_stored(config: ConfigDict, total_steps: int, num_devices: int) -> TrainStep:
-    """An iteration of one of so many devices, on its share of stored (uint8) images."""
-    alone = num_devices == 1
-    step = make_train_step(config, total_steps, axis_name=None if alone else DEVICE_AXIS)
+def step_on_stored(
+    config: ConfigDict, total_steps: int, devices: Sequence[jax.Device]
+) -> TrainStep:
+    """An iteration of one of these devices, on its share of stored (uint8) images."""
+    step = make_train_step(
+        config,
+        total_steps,
+        axis_name=None if len(devices) == 1 else DEVICE_AXIS,
+        # A TPU computes a forward pass in less time than its memory takes to keep it.
+        recompute=devices[0].platform == "tpu",
+    )
     mean, deviation = channel_statistics(config.dataset.name)
 
     def update(state: TrainState, batch: Batch, i: jax.Array) -> tuple[TrainState, Metrics]:

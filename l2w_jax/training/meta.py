@@ -5,10 +5,12 @@ Symbols: θ, the network's parameters (`params`); Θ, those of the weight-predic
 l, losses [N, K]; w, weights [N, K]; θ̂, `pseudo_params`.
 
 What it costs. w enters the pseudo-gradient J^T w linearly, J being the Jacobian of the losses of
-x1, and Θ alone is differentiated. So `jax.grad` only transposes that linear map, at the price of a
-forward-mode pass over x1, and no backward pass is differentiated. The forward pass of x1 is shared
-with the real update. In units of a forward pass, a half-step costs 1 (x1) + 2 (pseudo-gradient) +
-3 (x2 and its gradient) + 2 (the transposed map) + 2 (real gradient) = 10, a plain step 3.
+x1, and Θ alone is differentiated. So its derivative only transposes that linear map, at the price
+of a forward-mode pass over x1, and no backward pass is differentiated. The forward pass of x1 is
+shared with the real update. In units of a forward pass, a half-step costs 1 (x1) + 2
+(pseudo-gradient) + 3 (x2 and its gradient) + 2 (the transposed map) + 2 (real gradient) = 10, a
+plain step 3. Where memory is slow beside arithmetic (`MetaLearner.recompute`) what the forward pass
+of x1 leaves is not kept while x2 passes, but computed anew for the last two, which makes it 11.
 """
 
 import dataclasses
@@ -31,6 +33,7 @@ from l2w_jax.training.losses import (
     TrainingForward,
     TrainingLosses,
     confidences_of_logits,
+    weighted_loss,
 )
 from l2w_jax.training.optimizers import LearningRates, adam, descend
 from l2w_jax.training.state import TrainState
@@ -51,6 +54,7 @@ class MetaLearner:
         optimizer: SGD of θ.
         meta_optimizer: Adam of Θ.
         interval: iterations from one meta-update to the next.
+        recompute: whether the forward pass of x1 is made again, after that of x2.
         batch_axis: device axis over which the batch is one batch; None: each device by itself.
         device_axis: device axis over which Θ must agree.
     """
@@ -61,6 +65,7 @@ class MetaLearner:
     optimizer: optax.GradientTransformation
     meta_optimizer: optax.GradientTransformation
     interval: int
+    recompute: bool
     batch_axis: str | None
     device_axis: str | None
 
@@ -70,6 +75,7 @@ def create_meta_learner(
     network: TrainingLosses,
     weigh: Weighting,
     optimizer: optax.GradientTransformation,
+    recompute: bool,
     batch_axis: str | None,
     device_axis: str | None,
 ) -> MetaLearner:
@@ -78,7 +84,7 @@ def create_meta_learner(
     Args:
         config: the run's configuration.
         network: what its network is judged by.
-        weigh, optimizer, batch_axis, device_axis: `MetaLearner`.
+        weigh, optimizer, recompute, batch_axis, device_axis: `MetaLearner`.
 
     Raises:
         ValueError: `config.weighting.objective` is not known.
@@ -90,6 +96,7 @@ def create_meta_learner(
         optimizer=optimizer,
         meta_optimizer=adam(config.weighting.weight_decay),
         interval=config.weighting.interval,
+        recompute=recompute,
         batch_axis=batch_axis,
         device_axis=device_axis,
     )
@@ -101,7 +108,7 @@ def meta_update(
     forward: TrainingForward,
     meta_half: Batch,
     rates: LearningRates,
-) -> tuple[TrainState, jax.Array]:
+) -> tuple[TrainState, jax.Array, TrainingForward]:
     """Θ after what the iteration teaches it, and the meta loss; NaN where it is not its turn.
 
     Args:
@@ -110,13 +117,19 @@ def meta_update(
         forward: of x1 at θ.
         meta_half: x2.
         rates: of the iteration.
+
+    Returns:
+        Also `forward`, as the real update should use it.
     """
 
-    def update(state: TrainState) -> tuple[TrainState, jax.Array]:
-        loss, gradient = meta_gradient(learner, state, forward, meta_half, rates.network)
-        return predictor_step(learner, state, gradient, rates.predictor), loss
+    def update(state: TrainState) -> tuple[TrainState, jax.Array, TrainingForward]:
+        loss, gradient, used = meta_gradient(learner, state, forward, meta_half, rates.network)
+        return predictor_step(learner, state, gradient, rates.predictor), loss, used
 
-    return every(learner.interval, state.step, update, state)
+    if learner.interval == 1:
+        return update(state)
+    # What is computed inside a condition is not there outside it.
+    return *every(learner.interval, state.step, lambda state: update(state)[:2], state), forward
 
 
 def meta_gradient(
@@ -125,26 +138,59 @@ def meta_gradient(
     forward: TrainingForward,
     meta_half: Batch,
     learning_rate: jax.Array,
-) -> tuple[jax.Array, Params]:
+) -> tuple[jax.Array, Params, TrainingForward]:
     """The meta loss L of x2 at θ̂(Θ) and ∂L/∂Θ, through the pseudo-update, over the whole batch.
 
     a. w = w(Θ), [N, K], of x1 by its losses and confidences at θ.
     b. θ̂ = θ - lr·(μ·buf + ∇_θ Σ_k mean_i w·l + wd·θ).
     c. Losses and confidences of x2 at θ̂, [N, K].
     d. L, from these: by default Σ_k mean of l over the samples allocated to exit k.
+
+    Returns:
+        Also `forward`, computed anew where the learner recomputes.
     """
 
-    def meta_loss(wpn_params: Params) -> jax.Array:
-        weights = learner.weigh(wpn_params, forward.losses, forward.confidences)
-        gradient = mean_over(learner.batch_axis, forward.weighted_gradient(weights))
+    def meta_loss(gradient: Params) -> jax.Array:
         pseudo_params, _ = descend(
             learner.optimizer, gradient, state.opt_state, state.params, learning_rate
         )
         losses, (logits, _) = learner.network(pseudo_params, state.batch_stats, meta_half)
         return learner.objective(losses, confidences_of_logits(logits))
 
-    of_device = jax.value_and_grad(meta_loss)(state.wpn_params)
-    return mean_over(learner.device_axis, of_device)
+    weights = learner.weigh(state.wpn_params, forward.losses, forward.confidences)
+    gradient = mean_over(learner.batch_axis, forward.weighted_gradient(weights))
+    loss, direction = jax.value_and_grad(meta_loss)(gradient)
+    direction = mean_over(learner.batch_axis, direction)
+    if learner.recompute:
+        forward = forward.recomputed_after(direction)
+    of_predictor = gradient_along(
+        learner, state, forward.losses, forward.confidences, forward.slopes_along(direction)
+    )
+    return *mean_over(learner.device_axis, (loss, of_predictor)), forward
+
+
+def gradient_along(
+    learner: MetaLearner,
+    state: TrainState,
+    losses: jax.Array,
+    confidences: jax.Array,
+    slopes: jax.Array,
+) -> Params:
+    """∂L/∂Θ = Σ_ik ∂w[i, k]/∂Θ · <∇_θ l[i, k], d> / N, of this device's samples.
+
+    d is ∂L/∂(gradient), through the step that the gradient made: for SGD, -lr·∇L.
+
+    Args:
+        learner: how Θ learns.
+        state: at Θ.
+        losses, confidences: of x1, [N, K].
+        slopes: s_k·<∇_θ l[i, k], d>, [N, K], s being `TrainingForward.label_shares`.
+    """
+
+    def change_of_loss(wpn_params: Params) -> jax.Array:
+        return weighted_loss(learner.weigh(wpn_params, losses, confidences), slopes)
+
+    return jax.grad(change_of_loss)(state.wpn_params)
 
 
 def predictor_step(

@@ -32,9 +32,9 @@ from l2w_jax.training.losses import (
     Batch,
     TrainingForward,
     confidences_of_logits,
-    weighted_loss,
+    made_after,
 )
-from l2w_jax.training.meta import MetaLearner, Params, every, predictor_step
+from l2w_jax.training.meta import MetaLearner, Params, every, gradient_along, predictor_step
 from l2w_jax.training.optimizers import LearningRates, descend
 from l2w_jax.training.state import TrainState
 
@@ -107,25 +107,13 @@ def gradient_through_last_step(
         losses, (logits, _) = learner.network(params, state.batch_stats, previous_half)
         return losses, confidences_of_logits(logits)
 
-    previous_params = _made_after(direction, state.previous_params)
+    previous_params = made_after(direction, state.previous_params)
     losses, slopes, confidences = jax.jvp(losses_of, (previous_params,), (direction,), has_aux=True)
 
-    def change_of_loss(wpn_params):
-        weights = learner.weigh(wpn_params, losses, confidences)
-        return weighted_loss(weights * forward.label_shares, slopes)
-
-    of_predictor = jax.grad(change_of_loss)(state.wpn_params)
+    of_predictor = gradient_along(
+        learner, state, losses, confidences, forward.label_shares * slopes
+    )
     return mean_over(learner.device_axis, (loss, of_predictor))
-
-
-def _made_after(earlier: Params, params: Params) -> Params:
-    """`params`, which XLA cannot read before `earlier`, of the same structure and finite, is there.
-
-    Without it the forward pass of x_t is made as soon as it can be, and all of it waits in memory
-    for its derivative: 1.6 times the temporary memory of the whole step on a CPU, where XLA drops
-    `optimization_barrier` before it orders its operations.
-    """
-    return jax.tree.map(lambda x, y: x + 0 * y, params, earlier)
 
 
 def split_previous(batch: Batch) -> tuple[Batch, Batch]:

@@ -81,7 +81,10 @@ class Training:
 
 
 def make_train_step(
-    config: ConfigDict, total_steps: int, axis_name: str | None = None
+    config: ConfigDict,
+    total_steps: int,
+    axis_name: str | None = None,
+    recompute: bool = False,
 ) -> TrainStep:
     """The function step(state, batch) -> (state, metrics) of one iteration.
 
@@ -94,6 +97,8 @@ def make_train_step(
         config: a run's configuration; `config.model` may be a module.
         total_steps: T, iterations of the whole run, for the learning rates.
         axis_name: device axis that the step runs under; None on one device.
+        recompute: whether an exact meta update makes one forward pass twice, not to keep what it
+            leaves (`MetaLearner`).
 
     Returns:
         A function of a `TrainState` and of {"image": [N, H, W, 3], "label": [N]}, this device's
@@ -108,7 +113,7 @@ def make_train_step(
     Raises:
         ValueError: a field of `config.weighting` is not known, or its schedule not possible.
     """
-    training = _create_training(config, total_steps, axis_name)
+    training = _create_training(config, total_steps, axis_name, recompute)
     if config.weighting.kind == "none":
         return TrainStep(functools.partial(plain_step, training), num_updates=1)
     if is_pipelined(config.weighting):
@@ -116,7 +121,9 @@ def make_train_step(
     return TrainStep(functools.partial(half_step, training), num_updates=2)
 
 
-def _create_training(config: ConfigDict, total_steps: int, axis_name: str | None) -> Training:
+def _create_training(
+    config: ConfigDict, total_steps: int, axis_name: str | None, recompute: bool
+) -> Training:
     batch_axis = axis_name if config.weighting.scope == "global" else None
     model = create_network(config).clone(axis_name=batch_axis)
     if fault := schedule_fault(config.weighting.schedule, model.gradient_equilibrium):
@@ -126,7 +133,9 @@ def _create_training(config: ConfigDict, total_steps: int, axis_name: str | None
     optimizer = create_sgd(config.optimizer, model.frozen)
     learner = None
     if config.weighting.kind == "meta":
-        learner = create_meta_learner(config, judging, weigh, optimizer, batch_axis, axis_name)
+        learner = create_meta_learner(
+            config, judging, weigh, optimizer, recompute, batch_axis, axis_name
+        )
     rates_at = learning_rates(config, total_steps)
     return Training(network, weigh, optimizer, rates_at, axis_name, learner)
 
@@ -150,7 +159,7 @@ def half_step(
     meta_loss = jnp.nan
     if training.learner:
         rates = training.rates_at(state.step)
-        state, meta_loss = meta_update(training.learner, state, forward, meta_half, rates)
+        state, meta_loss, forward = meta_update(training.learner, state, forward, meta_half, rates)
     state, metrics = weighted_step(training, state, forward, training_half["label"], meta_loss)
     return state.replace(step=state.step + i), metrics
 

@@ -59,13 +59,13 @@ def temporary_bytes():
         "label": jax.ShapeDtypeStruct((512,), jnp.int32),
     }
 
-    def measure(**fields):
+    def measure(recompute=False, **fields):
         config = default_config(model=ConvNetwork())
         config.dataset.image_size = 32
         config.weighting.hidden = 8
         config.update_from_flattened_dict(fields)
         state = create_train_state(config, jax.random.key(0))
-        update = jax.jit(make_train_step(config, 100).update)
+        update = jax.jit(make_train_step(config, 100, recompute=recompute).update)
         compiled = update.lower(state, {**images, "previous": images}, jnp.int32(0)).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 

@@ -102,18 +102,21 @@ def test_weights_count_at_the_cross_entropies_and_not_at_the_distillation(second
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9), gradient, expected)
 
 
+@pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("collaboration", [False, True])
-def test_meta_gradient_equals_finite_differences(small_config, make_batch, x64, collaboration):
+def test_meta_gradient_equals_finite_differences(
+    small_config, make_batch, x64, collaboration, recompute
+):
     imta = {"collaboration": True, "distillation": 0.3} if collaboration else {}
     small_config.imta.update(imta or {"gradient_equilibrium": True})
-    network, learner = create_learner(small_config)
+    network, learner = create_learner(small_config, recompute)
     state = create_train_state(small_config, jax.random.key(0))
 
     @jax.jit
     def loss_and_gradient(wpn_params):
         shifted = state.replace(wpn_params=wpn_params)
         forward = training_forward(network, shifted, make_batch(0, 12))
-        return meta_gradient(learner, shifted, forward, make_batch(1, 12), 0.1)
+        return meta_gradient(learner, shifted, forward, make_batch(1, 12), 0.1)[:2]
 
     def loss_at(distance):
         moved = jax.tree.map(lambda p: p + distance, state.wpn_params)
@@ -134,7 +137,7 @@ def test_pipelined_meta_gradient_is_the_exact_one_of_the_step_before(second_stag
     @jax.jit
     def both(state):
         forward = training_forward(network, state, half)
-        exact = meta_gradient(learner, state, forward, next_half, learning_rate)
+        exact = meta_gradient(learner, state, forward, next_half, learning_rate)[:2]
         weights = learner.weigh(state.wpn_params, forward.losses, forward.confidences)
         gradient = forward.weighted_gradient(weights)
         params, _ = descend(

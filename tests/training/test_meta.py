@@ -18,10 +18,10 @@ from l2w_jax.training.weighting import create_weighting
 LEARNING_RATE = 0.1
 
 
-@pytest.fixture
-def setting(small_config, make_batch, x64):
-    """A learner, a state with a momentum buffer, the forward pass of x1, and x2."""
-    _, learner = create_learner(small_config)
+@pytest.fixture(params=[False, True], ids=["kept", "recomputed"])
+def setting(request, small_config, make_batch, x64):
+    """A learner, a state with a momentum buffer, x1, and x2."""
+    _, learner = create_learner(small_config, recompute=request.param)
     state = create_train_state(small_config, jax.random.key(0))
     training_half, meta_half = make_batch(0, 12), make_batch(1, 12)
     buffer = jax.tree.map(lambda p: 0.1 * jnp.ones_like(p), state.params)
@@ -58,7 +58,7 @@ def test_meta_gradient_equals_the_identity_and_finite_differences(setting):
     @jax.jit
     def ours(state, training_half, meta_half):
         forward = training_forward(learner.network, state, training_half)
-        loss, gradient = meta_gradient(learner, state, forward, meta_half, LEARNING_RATE)
+        loss, gradient, _ = meta_gradient(learner, state, forward, meta_half, LEARNING_RATE)
         weights, transpose = jax.vjp(
             lambda p: learner.weigh(p, forward.losses, forward.confidences), state.wpn_params
         )
