@@ -97,8 +97,9 @@ def make_train_step(
         config: a run's configuration; `config.model` may be a module.
         total_steps: T, iterations of the whole run, for the learning rates.
         axis_name: device axis that the step runs under; None on one device.
-        recompute: whether an exact meta update makes one forward pass twice, not to keep what it
-            leaves (`MetaLearner`).
+        recompute: whether an exact half-step makes one forward pass twice, not to keep what it
+            leaves (`MetaLearner`). Only with a meta update in every iteration: else the real update
+            needs what is kept while the condition passes.
 
     Returns:
         A function of a `TrainState` and of {"image": [N, H, W, 3], "label": [N]}, this device's
@@ -133,6 +134,7 @@ def _create_training(
     optimizer = create_sgd(config.optimizer, model.frozen)
     learner = None
     if config.weighting.kind == "meta":
+        recompute = recompute and config.weighting.interval == 1
         learner = create_meta_learner(
             config, judging, weigh, optimizer, recompute, batch_axis, axis_name
         )
