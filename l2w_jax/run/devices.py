@@ -45,7 +45,8 @@ def step_on_stored(
         config,
         total_steps,
         axis_name=None if len(devices) == 1 else DEVICE_AXIS,
-        # A TPU computes a forward pass in less time than its memory takes to keep it.
+        # By its compiler's count a TPU computes a forward pass in less time than its memory takes
+        # to keep it.
         recompute=devices[0].platform == "tpu",
     )
     mean, deviation = channel_statistics(config.dataset.name)
