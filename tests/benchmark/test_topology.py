@@ -1,5 +1,6 @@
 """A step is compiled for a slice of TPUs that is not there, and what it costs is told."""
 
+import jax
 import pytest
 from small_networks import ConvNetwork
 
@@ -41,7 +42,7 @@ def test_without_the_compiler_one_line_says_how_to_install_it(monkeypatch):
 
 def test_a_step_that_needs_too_much_memory_is_told_with_what_it_needs(config, monkeypatch):
     monkeypatch.setattr(topology, "pmap_train_step", lambda step, devices: _TooLarge())
-    chips = topology.Slice("v5e:2x2", topology.TPUS["v5e"], devices=[None] * 4)
+    chips = topology.Slice("v5e:2x2", topology.TPUS["v5e"], devices=jax.devices() * 4)
     report = topology.measure_compiled(config, 16, chips)
     assert report["fits"] is False
     assert report["needed_gigabytes"] == pytest.approx(20 * 1.024**3)
@@ -57,7 +58,7 @@ def test_where_a_step_does_not_fit_the_parts_that_do_are_found(config, monkeypat
         return {"fits": measured[-1] >= fitting}
 
     monkeypatch.setattr(topology, "measure_compiled", measure)
-    chips = topology.Slice("v5e:2x2", topology.TPUS["v5e"], devices=[None] * 4)
+    chips = topology.Slice("v5e:2x2", topology.TPUS["v5e"], devices=jax.devices() * 4)
     report = topology.measure_on(config, chips, against_plain=False)
     assert measured == [1, 2]
     in_parts = {"optimizer.accumulation": found, "fits": True}
