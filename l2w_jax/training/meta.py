@@ -123,8 +123,8 @@ def meta_update(
     """
 
     def update(state: TrainState) -> tuple[TrainState, jax.Array, TrainingForward]:
-        loss, gradient, used = meta_gradient(learner, state, forward, meta_half, rates.network)
-        return predictor_step(learner, state, gradient, rates.predictor), loss, used
+        loss, gradient, again = meta_gradient(learner, state, forward, meta_half, rates.network)
+        return predictor_step(learner, state, gradient, rates.predictor), loss, again
 
     if learner.interval == 1:
         return update(state)
@@ -145,6 +145,9 @@ def meta_gradient(
     b. θ̂ = θ - lr·(μ·buf + ∇_θ Σ_k mean_i w·l + wd·θ).
     c. Losses and confidences of x2 at θ̂, [N, K].
     d. L, from these: by default Σ_k mean of l over the samples allocated to exit k.
+
+    Back through d, c and b to the pseudo-gradient; along what arrives there one forward-mode pass
+    over x1 gives ∂L/∂w, and w's own derivative ∂L/∂Θ (`gradient_along`).
 
     Returns:
         Also `forward`, computed anew where the learner recomputes.
