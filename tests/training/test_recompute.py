@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from l2w_jax.config.defaults import default_config, use_small_msdnet
 from l2w_jax.run.devices import step_on_stored
 from l2w_jax.training import create_train_state, make_train_step
 from l2w_jax.training.compiled import CompiledTrainStep
@@ -45,15 +46,20 @@ def test_it_takes_less_memory(temporary_bytes):
     assert recomputed < 0.9 * kept
 
 
-def test_only_tpus_make_it_twice_where_every_iteration_learns(small_config, x64):
-    state = create_train_state(small_config, jax.random.key(0))
-    batch = {"image": jnp.zeros((4, 8, 8, 3), jnp.uint8), "label": jnp.zeros(4, jnp.int32)}
+def test_only_tpus_make_it_twice_for_msdnet_where_every_iteration_learns(small_config, x64):
+    msdnet = default_config()
+    msdnet.dataset.image_size = 16
+    use_small_msdnet(msdnet)
 
-    def operations(platform):
-        step = step_on_stored(small_config, 100, [SimpleNamespace(platform=platform)])
+    def operations(config, platform):
+        size = config.dataset.image_size
+        state = create_train_state(config, jax.random.key(0))
+        batch = {"image": jnp.zeros((4, size, size, 3), jnp.uint8), "label": jnp.zeros(4, int)}
+        step = step_on_stored(config, 100, [SimpleNamespace(platform=platform)])
         return jax.jit(step.update).lower(state, batch, jnp.int32(0)).cost_analysis()["flops"]
 
-    assert operations("gpu") == operations("cpu")
-    assert 1.05 < operations("tpu") / operations("cpu") < 1.15
-    small_config.weighting.interval = 2
-    assert operations("tpu") == operations("cpu")
+    assert operations(msdnet, "gpu") == operations(msdnet, "cpu")
+    assert 1.05 < operations(msdnet, "tpu") / operations(msdnet, "cpu") < 1.15
+    assert operations(small_config, "tpu") == operations(small_config, "cpu")
+    msdnet.weighting.interval = 2
+    assert operations(msdnet, "tpu") == operations(msdnet, "cpu")
