@@ -16,9 +16,10 @@ from l2w_jax.config.stored import read_config
 from l2w_jax.data import open_source
 from l2w_jax.models import create_network
 from l2w_jax.models.preprocessing import channel_statistics, normalize
+from l2w_jax.run.loop import total_steps
 from l2w_jax.run.restore import restore_best
 from l2w_jax.training.losses import confidences_of_logits, create_losses, training_forward
-from l2w_jax.training.meta import create_meta_learner
+from l2w_jax.training.meta import meta_objective
 from l2w_jax.training.optimizers import create_sgd, descend, learning_rates
 from l2w_jax.training.step import half_of
 from l2w_jax.training.weighting import create_weighting
@@ -26,19 +27,17 @@ from l2w_jax.training.weighting import create_weighting
 BATCHES = 100
 
 
-def meta_losses(config, total_steps, state, halves):
+def meta_losses(config, num_steps, state, halves):
     """The meta loss of x2 at θ, after a step of plain training on x1, and of a weighted one."""
     model = create_network(config)
     network, judging = create_losses(config, model)
     weigh = create_weighting(config.weighting, model, None)
     optimizer = create_sgd(config.optimizer, model.frozen)
-    learner = create_meta_learner(
-        config, judging, weigh, optimizer, recompute=False, batch_axis=None, device_axis=None
-    )
+    objective = meta_objective(config.weighting, model.num_exits, None)
     x1, x2 = halves
     forward = training_forward(network, state, x1)
     weights = weigh(state.wpn_params, forward.losses, forward.confidences)
-    rate = learning_rates(config, total_steps)(state.step).network
+    rate = learning_rates(config, num_steps)(state.step).network
 
     def after(weights):
         gradient = forward.weighted_gradient(weights)
@@ -46,7 +45,7 @@ def meta_losses(config, total_steps, state, halves):
 
     def meta_loss(params):
         losses, (logits, _) = judging(params, state.batch_stats, x2)
-        return learner.objective(losses, confidences_of_logits(logits))
+        return objective(losses, confidences_of_logits(logits))
 
     return jnp.stack(
         [meta_loss(p) for p in (state.params, after(jnp.ones_like(weights)), after(weights))]
@@ -58,8 +57,7 @@ def worth(workdir):
     config = read_config(workdir)
     source = open_source(config)
     state = restore_best(config, workdir)
-    total_steps = config.optimizer.epochs * (source.num_train // config.dataset.batch_size)
-    measure = jax.jit(functools.partial(meta_losses, config, total_steps))
+    measure = jax.jit(functools.partial(meta_losses, config, total_steps(config, source)))
     statistics = channel_statistics(config.dataset.name)
     found = []
     for batch in itertools.islice(source.train_batches(int(state.step)), BATCHES):
