@@ -18,6 +18,7 @@ from typing_extensions import override
 
 from l2w_jax.config.choices import EXIT_SIZES
 from l2w_jax.models.convolution import convolve
+from l2w_jax.models.exchange import gathered
 from l2w_jax.models.initializers import (
     Constant,
     HostInitializer,
@@ -148,26 +149,27 @@ def _normalize_by_itself(
 
 @_normalize_by_itself.__wrapped__.defjvp
 def _tangents_of_normalized(axis_name, primals, tangents):
-    """dy = γr·dx + x̂·(dγ - γr·mean(x̂·dx)) + (dβ - γr·mean(dx)), r = 1 / sqrt(variance + ε).
+    """dy = γr·dx + (x - m)·r·(dγ - γr²·mean((x - m)·dx)) + (dβ - γr·mean(dx)).
 
-    Two sums over the batch, and as many in the transposed map, which is the gradient: half of what
-    differentiating each operation makes of it, where sums are most of a network's kernels.
+    m is the mean and r = 1 / sqrt(variance + ε). Two sums over the batch, and as many in the
+    transposed map, which is the gradient: half of what differentiating each operation makes of it,
+    where sums are most of a network's kernels.
     """
     x, scale, _ = primals
     dx, dscale, dbias = tangents
     y, mean, variance = _normalize_by_itself(*primals, axis_name)
     inverse = jax.lax.rsqrt(variance + EPSILON)
-    normalized = (at_least_float32(x) - mean) * inverse
+    deviations = at_least_float32(x) - mean
     dx = at_least_float32(dx)
     factor = inverse * scale
-    dmean, along_deviation = _mean_of_channels(dx), _mean_of_channels(normalized * dx)
+    dmean, half_dvariance = _mean_of_channels(dx), _mean_of_channels(deviations * dx)
     if axis_name is not None:
         # As one array they are one exchange, in the transposed map too.
-        dmean, along_deviation = jax.lax.pmean(jnp.stack([dmean, along_deviation]), axis_name)
-    slope = dscale - factor * along_deviation
+        dmean, half_dvariance = jax.lax.pmean(jnp.stack([dmean, half_dvariance]), axis_name)
+    slope = inverse * (dscale - factor * inverse * half_dvariance)
     shift = dbias - factor * dmean
-    dy = (factor * dx + normalized * slope + shift).astype(y.dtype)
-    return (y, mean, variance), (dy, dmean, 2 * along_deviation / inverse)
+    dy = (factor * dx + deviations * slope + shift).astype(y.dtype)
+    return (y, mean, variance), (dy, dmean, 2 * half_dvariance)
 
 
 def _statistics_of_channels(x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
@@ -183,11 +185,8 @@ def _statistics_of_channels(x: jax.Array, axis_name: str | None) -> tuple[jax.Ar
         return mean, variance
     # What rounding took from a large mean would be missed in its deviation from the others.
     remainder = _mean_of_channels(deviations)
-    # A sum over places of their own, since compilers join sums of norms side by side, not gathers.
-    devices = jnp.arange(jax.lax.axis_size(axis_name))[:, None, None]
-    is_own = devices == jax.lax.axis_index(axis_name)
-    places = jnp.where(is_own, jnp.stack([mean, remainder, variance]), 0)
-    means, remainders, variances = jax.lax.psum(places, axis_name).swapaxes(0, 1)
+    of_all = gathered(axis_name, jnp.stack([mean, remainder, variance]))
+    means, remainders, variances = of_all.swapaxes(0, 1)
     offsets = (means - means[0]) + remainders
     offset = offsets.mean(axis=0)
     return means[0] + offset, (variances + jnp.square(offsets - offset)).mean(axis=0)
@@ -215,6 +214,22 @@ def split_channels(x: jax.Array, widths: Sequence[int]) -> list[jax.Array]:
     return jnp.split(x, list(itertools.accumulate(widths))[:-1], axis=-1)
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def cast_once(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """`x` in `dtype`, which no kernel that reads it casts by itself.
+
+    Left to itself a TPU's compiler casts some parameters in each convolution that reads them and
+    others before: kernels of the same layer, in the passes of a step, are then not the same, and
+    each is compiled. Gradients are cast where it suits the compiler.
+    """
+    return x if x.dtype == dtype else jax.lax.optimization_barrier(x.astype(dtype))
+
+
+@cast_once.defjvp
+def _tangent_of_cast(dtype, primals, tangents):
+    return cast_once(*primals, dtype), tangents[0].astype(dtype)
+
+
 class Convolution(nn.Module):
     """A convolution, with a bias where `bias_init` is given."""
 
@@ -238,9 +253,9 @@ class Convolution(nn.Module):
         shape = (size, size, in_features, self.features)
         kernel = self.param("kernel", self.kernel_init, shape, options.param_dtype)
         if self.bias_init is None:
-            return kernel.astype(options.dtype), None
+            return cast_once(kernel, options.dtype), None
         bias = self.param("bias", self.bias_init, (self.features,), options.param_dtype)
-        return kernel.astype(options.dtype), bias.astype(options.dtype)
+        return cast_once(kernel, options.dtype), bias.astype(options.dtype)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[N, H, W, C] -> [N, ceil(H/stride), ceil(W/stride), features]."""

@@ -4,6 +4,8 @@ from typing import TypeVar
 
 import jax
 
+from l2w_jax.models.exchange import gathered
+
 Tree = TypeVar("Tree")
 
 
@@ -24,7 +26,7 @@ def sum_over(axis_name: str | None, tree: Tree) -> Tree:
 
 def gather_rows(axis_name: str | None, x: jax.Array) -> jax.Array:
     """Rows of all devices, in their order: [n, ...] -> [devices · n, ...]."""
-    return x if axis_name is None else jax.lax.all_gather(x, axis_name, tiled=True)
+    return x if axis_name is None else gathered(axis_name, x).reshape(-1, *x.shape[1:])
 
 
 def own_rows(axis_name: str | None, x: jax.Array) -> jax.Array:

@@ -157,6 +157,9 @@ def meta_gradient(
         pseudo_params, _ = descend(
             learner.optimizer, gradient, state.opt_state, state.params, learning_rate
         )
+        # As numbers that are there, as θ is: what makes θ̂, and ∂L/∂(gradient) of ∂L/∂θ̂, would else
+        # become part of the kernels of x2's passes, which could not be the very ones of x1's.
+        pseudo_params = jax.lax.optimization_barrier(pseudo_params)
         losses, (logits, _) = learner.network(pseudo_params, state.batch_stats, meta_half)
         return learner.objective(losses, confidences_of_logits(logits))
 
