@@ -1,5 +1,6 @@
 """What a compiled program does, counted in its text as XLA prints it, one instruction a line."""
 
+import functools
 import math
 import re
 from collections import Counter
@@ -13,6 +14,8 @@ _AROUND_KERNELS = ("while", "conditional", "call")
 
 # Both name what they read and what they write, in either order.
 _PREFETCHES = ("copy-start", "slice-start")
+
+_NAME = re.compile(r"%[\w.\-]+")
 
 # An array that is not in the main memory.
 _ELSEWHERE = re.compile(r"\w+\[[\d,]*\]\{[^}]*S\([1-9]\d*\)\}")
@@ -33,11 +36,14 @@ class Instruction(NamedTuple):
         operation: what it does, such as "fusion" or "all-reduce".
         result: types of its results, such as "f32[8,4]{1,0}" or "(f32[], s32[2]{0})".
         operands: types of what it reads.
+        computation: of a fusion, what it computes, in the same words wherever it computes the same;
+            else "".
     """
 
     operation: str
     result: str
     operands: tuple[str, ...]
+    computation: str
 
 
 def instructions(compiled_text: str) -> Iterator[Instruction]:
@@ -53,15 +59,24 @@ def instructions(compiled_text: str) -> Iterator[Instruction]:
     }
     entry = re.search(r"^ENTRY %(\S+)", compiled_text, re.MULTILINE)[1]
 
+    @functools.cache
+    def without_names(name: str) -> str:
+        body = re.sub(r", (?:metadata|backend_config)=\{.*$", "", computations[name], flags=re.M)
+        places = {name: place for place, name in enumerate(dict.fromkeys(_NAME.findall(body)))}
+        called = {of: without_names(of[1:]) for of in places if of[1:] in computations}
+        return _NAME.sub(lambda match: called.get(match[0], f"%{places[match[0]]}"), body)
+
     def of_computation(name: str) -> Iterator[Instruction]:
         body = computations[name]
         lines = re.findall(
-            r"^ +(?:ROOT )?(%\S+) = (\(.*?\)|\S+) ([\w\-]+)\((.*?)\)(?:,|$)", body, re.MULTILINE
+            r"^ +(?:ROOT )?(%\S+) = (\(.*?\)|\S+) ([\w\-]+)\((.*?)\)(?:,(.*))?$", body, re.MULTILINE
         )
-        types = {name: result for name, result, _, _ in lines}
-        for _, result, operation, operands in lines:
-            read = re.findall(r"%[\w.\-]+", operands)
-            yield Instruction(operation, result, tuple(types.get(name, "") for name in read))
+        types = {name: result for name, result, *_ in lines}
+        for _, result, operation, operands, attributes in lines:
+            read = tuple(types.get(name, "") for name in _NAME.findall(operands))
+            fused = re.search(r" calls=%([\w.\-]+)", attributes) if operation == "fusion" else None
+            computation = without_names(fused[1]) if fused else ""
+            yield Instruction(operation, result, read, computation)
         called = re.findall(
             r"(?:body|condition|true_computation|false_computation)=%([\w.\-]+)", body
         )
@@ -89,6 +104,20 @@ def num_copies(compiled_text: str) -> dict[str, int]:
     """
     counts = Counter(instruction.operation for instruction in instructions(compiled_text))
     return {"copies": counts["copy"], "prefetches": sum(counts[name] for name in _PREFETCHES)}
+
+
+def num_convolutions(compiled_text: str) -> dict[str, int]:
+    """Kernels that convolve: {"convolutions": ..., "distinct_convolutions": ...}.
+
+    Those that compute the same from arrays of the same types, in the same memories, count as one of
+    the distinct ones: what a TPU's compiler makes of one serves all of them.
+    """
+    found = [
+        instruction
+        for instruction in instructions(compiled_text)
+        if instruction.operation == "convolution" or " convolution(" in instruction.computation
+    ]
+    return {"convolutions": len(found), "distinct_convolutions": len(set(found))}
 
 
 def memory_traffic(compiled_text: str) -> int:

@@ -10,7 +10,13 @@ import numpy as np
 from jax.experimental import topologies
 from ml_collections import ConfigDict
 
-from l2w_jax.benchmark.program import collectives, memory_traffic, num_copies, num_kernels
+from l2w_jax.benchmark.program import (
+    collectives,
+    memory_traffic,
+    num_convolutions,
+    num_copies,
+    num_kernels,
+)
 from l2w_jax.benchmark.update import TOTAL_STEPS, plain_training
 from l2w_jax.errors import UserError
 from l2w_jax.run.devices import step_on_stored
@@ -161,9 +167,9 @@ def measure_compiled(config: ConfigDict, batch_size: int, chips: Slice) -> dict[
         argument_gigabytes, temporary_gigabytes, kernels, copies, prefetches, collectives by kind,
         gigabytes_of_memory (read from and written to the chip's main memory) and
         milliseconds_of_memory, in which it can move them; for TPUs, as a GPU's compiler does not
-        count, also gigaflops, gigabytes_moved (also those within the chip) and
-        milliseconds_of_arithmetic. Where a TPU's compiler finds that it does not fit, only
-        needed_gigabytes.
+        count and convolves by its libraries, also gigaflops, gigabytes_moved (also those within the
+        chip), milliseconds_of_arithmetic and `num_convolutions`. Where a TPU's compiler finds that
+        it does not fit, only needed_gigabytes.
     """
     step = pmap_train_step(step_on_stored(config, TOTAL_STEPS, chips.devices), chips.devices)
     # Of this machine's memory, it would not be accepted for devices of another kind.
@@ -215,6 +221,7 @@ def _counted(cost: dict[str, float], text: str, chip: Chip) -> dict[str, float]:
     if "flops" in cost:
         counted["gigaflops"] = cost["flops"] / 1e9
         counted["milliseconds_of_arithmetic"] = 1e3 * cost["flops"] / chip.flops
+        counted |= num_convolutions(text)
     if "bytes accessed" in cost:
         counted["gigabytes_moved"] = cost["bytes accessed"] / 1e9
     return counted

@@ -60,6 +60,34 @@ def test_kernels_of_both_branches_of_a_condition_count():
     assert program.num_kernels(text) >= 5
 
 
+def test_convolutions_that_only_names_tell_apart_are_one():
+    def computation(name, convolved):
+        return (
+            f"%{name} (param: f32[8,8]) -> f32[8,8] {{\n"
+            f'  %param = f32[8,8]{{1,0}} parameter(0), metadata={{op_name="{name}"}}\n'
+            f"  ROOT %{convolved} = f32[8,8]{{1,0}} convolution(%param, %param), dims=bf_io->bf, "
+            f'metadata={{op_name="{convolved}"}}\n'
+            "}\n\n"
+        )
+
+    text = computation("a", "c.1") + computation("b", "c.2")
+    text += (
+        "%copied (q: f32[8,8]) -> f32[8,8] {\n"
+        "  %q = f32[8,8]{1,0} parameter(0)\n"
+        "  ROOT %copy.1 = f32[8,8]{1,0} copy(%q)\n"
+        "}\n\n"
+        "ENTRY %main (p: f32[8,8]) -> f32[8,8] {\n"
+        "  %p = f32[8,8]{1,0} parameter(0)\n"
+        "  %x = f32[8,8]{1,0:S(1)} fusion(%p), kind=kOutput, calls=%a\n"
+        "  %y = f32[8,8]{1,0:S(1)} fusion(%p), kind=kOutput, calls=%b\n"
+        "  %copied.1 = f32[8,8]{1,0} fusion(%p), kind=kLoop, calls=%copied\n"
+        "  ROOT %z = f32[8,8]{1,0} fusion(%x), kind=kOutput, calls=%b\n"
+        "}\n"
+    )
+    # The last one reads from another memory.
+    assert program.num_convolutions(text) == {"convolutions": 3, "distinct_convolutions": 2}
+
+
 def test_collectives_count_with_the_bytes_of_all_their_results_also_in_loops():
     assert program.collectives(TPU_PROGRAM) == {
         "all-gather": {"count": 1, "bytes": 32 * 4},
