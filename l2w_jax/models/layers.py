@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from typing_extensions import override
 
@@ -162,10 +163,13 @@ def _tangents_of_normalized(axis_name, primals, tangents):
     deviations = at_least_float32(x) - mean
     dx = at_least_float32(dx)
     factor = inverse * scale
-    dmean, half_dvariance = _mean_of_channels(dx), _mean_of_channels(deviations * dx)
+    sums = _sum_of_channels(dx), _sum_of_channels(deviations * dx)
+    count = x.size // x.shape[-1]
     if axis_name is not None:
         # As one array they are one exchange, in the transposed map too.
-        dmean, half_dvariance = jax.lax.pmean(jnp.stack([dmean, half_dvariance]), axis_name)
+        sums = jax.lax.psum(jnp.stack(sums), axis_name)
+        count *= jax.lax.axis_size(axis_name)
+    dmean, half_dvariance = (of_channels / count for of_channels in sums)
     slope = inverse * (dscale - factor * inverse * half_dvariance)
     shift = dbias - factor * dmean
     dy = (factor * dx + deviations * slope + shift).astype(y.dtype)
@@ -178,23 +182,24 @@ def _statistics_of_channels(x: jax.Array, axis_name: str | None) -> tuple[jax.Ar
     Devices, which have equally many images, tell one another both of their own in one exchange; the
     variance is the mean of theirs plus that of their means (Chan et al., 1979).
     """
-    mean = _mean_of_channels(x)
+    count = x.size // x.shape[-1]
+    mean = _sum_of_channels(x) / count
     deviations = x - mean
-    variance = _mean_of_channels(jnp.square(deviations))
+    squares = _sum_of_channels(jnp.square(deviations))
     if axis_name is None:
-        return mean, variance
+        return mean, squares / count
     # What rounding took from a large mean would be missed in its deviation from the others.
-    remainder = _mean_of_channels(deviations)
-    of_all = gathered(axis_name, jnp.stack([mean, remainder, variance]))
-    means, remainders, variances = of_all.swapaxes(0, 1)
+    remainder = _sum_of_channels(deviations)
+    of_devices = gathered(axis_name, jnp.stack([mean, remainder, squares]))
+    means, remainders, variances = (of_devices / np.array([[1], [count], [count]])).swapaxes(0, 1)
     offsets = (means - means[0]) + remainders
     offset = offsets.mean(axis=0)
     return means[0] + offset, (variances + jnp.square(offsets - offset)).mean(axis=0)
 
 
-def _mean_of_channels(x: jax.Array) -> jax.Array:
-    """Mean of every channel over the batch of this device, [..., C] -> [C]."""
-    return x.mean(axis=tuple(range(x.ndim - 1)))
+def _sum_of_channels(x: jax.Array) -> jax.Array:
+    """Sum of every channel over the batch of this device, [..., C] -> [C]."""
+    return x.sum(axis=tuple(range(x.ndim - 1)))
 
 
 def _move(running: Sequence[Any], of_batch: jax.Array, widths: Sequence[int]) -> None:
