@@ -27,6 +27,7 @@ from l2w_jax.models.initializers import (
     fan_out_normal,
     torch_default,
 )
+from l2w_jax.models.platforms import apart_on_tpus
 
 _MOMENTUM, EPSILON = 0.9, 1e-5
 
@@ -221,13 +222,12 @@ def split_channels(x: jax.Array, widths: Sequence[int]) -> list[jax.Array]:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def cast_once(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """`x` in `dtype`, which no kernel that reads it casts by itself.
+    """`x` in `dtype`, on TPUs cast once instead of by each kernel that reads it (`platforms`).
 
-    Left to itself a TPU's compiler casts some parameters in each convolution that reads them and
-    others before: kernels of the same layer, in the passes of a step, are then not the same, and
-    each is compiled. Gradients are cast where it suits the compiler.
+    Left to itself a TPU's compiler casts some parameters within convolutions and others before.
+    Gradients are cast where it suits the compiler.
     """
-    return x if x.dtype == dtype else jax.lax.optimization_barrier(x.astype(dtype))
+    return x if x.dtype == dtype else apart_on_tpus(x.astype(dtype))
 
 
 @cast_once.defjvp

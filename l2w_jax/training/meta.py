@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 
 from l2w_jax.config.choices import unknown_choice
 from l2w_jax.models.exit_shares import exit_shares
+from l2w_jax.models.platforms import apart_on_tpus
 from l2w_jax.training.ablations import vanilla_objective
 from l2w_jax.training.allocation import allocate_globally, allocated_mean
 from l2w_jax.training.collectives import mean_over
@@ -157,9 +158,9 @@ def meta_gradient(
         pseudo_params, _ = descend(
             learner.optimizer, gradient, state.opt_state, state.params, learning_rate
         )
-        # As numbers that are there, as θ is: what makes θ̂, and ∂L/∂(gradient) of ∂L/∂θ̂, would else
-        # become part of the kernels of x2's passes, which could not be the very ones of x1's.
-        pseudo_params = jax.lax.optimization_barrier(pseudo_params)
+        # Else what makes θ̂, and ∂L/∂(gradient) of ∂L/∂θ̂, would be part of the kernels of x2's
+        # passes, and these would not be those of x1's.
+        pseudo_params = apart_on_tpus(pseudo_params)
         losses, (logits, _) = learner.network(pseudo_params, state.batch_stats, meta_half)
         return learner.objective(losses, confidences_of_logits(logits))
 

@@ -1,0 +1,37 @@
+"""Compilers are told what their platform needs, and values stay what they are."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from l2w_jax.models.platforms import apart_on_tpus
+
+
+def cubes(tree):
+    return jax.tree.map(lambda x: x**3, apart_on_tpus(tree))
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_only_a_tpu_keeps_it_apart_also_on_the_way_back(platform):
+    def total(tree):
+        return sum(map(jnp.sum, jax.tree.leaves(cubes(tree))))
+
+    tree = {"a": jnp.ones(3), "b": jnp.ones((2, 2))}
+
+    def num_barriers(function):
+        traced = jax.jit(function).trace(tree)
+        return traced.lower(lowering_platforms=(platform,)).as_text().count("optimization_barrier")
+
+    assert num_barriers(total) == (platform == "tpu")
+    assert num_barriers(jax.grad(total)) == 2 * (platform == "tpu")
+
+
+def test_values_and_derivatives_are_those_without_it():
+    tree = {"a": jnp.array([1.0, -2.0]), "b": jnp.array([[3.0]])}
+    values, pull_back = jax.vjp(cubes, tree)
+    _, tangents = jax.jvp(cubes, (tree,), (tree,))
+    (gradients,) = pull_back(tree)
+    jax.tree.map(lambda y, x: np.testing.assert_array_equal(y, x**3), values, tree)
+    for derivatives in (tangents, gradients):
+        jax.tree.map(lambda d, x: np.testing.assert_allclose(d, 3 * x**3), derivatives, tree)
