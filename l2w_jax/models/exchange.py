@@ -1,4 +1,4 @@
-"""What devices tell one another in a forward pass."""
+"""What devices tell one another."""
 
 import jax
 import jax.numpy as jnp
