@@ -95,8 +95,8 @@ def test_the_passes_of_an_exact_step_share_most_of_their_convolutions():
         num_exits=1, growth_factors=(1, 2), bottleneck_factors=(1, 2), dtype="bfloat16"
     )
     report = topology.measure_compiled(config, 64, topology.find_slice("v5e:2x2"))
-    # With parameters that some passes cast and others not, and a gather beside them, 0.77.
-    assert report["distinct_convolutions"] < 0.65 * report["convolutions"]
+    # 0.65 with parameters that some passes cast and others do not, or with θ̂ made in kernels of x2.
+    assert report["distinct_convolutions"] < 0.6 * report["convolutions"]
     # What devices gather goes with their sums.
     assert list(report["collectives"]) == ["all-reduce"]
 
