@@ -27,7 +27,7 @@ from l2w_jax.models.initializers import (
     fan_out_normal,
     torch_default,
 )
-from l2w_jax.models.platforms import apart_on_tpus
+from l2w_jax.models.platforms import cast_once
 
 _MOMENTUM, EPSILON = 0.9, 1e-5
 
@@ -218,21 +218,6 @@ def concatenated(arrays: Sequence[jax.Array]) -> jax.Array:
 def split_channels(x: jax.Array, widths: Sequence[int]) -> list[jax.Array]:
     """Undoes `concatenated`: [..., ΣC_i] -> [..., C_i] for every width C_i."""
     return jnp.split(x, list(itertools.accumulate(widths))[:-1], axis=-1)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def cast_once(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """`x` in `dtype`, on TPUs cast once instead of by each kernel that reads it (`platforms`).
-
-    Left to itself a TPU's compiler casts some parameters within convolutions and others before.
-    Gradients are cast where it suits the compiler.
-    """
-    return x if x.dtype == dtype else apart_on_tpus(x.astype(dtype))
-
-
-@cast_once.defjvp
-def _tangent_of_cast(dtype, primals, tangents):
-    return cast_once(*primals, dtype), tangents[0].astype(dtype)
 
 
 class Convolution(nn.Module):

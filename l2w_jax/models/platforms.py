@@ -1,8 +1,10 @@
 """What compilers of different platforms are to do differently."""
 
+import functools
 from typing import TypeVar
 
 import jax
+import jax.numpy as jnp
 
 Tree = TypeVar("Tree")
 
@@ -17,3 +19,18 @@ def apart_on_tpus(tree: Tree) -> Tree:
     return jax.lax.platform_dependent(
         tree, tpu=jax.lax.optimization_barrier, default=lambda tree: tree
     )
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def cast_once(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """`x` in `dtype`, on TPUs cast once instead of by each kernel that reads it.
+
+    Left to itself a TPU's compiler casts some parameters within convolutions and others before.
+    Gradients are cast where it suits the compiler.
+    """
+    return x if x.dtype == dtype else apart_on_tpus(x.astype(dtype))
+
+
+@cast_once.defjvp
+def _tangent_of_cast(dtype, primals, tangents):
+    return cast_once(*primals, dtype), tangents[0].astype(dtype)

@@ -14,7 +14,6 @@ from l2w_jax.models.layers import (
     BatchNorm,
     ConvBNReLU,
     LayerOptions,
-    cast_once,
     from_one_input,
     side_by_side,
 )
@@ -171,15 +170,3 @@ def test_statistics_over_devices_keep_small_deviations_from_a_large_mean():
     np.testing.assert_allclose(y, (exact - mean) / np.sqrt(variance + 1e-5), atol=5e-3)
     for of_device in moved["batch_stats"]["var"]:
         np.testing.assert_allclose(of_device, 0.9 + 0.1 * variance, rtol=1e-4)
-
-
-def test_parameters_are_cast_once_and_their_gradients_as_ever():
-    x = jnp.linspace(-1, 1, 12, dtype=jnp.float32).reshape(3, 4)
-
-    def value_and_gradient(cast):
-        return jax.value_and_grad(lambda x: (cast(x) ** 3).sum().astype(jnp.float32))(x)
-
-    assert_close(
-        value_and_gradient(lambda x: cast_once(x, jnp.bfloat16)),
-        value_and_gradient(lambda x: x.astype(jnp.bfloat16)),
-    )

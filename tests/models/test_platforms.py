@@ -4,12 +4,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from pytrees import assert_close
 
-from l2w_jax.models.platforms import apart_on_tpus
+from l2w_jax.models.platforms import apart_on_tpus, cast_once
 
 
 def cubes(tree):
     return jax.tree.map(lambda x: x**3, apart_on_tpus(tree))
+
+
+def num_barriers(function, operand, platform):
+    traced = jax.jit(function).trace(operand)
+    return traced.lower(lowering_platforms=(platform,)).as_text().count("optimization_barrier")
 
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
@@ -18,13 +24,8 @@ def test_only_a_tpu_keeps_it_apart_also_on_the_way_back(platform):
         return sum(map(jnp.sum, jax.tree.leaves(cubes(tree))))
 
     tree = {"a": jnp.ones(3), "b": jnp.ones((2, 2))}
-
-    def num_barriers(function):
-        traced = jax.jit(function).trace(tree)
-        return traced.lower(lowering_platforms=(platform,)).as_text().count("optimization_barrier")
-
-    assert num_barriers(total) == (platform == "tpu")
-    assert num_barriers(jax.grad(total)) == 2 * (platform == "tpu")
+    assert num_barriers(total, tree, platform) == (platform == "tpu")
+    assert num_barriers(jax.grad(total), tree, platform) == 2 * (platform == "tpu")
 
 
 def test_values_and_derivatives_are_those_without_it():
@@ -35,3 +36,16 @@ def test_values_and_derivatives_are_those_without_it():
     jax.tree.map(lambda y, x: np.testing.assert_array_equal(y, x**3), values, tree)
     for derivatives in (tangents, gradients):
         jax.tree.map(lambda d, x: np.testing.assert_allclose(d, 3 * x**3), derivatives, tree)
+
+
+def test_parameters_are_cast_apart_and_their_gradients_as_ever():
+    x = jnp.linspace(-1, 1, 12, dtype=jnp.float32).reshape(3, 4)
+
+    def value_and_gradient(cast, dtype):
+        return jax.value_and_grad(lambda x: (cast(x, dtype) ** 3).sum().astype(jnp.float32))
+
+    ours = value_and_gradient(cast_once, jnp.bfloat16)
+    theirs = value_and_gradient(lambda x, dtype: x.astype(dtype), jnp.bfloat16)
+    assert_close(ours(x), theirs(x))
+    assert num_barriers(ours, x, "tpu") == 1
+    assert num_barriers(value_and_gradient(cast_once, jnp.float32), x, "tpu") == 0
