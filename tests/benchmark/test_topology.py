@@ -97,8 +97,6 @@ def test_the_passes_of_an_exact_step_share_most_of_their_convolutions():
     report = topology.measure_compiled(config, 64, topology.find_slice("v5e:2x2"))
     # 0.65 with parameters that some passes cast and others do not, or with θ̂ made in kernels of x2.
     assert report["distinct_convolutions"] < 0.6 * report["convolutions"]
-    # What devices gather goes with their sums.
-    assert list(report["collectives"]) == ["all-reduce"]
 
 
 class _TooLarge:
