@@ -14,7 +14,8 @@ from l2w_jax.models import (
     initial_variables,
 )
 from l2w_jax.models.initializers import torch_default
-from l2w_jax.models.layers import ConvBNReLU, LayerOptions, parameter_dtype
+from l2w_jax.models.layers import ConvBNReLU, LayerOptions
+from l2w_jax.models.precision import parameter_dtype
 
 
 class ConvNetwork(MultiExitNetwork):

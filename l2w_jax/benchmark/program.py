@@ -120,6 +120,14 @@ def num_convolutions(compiled_text: str) -> dict[str, int]:
     return {"convolutions": len(found), "distinct_convolutions": len(set(found))}
 
 
+def estimated_cycles(compiled_text: str) -> int:
+    """Clock cycles that a TPU's compiler expects all kernels to take, one after the other.
+
+    It has no estimate of exchanges between devices, prefetches and a few others.
+    """
+    return sum(map(int, re.findall(r'"estimated_cycles":"(\d+)"', compiled_text)))
+
+
 def memory_traffic(compiled_text: str) -> int:
     """Bytes that a program's instructions read from and write to the device's main memory.
 

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from l2w_jax.benchmark.program import (
     collectives,
+    estimated_cycles,
     memory_traffic,
     num_convolutions,
     num_copies,
@@ -80,7 +81,7 @@ _DRIVERS_FIGURES = {
     """
 }
 
-_PER_IMAGE = ("gigaflops", "gigabytes_moved", "gigabytes_of_memory")
+_PER_IMAGE = ("gigaflops", "gigabytes_moved", "gigabytes_of_memory", "megacycles")
 _AS_A_WHOLE = ("temporary_gigabytes", "kernels", "copies", "seconds_tracing", "seconds_compiling")
 
 
@@ -168,8 +169,8 @@ def measure_compiled(config: ConfigDict, batch_size: int, chips: Slice) -> dict[
         gigabytes_of_memory (read from and written to the chip's main memory) and
         milliseconds_of_memory, in which it can move them; for TPUs, as a GPU's compiler does not
         count and convolves by its libraries, also gigaflops, gigabytes_moved (also those within the
-        chip), milliseconds_of_arithmetic and `num_convolutions`. Where a TPU's compiler finds that
-        it does not fit, only needed_gigabytes.
+        chip), milliseconds_of_arithmetic, megacycles (`estimated_cycles`) and `num_convolutions`.
+        Where a TPU's compiler finds that it does not fit, only needed_gigabytes.
     """
     step = pmap_train_step(step_on_stored(config, TOTAL_STEPS, chips.devices), chips.devices)
     # Of this machine's memory, it would not be accepted for devices of another kind.
@@ -221,6 +222,7 @@ def _counted(cost: dict[str, float], text: str, chip: Chip) -> dict[str, float]:
     if "flops" in cost:
         counted["gigaflops"] = cost["flops"] / 1e9
         counted["milliseconds_of_arithmetic"] = 1e3 * cost["flops"] / chip.flops
+        counted["megacycles"] = estimated_cycles(text) / 1e6
         counted |= num_convolutions(text)
     if "bytes accessed" in cost:
         counted["gigabytes_moved"] = cost["bytes accessed"] / 1e9

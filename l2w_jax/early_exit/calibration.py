@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import optimize, special
 
 from l2w_jax.models import MultiExitNetwork
-from l2w_jax.models.layers import at_least_float32
+from l2w_jax.models.precision import at_least_float32
 
 # Temperatures beyond these are taken for a sign that there is nothing to fit, as where an exit
 # classifies all images rightly.

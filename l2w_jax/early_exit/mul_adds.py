@@ -15,7 +15,7 @@ import numpy as np
 from jax.extend import core
 
 from l2w_jax.models import MultiExitNetwork, convolution
-from l2w_jax.models.layers import parameter_dtype
+from l2w_jax.models.precision import parameter_dtype
 from l2w_jax.models.resize import RESIZE_NAME
 
 

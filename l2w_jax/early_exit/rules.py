@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from l2w_jax.early_exit.budget import NOBODY_LEAVES
-from l2w_jax.models.layers import at_least_float32
+from l2w_jax.models.precision import at_least_float32
 
 # From logits [..., C] to scores [...].
 RuleOfOneExit = Callable[[jax.Array], jax.Array]

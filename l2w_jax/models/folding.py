@@ -16,8 +16,9 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
-from l2w_jax.models.layers import EPSILON, BatchNorm, ConvBNReLU
+from l2w_jax.models.layers import BatchNorm, ConvBNReLU
 from l2w_jax.models.multi_exit import MultiExitNetwork
+from l2w_jax.models.normalization import EPSILON
 
 Path = tuple[str, ...]
 

@@ -5,7 +5,6 @@ too: PyTorch's rule, from which 'SAME' differs.
 """
 
 import dataclasses
-import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -13,13 +12,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from typing_extensions import override
 
 from l2w_jax.config.choices import EXIT_SIZES
 from l2w_jax.models.convolution import convolve
-from l2w_jax.models.exchange import gathered
 from l2w_jax.models.initializers import (
     Constant,
     HostInitializer,
@@ -27,9 +24,11 @@ from l2w_jax.models.initializers import (
     fan_out_normal,
     torch_default,
 )
-from l2w_jax.models.platforms import cast_once
+from l2w_jax.models.normalization import normalize, normalize_by_itself
+from l2w_jax.models.platforms import cast_once, gradient_apart
+from l2w_jax.models.precision import parameter_dtype
 
-_MOMENTUM, EPSILON = 0.9, 1e-5
+_MOMENTUM = 0.9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,16 +51,6 @@ class LayerOptions:
     def param_dtype(self) -> jnp.dtype:
         """Type of the parameters."""
         return parameter_dtype(self.dtype)
-
-
-def parameter_dtype(dtype: jnp.dtype) -> jnp.dtype:
-    """Type of the parameters of a network that computes in `dtype`: never less than float32."""
-    return jnp.promote_types(dtype, jnp.float32)
-
-
-def at_least_float32(x: jax.Array) -> jax.Array:
-    """`x` in float32, or as it is where it is wider."""
-    return x.astype(parameter_dtype(x.dtype))
 
 
 class BatchNorm(nn.Module):
@@ -97,9 +86,6 @@ def batch_norm(
 ) -> jax.Array:
     """Batch norms of neighbouring channels, in one go: as many kernels as for a single one.
 
-    The variance is the mean squared deviation rather than E[x²] - E[x]²: the latter cancels in
-    float32, and the meta-gradient amplifies what is lost.
-
     Args:
         norms: each for its own channels, in their order.
         widths: C_i, the number of channels of each.
@@ -122,85 +108,12 @@ def batch_norm(
     if not train:
         mean = concatenated([running.value for running in means])
         variance = concatenated([running.value for running in variances])
-        return _normalize(x, mean, variance, scale, bias)
-    y, mean, variance = _normalize_by_itself(x, scale, bias, axis_name)
+        return normalize(x, mean, variance, scale, bias)
+    y, mean, variance = normalize_by_itself(x, scale, bias, axis_name)
     if not initializing:
         _move(means, mean, widths)
         _move(variances, variance, widths)
     return y
-
-
-def _normalize(
-    x: jax.Array, mean: jax.Array, variance: jax.Array, scale: jax.Array, bias: jax.Array
-) -> jax.Array:
-    """γ·(x - mean) / sqrt(variance + ε) + β, in the type of x."""
-    factor = jax.lax.rsqrt(variance + EPSILON) * scale
-    return ((x - mean) * factor + bias).astype(x.dtype)
-
-
-# Jitted so that layers of the same shape are traced, differentiated and lowered once.
-@functools.partial(jax.jit, static_argnums=3)
-@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
-def _normalize_by_itself(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, axis_name: str | None
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """x normalised by its own mean and variance over all but the last axis, and those two."""
-    mean, variance = _statistics_of_channels(at_least_float32(x), axis_name)
-    return _normalize(x, mean, variance, scale, bias), mean, variance
-
-
-@_normalize_by_itself.__wrapped__.defjvp
-def _tangents_of_normalized(axis_name, primals, tangents):
-    """dy = γr·dx + (x - m)·r·(dγ - γr²·mean((x - m)·dx)) + (dβ - γr·mean(dx)).
-
-    m is the mean and r = 1 / sqrt(variance + ε). Two sums over the batch, and as many in the
-    transposed map, which is the gradient: half of what differentiating each operation makes of it,
-    where sums are most of a network's kernels.
-    """
-    x, scale, _ = primals
-    dx, dscale, dbias = tangents
-    y, mean, variance = _normalize_by_itself(*primals, axis_name)
-    inverse = jax.lax.rsqrt(variance + EPSILON)
-    deviations = at_least_float32(x) - mean
-    dx = at_least_float32(dx)
-    factor = inverse * scale
-    sums = _sum_of_channels(dx), _sum_of_channels(deviations * dx)
-    count = x.size // x.shape[-1]
-    if axis_name is not None:
-        # As one array they are one exchange, in the transposed map too.
-        sums = jax.lax.psum(jnp.stack(sums), axis_name)
-        count *= jax.lax.axis_size(axis_name)
-    dmean, half_dvariance = (of_channels / count for of_channels in sums)
-    slope = inverse * (dscale - factor * inverse * half_dvariance)
-    shift = dbias - factor * dmean
-    dy = (factor * dx + deviations * slope + shift).astype(y.dtype)
-    return (y, mean, variance), (dy, dmean, 2 * half_dvariance)
-
-
-def _statistics_of_channels(x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
-    """Mean and variance of every channel over the batch of all devices, [..., C] -> [C] each.
-
-    Devices, which have equally many images, tell one another both of their own in one exchange; the
-    variance is the mean of theirs plus that of their means (Chan et al., 1979).
-    """
-    count = x.size // x.shape[-1]
-    mean = _sum_of_channels(x) / count
-    deviations = x - mean
-    squares = _sum_of_channels(jnp.square(deviations))
-    if axis_name is None:
-        return mean, squares / count
-    # What rounding took from a large mean would be missed in its deviation from the others.
-    remainder = _sum_of_channels(deviations)
-    of_devices = gathered(axis_name, jnp.stack([mean, remainder, squares]))
-    means, remainders, variances = (of_devices / np.array([[1], [count], [count]])).swapaxes(0, 1)
-    offsets = (means - means[0]) + remainders
-    offset = offsets.mean(axis=0)
-    return means[0] + offset, (variances + jnp.square(offsets - offset)).mean(axis=0)
-
-
-def _sum_of_channels(x: jax.Array) -> jax.Array:
-    """Sum of every channel over the batch of this device, [..., C] -> [C]."""
-    return x.sum(axis=tuple(range(x.ndim - 1)))
 
 
 def _move(running: Sequence[Any], of_batch: jax.Array, widths: Sequence[int]) -> None:
@@ -280,6 +193,8 @@ def side_by_side(
 ) -> jax.Array:
     """Each layer on its own input, their outputs concatenated; one batch norm and ReLU for all.
 
+    What comes out extends a map, and its gradient is a part of the map's.
+
     Args:
         layers: their outputs are equally high and wide.
         inputs: [N, H_i, W_i, C_i], one for each layer.
@@ -289,7 +204,7 @@ def side_by_side(
         [N, H, W, the sum of the layers' features].
     """
     outputs = concatenated([layer.conv(x) for layer, x in zip(layers, inputs, strict=True)])
-    return _normalized(layers, outputs, train)
+    return _normalized(layers, gradient_apart(outputs), train)
 
 
 def from_one_input(layers: Sequence[ConvBNReLU], x: jax.Array, train: bool) -> list[jax.Array]:
@@ -333,7 +248,7 @@ class Branch(nn.Module):
 
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[N, H, W, C] -> [N, ceil(H/stride), ceil(W/stride), features]."""
-        return self.conv(self.reduce(x, train), train)
+        return side_by_side([self.conv], [self.reduce(x, train)], train)
 
 
 class Stem(nn.Module):

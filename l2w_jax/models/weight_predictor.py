@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from l2w_jax.models.initializers import torch_default
-from l2w_jax.models.layers import parameter_dtype
+from l2w_jax.models.precision import parameter_dtype
 
 
 class WeightPredictor(nn.Module):

@@ -15,8 +15,13 @@ def axis_size(axis_name: str | None) -> int:
 
 
 def mean_over(axis_name: str | None, tree: Tree) -> Tree:
-    """Mean of every array over the devices of the axis."""
-    return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
+    """Mean of every array over the devices of the axis.
+
+    Each divides its own, in the kernel that makes it: to divide the sum takes a kernel an array.
+    """
+    if axis_name is None:
+        return tree
+    return sum_over(axis_name, jax.tree.map(lambda x: x / axis_size(axis_name), tree))
 
 
 def sum_over(axis_name: str | None, tree: Tree) -> Tree:

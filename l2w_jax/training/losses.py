@@ -11,7 +11,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from l2w_jax.models import MultiExitNetwork
-from l2w_jax.models.layers import at_least_float32
+from l2w_jax.models.platforms import made_after
+from l2w_jax.models.precision import at_least_float32
+from l2w_jax.training.collectives import axis_size, sum_over
 from l2w_jax.training.state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -252,11 +254,18 @@ class TrainingForward:
         """The training loss Σ_k mean_i w[i, k]·s_k·l[i, k] + D, of this device's samples."""
         return weighted_loss(weights * self.label_shares, self.losses) + self.distilled
 
-    def weighted_gradient(self, weights: jax.Array) -> Any:
-        """∇_θ of the training loss, of this device's samples; but for that of D linear in w."""
-        cotangent = (weights * self.label_shares / len(weights)).astype(self.losses.dtype)
-        (gradient,) = self.pull_back((cotangent, jnp.ones_like(self.distilled)))
-        return gradient
+    def weighted_gradient(self, weights: jax.Array, axis_name: str | None = None) -> Any:
+        """∇_θ of the training loss of all devices' samples; but for that of D linear in w.
+
+        Args:
+            weights: w, [N, K].
+            axis_name: device axis over which the loss is a mean; None: of this device's samples.
+        """
+        # Where it begins, a gradient is divided among devices at no price.
+        share = 1 / axis_size(axis_name)
+        of_losses = (share * weights * self.label_shares / len(weights)).astype(self.losses.dtype)
+        (gradient,) = self.pull_back((of_losses, jnp.full_like(self.distilled, share)))
+        return sum_over(axis_name, gradient)
 
     def slopes_along(self, direction: Any) -> jax.Array:
         """s_k·<∇_θ l[i, k], direction>, [N, K]: the transposed `pull_back`, a forward-mode pass."""
@@ -294,13 +303,3 @@ def training_forward(network: TrainingLosses, state: TrainState, batch: Batch) -
         pull_back=pull_back,
         pull_back_after=pull_back_after,
     )
-
-
-def made_after(earlier: Any, params: Any) -> Any:
-    """`params`, which XLA cannot read before `earlier`, of the same structure and finite, is there.
-
-    Without it a forward pass at `params` is made as soon as it can be, and all of it waits in
-    memory for its derivative; XLA drops `optimization_barrier` on a CPU before it orders its
-    operations. For the pipelined schedule that would be 1.6 times the temporary memory of the step.
-    """
-    return jax.tree.map(lambda x, y: x + 0 * y, params, earlier)

@@ -28,7 +28,7 @@ from l2w_jax.models.exit_shares import exit_shares
 from l2w_jax.models.platforms import apart_on_tpus
 from l2w_jax.training.ablations import vanilla_objective
 from l2w_jax.training.allocation import allocate_globally, allocated_mean
-from l2w_jax.training.collectives import mean_over
+from l2w_jax.training.collectives import axis_size, mean_over, sum_over
 from l2w_jax.training.losses import (
     Batch,
     TrainingForward,
@@ -154,26 +154,38 @@ def meta_gradient(
         Also `forward`, computed anew where the learner recomputes.
     """
 
-    def meta_loss(gradient: Params) -> jax.Array:
-        pseudo_params, _ = descend(
-            learner.optimizer, gradient, state.opt_state, state.params, learning_rate
-        )
-        # Else what makes θ̂, and ∂L/∂(gradient) of ∂L/∂θ̂, would be part of the kernels of x2's
-        # passes, and these would not be those of x1's.
-        pseudo_params = apart_on_tpus(pseudo_params)
+    def meta_loss(pseudo_params: Params) -> jax.Array:
         losses, (logits, _) = learner.network(pseudo_params, state.batch_stats, meta_half)
         return learner.objective(losses, confidences_of_logits(logits))
 
     weights = learner.weigh(state.wpn_params, forward.losses, forward.confidences)
-    gradient = mean_over(learner.batch_axis, forward.weighted_gradient(weights))
-    loss, direction = jax.value_and_grad(meta_loss)(gradient)
-    direction = mean_over(learner.batch_axis, direction)
+    gradient = forward.weighted_gradient(weights, learner.batch_axis)
+    pseudo_params, through_step = step_along(learner, state, gradient, learning_rate)
+    # Else what makes θ̂ would be part of the kernels of x2's pass, and these not those of x1's.
+    loss, through_losses = jax.vjp(meta_loss, apart_on_tpus(pseudo_params))
+    (of_params,) = through_losses(jnp.ones_like(loss) / axis_size(learner.batch_axis))
+    (direction,) = through_step(sum_over(learner.batch_axis, of_params))
     if learner.recompute:
         forward = forward.recomputed_after(direction)
     of_predictor = gradient_along(
         learner, state, forward.losses, forward.confidences, forward.slopes_along(direction)
     )
     return *mean_over(learner.device_axis, (loss, of_predictor)), forward
+
+
+def step_along(
+    learner: MetaLearner, state: TrainState, gradient: Params, learning_rate: jax.Array
+) -> tuple[Params, Callable[[Params], tuple[Params]]]:
+    """θ - lr·(μ·buf + gradient + wd·θ), and the map from ∂L/∂(that) to ∂L/∂(gradient).
+
+    For SGD the map is -lr times what it is given, whatever the gradient.
+    """
+
+    def step(gradient: Params) -> Params:
+        params, opt_state = state.params, state.opt_state
+        return descend(learner.optimizer, gradient, opt_state, params, learning_rate)[0]
+
+    return jax.vjp(step, gradient)
 
 
 def gradient_along(

@@ -27,15 +27,18 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 
-from l2w_jax.training.collectives import mean_over
-from l2w_jax.training.losses import (
-    Batch,
-    TrainingForward,
-    confidences_of_logits,
-    made_after,
+from l2w_jax.models.platforms import made_after
+from l2w_jax.training.collectives import axis_size, mean_over, sum_over
+from l2w_jax.training.losses import Batch, TrainingForward, confidences_of_logits
+from l2w_jax.training.meta import (
+    MetaLearner,
+    Params,
+    every,
+    gradient_along,
+    predictor_step,
+    step_along,
 )
-from l2w_jax.training.meta import MetaLearner, Params, every, gradient_along, predictor_step
-from l2w_jax.training.optimizers import LearningRates, descend
+from l2w_jax.training.optimizers import LearningRates
 from l2w_jax.training.state import TrainState
 
 Tree = TypeVar("Tree")
@@ -92,15 +95,11 @@ def gradient_through_last_step(
         learning_rate: lr_t.
     """
     loss, of_losses = jax.value_and_grad(learner.objective)(forward.losses, forward.confidences)
+    of_losses /= axis_size(learner.device_axis)
     (gradient,) = forward.pull_back((of_losses, jnp.zeros_like(forward.distilled)))
-    gradient = mean_over(learner.device_axis, gradient)
-
-    def step_along(gradient):
-        params, opt_state = state.params, state.opt_state
-        return descend(learner.optimizer, gradient, opt_state, params, learning_rate)[0]
-
+    gradient = sum_over(learner.device_axis, gradient)
     # A step is affine in the gradient, so it does not matter at which one it is linearised.
-    _, through_step = jax.vjp(step_along, gradient)
+    _, through_step = step_along(learner, state, gradient, learning_rate)
     (direction,) = through_step(gradient)
 
     def losses_of(params):

@@ -10,7 +10,7 @@ import optax
 from ml_collections import ConfigDict
 
 from l2w_jax.models import create_network, initial_variables
-from l2w_jax.models.layers import parameter_dtype
+from l2w_jax.models.precision import parameter_dtype
 from l2w_jax.training.optimizers import adam, create_sgd
 from l2w_jax.training.weighting import (
     PREDICTED_KINDS,

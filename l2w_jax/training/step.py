@@ -201,7 +201,7 @@ def weighted_step(
     """
     axis_name, rates = training.axis_name, training.rates_at(state.step)
     weights = training.weigh(state.wpn_params, forward.losses, forward.confidences)
-    gradient = mean_over(axis_name, forward.weighted_gradient(weights))
+    gradient = forward.weighted_gradient(weights, axis_name)
     params, opt_state = descend(
         training.optimizer, gradient, state.opt_state, state.params, rates.network
     )

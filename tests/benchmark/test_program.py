@@ -150,3 +150,15 @@ def test_what_is_called_counts():
     called = "  %call.1 = f32[8]{0:T(128)} call(%p0), to_apply=%fused_computation\n"
     text = TPU_PROGRAM.replace("  %copy.1", called + "  %copy.1")
     assert program.num_copies(text) == {"copies": 2, "prefetches": 1}
+
+
+def test_cycles_are_those_of_all_kernels_that_have_an_estimate():
+    of_a_copy = ', backend_config={"window_config":{"estimated_cycles":"1824"}}'
+    lines = [
+        line + of_a_copy if " copy(" in line or " fusion(" in line else line
+        for line in TPU_PROGRAM.splitlines()
+    ]
+    num_kernels = sum(of_a_copy in line for line in lines)
+    assert num_kernels > 1
+    assert program.estimated_cycles("\n".join(lines)) == 1824 * num_kernels
+    assert program.estimated_cycles(TPU_PROGRAM) == 0

@@ -154,6 +154,24 @@ def test_layers_together_give_what_they_give_alone(train):
     both_ways(TwoLayers(1), (x, x), "from_one_input")
 
 
+def test_the_gradient_of_what_extends_a_map_is_kept_apart_on_tpus():
+    x, y = jnp.ones((2, 4, 4, 5)), jnp.ones((2, 4, 4, 6))
+    layers = TwoLayers(3)
+    variables = layers.init(jax.random.key(0), x, y, False)
+
+    def loss(params, method):
+        outputs, _ = layers.apply(
+            {**variables, "params": params}, x, y, True, method=method, mutable=["batch_stats"]
+        )
+        return sum(jnp.sum(output) for output in outputs)
+
+    def num_barriers(method):
+        traced = jax.jit(jax.grad(lambda params: loss(params, method))).trace(variables["params"])
+        return traced.lower(lowering_platforms=("tpu",)).as_text().count("optimization_barrier")
+
+    assert num_barriers("side_by_side") == num_barriers("__call__") + 1
+
+
 def test_statistics_over_devices_keep_small_deviations_from_a_large_mean():
     """E[x²] - E[x]² in float32 would lose them, and so would a variance within devices alone."""
     noise = jax.random.normal(jax.random.key(0), (4, 8, 3, 3, 5), jnp.float32)

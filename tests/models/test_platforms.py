@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pytrees import assert_close
 
-from l2w_jax.models.platforms import apart_on_tpus, cast_once
+from l2w_jax.models.platforms import apart_on_tpus, cast_once, gradient_apart, made_after
 
 
 def cubes(tree):
@@ -49,3 +49,37 @@ def test_parameters_are_cast_apart_and_their_gradients_as_ever():
     assert_close(ours(x), theirs(x))
     assert num_barriers(ours, x, "tpu") == 1
     assert num_barriers(value_and_gradient(cast_once, jnp.float32), x, "tpu") == 0
+
+
+def test_only_a_gradient_is_kept_apart_and_only_on_a_tpu():
+    x = jnp.linspace(-1, 1, 6)
+
+    def cubes(x):
+        return gradient_apart(x) ** 3
+
+    def gradient(x):
+        return jax.grad(lambda x: cubes(x).sum())(x)
+
+    def tangent(x):
+        return jax.jvp(cubes, (x,), (x,))[1]
+
+    np.testing.assert_allclose(gradient(x), 3 * x**2, rtol=1e-6)
+    np.testing.assert_allclose(tangent(x), 3 * x**3, rtol=1e-6)
+    np.testing.assert_allclose(jax.vmap(jax.grad(cubes))(x), 3 * x**2, rtol=1e-6)
+    assert num_barriers(gradient, x, "tpu") == 1
+    assert num_barriers(gradient, x, "cpu") == 0
+    assert num_barriers(tangent, x, "tpu") == num_barriers(cubes, x, "tpu") == 0
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_parameters_wait_for_what_is_earlier_and_stay_what_they_are(platform):
+    params = {"a": jnp.array([1.0, -2.0]), "b": jnp.array(3.0)}
+    earlier = jax.tree.map(lambda x: x + 1, params)
+    assert_close(made_after(earlier, params), params)
+
+    def changed(earlier):
+        return made_after(jax.tree.map(jnp.exp, earlier), params)
+
+    lowered = jax.jit(changed).trace(earlier).lower(lowering_platforms=(platform,)).as_text()
+    assert lowered.count("stablehlo.exponential") == 2
+    assert lowered.count("optimization_barrier") == (platform == "tpu")

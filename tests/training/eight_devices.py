@@ -12,7 +12,9 @@ from compiled_step import compiled_step
 from learners import create_learner
 from small_networks import ConvNetwork
 
+from l2w_jax.benchmark.program import collectives
 from l2w_jax.config import default_config
+from l2w_jax.models.layers import BatchNorm, LayerOptions
 from l2w_jax.training import DEVICE_AXIS, create_train_state, make_train_step, pmap_train_step
 from l2w_jax.training.losses import training_forward
 from l2w_jax.training.meta import meta_gradient, predictor_step
@@ -112,6 +114,23 @@ def by_hand_distance(config, step, start, shards):
     return distance(moments(found), expected, moments(start))
 
 
+def exchanges_of_a_norm(dtype):
+    """Exchanges of all devices that a batch norm is compiled to, and that its gradient is."""
+    norm = BatchNorm(LayerOptions(dtype, axis_name="device"))
+    x = jnp.ones((DEVICES, 2, 4, 4, 3), dtype)
+    variables = BatchNorm(LayerOptions(dtype)).init(jax.random.key(0), x[0], train=False)
+
+    def normalized(x):
+        y, _ = norm.apply(variables, x, train=True, mutable=["batch_stats"])
+        return (y**3).sum()
+
+    def num_exchanges(function):
+        compiled = jax.pmap(function, axis_name="device").lower(x).compile()
+        return sum(kind["count"] for kind in collectives(compiled.as_text()).values())
+
+    return num_exchanges(normalized), num_exchanges(jax.grad(normalized))
+
+
 def moments(state):
     return [leaf for leaf in jax.tree.leaves(state.wpn_opt_state) if leaf.ndim]
 
@@ -144,6 +163,9 @@ def main():
                 config, step_of_eight, start, next(batches())[1]
             )
         result[name]["spread"] = spread_over_replicas(config, start, next(batches())[1])
+    result["exchanges"] = {
+        dtype: exchanges_of_a_norm(jnp.dtype(dtype)) for dtype in ("float32", "bfloat16")
+    }
     print(json.dumps(result))
 
 

@@ -102,6 +102,28 @@ def test_weights_count_at_the_cross_entropies_and_not_at_the_distillation(second
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9), gradient, expected)
 
 
+def test_the_gradient_of_all_devices_is_the_mean_of_theirs(second_stage, make_batch):
+    state = create_train_state(second_stage, jax.random.key(0))
+    network = TrainingLosses(create_network(second_stage), 0.0, create_distillation(second_stage))
+    shards = jax.tree.map(lambda x: x.reshape(3, 4, *x.shape[1:]), make_batch(0, 12))
+    weights = jax.random.uniform(jax.random.key(1), (3, 4, 2))
+
+    def gradient_of(axis_name):
+        def on_device(weights, shard):
+            forward = training_forward(network, state, shard)
+            return forward.weighted_gradient(weights, axis_name)
+
+        return jax.jit(jax.vmap(on_device, axis_name="devices"))(weights, shards)
+
+    jax.tree.map(
+        lambda of_all, of_each: np.testing.assert_allclose(
+            of_all[1], of_each.mean(axis=0), rtol=1e-4, atol=1e-7
+        ),
+        gradient_of("devices"),
+        gradient_of(None),
+    )
+
+
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("collaboration", [False, True])
 def test_meta_gradient_equals_finite_differences(

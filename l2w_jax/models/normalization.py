@@ -1,0 +1,114 @@
+"""Batch norm's arithmetic, over the batch of all devices.
+
+Maps are [..., C]; means, variances, scales and shifts are [C], in at least float32.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from l2w_jax.models.exchange import gathered
+from l2w_jax.models.precision import at_least_float32
+
+EPSILON = 1e-5
+
+
+def normalize(
+    x: jax.Array, mean: jax.Array, variance: jax.Array, scale: jax.Array, bias: jax.Array
+) -> jax.Array:
+    """γ·(x - mean) / sqrt(variance + ε) + β, in the type of x."""
+    factor = jax.lax.rsqrt(variance + EPSILON) * scale
+    return ((x - mean) * factor + bias).astype(x.dtype)
+
+
+# Jitted so that layers of the same shape are traced, differentiated and lowered once.
+@functools.partial(jax.jit, static_argnums=3)
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+def normalize_by_itself(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, axis_name: str | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """x normalised by its own mean and variance over all but the last axis, and those two."""
+    statistics = _statistics_of_channels if _is_precise(x) else _statistics_of_rounded_channels
+    mean, variance = statistics(at_least_float32(x), axis_name)
+    return normalize(x, mean, variance, scale, bias), mean, variance
+
+
+@normalize_by_itself.__wrapped__.defjvp
+def _tangents_of_normalized(axis_name, primals, tangents):
+    """dy = γr·dx + (x - m)·r·(dγ - γr²·mean((x - m)·dx)) + (dβ - γr·mean(dx)).
+
+    m is the mean and r = 1 / sqrt(variance + ε). Two sums over the batch, and as many in the
+    transposed map, which is the gradient: half of what differentiating each operation makes of it,
+    where sums are most of a network's kernels.
+    """
+    x, scale, _ = primals
+    dx, dscale, dbias = tangents
+    y, mean, variance = normalize_by_itself(*primals, axis_name)
+    inverse = jax.lax.rsqrt(variance + EPSILON)
+    deviations = at_least_float32(x) - mean
+    dx = at_least_float32(dx)
+    factor = inverse * scale
+    sums = _sum_of_channels(dx), _sum_of_channels(deviations * dx)
+    count = x.size // x.shape[-1]
+    if axis_name is not None:
+        sums = jax.lax.psum(sums, axis_name)
+        count *= jax.lax.axis_size(axis_name)
+    dmean, half_dvariance = (of_channels / count for of_channels in sums)
+    slope = inverse * (dscale - factor * inverse * half_dvariance)
+    shift = dbias - factor * dmean
+    dy = (factor * dx + deviations * slope + shift).astype(y.dtype)
+    return (y, mean, variance), (dy, dmean, 2 * half_dvariance)
+
+
+def _statistics_of_channels(x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
+    """Mean and variance of every channel over the batch of all devices, [..., C] -> [C] each.
+
+    The variance is the mean squared deviation rather than E[x²] - E[x]²: the latter cancels in
+    float32, and the meta-gradient amplifies what is lost. Devices, which have equally many images,
+    tell one another their own in one exchange; the variance is the mean of theirs plus that of
+    their means (Chan et al., 1979).
+    """
+    count = x.size // x.shape[-1]
+    total = _sum_of_channels(x)
+    mean = total / count
+    deviations = x - mean
+    squares = _sum_of_channels(jnp.square(deviations))
+    if axis_name is None:
+        return mean, squares / count
+    # What rounding took from a large mean would be missed in its deviation from the others.
+    remainder = _sum_of_channels(deviations)
+    sums, remainders, squares = gathered(axis_name, (total, remainder, squares))
+    means = sums / count
+    offsets = (means - means[0]) + remainders / count
+    offset = offsets.mean(axis=0)
+    # Offsets are small and one of them is 0: this loses a bit for each doubling of the devices.
+    spread = jnp.square(offsets).mean(axis=0) - jnp.square(offset)
+    return means[0] + offset, squares.mean(axis=0) / count + jnp.maximum(spread, 0)
+
+
+def _is_precise(x: jax.Array) -> bool:
+    """Whether x is rounded no more than float32 is."""
+    return jnp.finfo(x.dtype).eps <= jnp.finfo(jnp.float32).eps
+
+
+def _statistics_of_rounded_channels(
+    x: jax.Array, axis_name: str | None
+) -> tuple[jax.Array, jax.Array]:
+    """As `_statistics_of_channels`, of x that was rounded to bfloat16 or the like, in one pass.
+
+    The variance is E[x²] - E[x]², as its cancelling loses less than what the rounding, by up to
+    2⁻⁹·|x|, has put into it.
+    """
+    count = x.size // x.shape[-1]
+    sums = _sum_of_channels(x), _sum_of_channels(jnp.square(x))
+    if axis_name is not None:
+        sums = jax.lax.psum(sums, axis_name)
+        count *= jax.lax.axis_size(axis_name)
+    mean, square = (of_channels / count for of_channels in sums)
+    return mean, jnp.maximum(square - jnp.square(mean), 0)
+
+
+def _sum_of_channels(x: jax.Array) -> jax.Array:
+    """Sum of every channel over the batch of this device, [..., C] -> [C]."""
+    return x.sum(axis=tuple(range(x.ndim - 1)))
