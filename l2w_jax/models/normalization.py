@@ -103,7 +103,8 @@ def _statistics_of_rounded_channels(
     count = x.size // x.shape[-1]
     sums = _sum_of_channels(x), _sum_of_channels(jnp.square(x))
     if axis_name is not None:
-        sums = jax.lax.psum(sums, axis_name)
+        # Else one of them may wait for what reads x next, and be an exchange of its own.
+        sums = jax.lax.psum(jax.lax.optimization_barrier(sums), axis_name)
         count *= jax.lax.axis_size(axis_name)
     mean, square = (of_channels / count for of_channels in sums)
     return mean, jnp.maximum(square - jnp.square(mean), 0)
