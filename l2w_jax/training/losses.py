@@ -237,8 +237,8 @@ class TrainingForward:
         batch_stats: running statistics after this pass.
         pull_back: from cotangents of the losses and of D to the gradient on θ, which is 0 on the
             parts of the network that are frozen.
-        pull_back_after: the same, by a forward pass that is made anew and not before a direction
-            of θ is there.
+        pull_back_after: the same, by a forward pass that is made anew and not before something of
+            θ's structure is there.
     """
 
     losses: jax.Array
@@ -273,9 +273,9 @@ class TrainingForward:
         ((slopes, _),) = transposed((direction,))
         return self.label_shares * slopes
 
-    def recomputed_after(self, direction: Any) -> "TrainingForward":
-        """The same, but what `pull_back` needs is made anew, once a direction of θ is there."""
-        return dataclasses.replace(self, pull_back=self.pull_back_after(direction))
+    def recomputed_after(self, earlier: Any) -> "TrainingForward":
+        """The same, but what `pull_back` needs is made anew, `made_after` something earlier."""
+        return dataclasses.replace(self, pull_back=self.pull_back_after(earlier))
 
 
 def training_forward(network: TrainingLosses, state: TrainState, batch: Batch) -> TrainingForward:
@@ -290,8 +290,8 @@ def training_forward(network: TrainingLosses, state: TrainState, batch: Batch) -
         losses_of, state.params, has_aux=True
     )
 
-    def pull_back_after(direction):
-        return jax.vjp(losses_of, made_after(direction, state.params), has_aux=True)[1]
+    def pull_back_after(earlier):
+        return jax.vjp(losses_of, made_after(earlier, state.params), has_aux=True)[1]
 
     return TrainingForward(
         losses=losses,

@@ -164,9 +164,10 @@ def meta_gradient(
     # Else what makes θ̂ would be part of the kernels of x2's pass, and these not those of x1's.
     loss, through_losses = jax.vjp(meta_loss, apart_on_tpus(pseudo_params))
     (of_params,) = through_losses(jnp.ones_like(loss) / axis_size(learner.batch_axis))
-    (direction,) = through_step(sum_over(learner.batch_axis, of_params))
+    of_params = sum_over(learner.batch_axis, of_params)
+    (direction,) = through_step(of_params)
     if learner.recompute:
-        forward = forward.recomputed_after(direction)
+        forward = forward.recomputed_after(of_params)
     of_predictor = gradient_along(
         learner, state, forward.losses, forward.confidences, forward.slopes_along(direction)
     )

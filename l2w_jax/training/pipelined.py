@@ -106,7 +106,7 @@ def gradient_through_last_step(
         losses, (logits, _) = learner.network(params, state.batch_stats, previous_half)
         return losses, confidences_of_logits(logits)
 
-    previous_params = made_after(direction, state.previous_params)
+    previous_params = made_after(gradient, state.previous_params)
     losses, slopes, confidences = jax.jvp(losses_of, (previous_params,), (direction,), has_aux=True)
 
     of_predictor = gradient_along(
