@@ -95,8 +95,9 @@ def test_the_passes_of_an_exact_step_share_most_of_their_convolutions():
         num_exits=1, growth_factors=(1, 2), bottleneck_factors=(1, 2), dtype="bfloat16"
     )
     report = topology.measure_compiled(config, 64, topology.find_slice("v5e:2x2"))
-    # 0.65 with parameters that some passes cast and others do not, or with θ̂ made in kernels of x2.
-    assert report["distinct_convolutions"] < 0.6 * report["convolutions"]
+    # 0.58 with θ̂ made in kernels of x2, 0.64 with parameters that some passes cast and others do
+    # not, 0.67 with the two sums of a norm made in either order.
+    assert report["distinct_convolutions"] < 0.57 * report["convolutions"]
 
 
 class _TooLarge:

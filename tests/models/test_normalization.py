@@ -1,5 +1,7 @@
 """Means and variances of channels, whatever their mean is and whatever type they are in."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,3 +50,12 @@ def test_devices_find_the_statistics_of_all_their_images(dtype, outlier):
     for device in range(8):
         np.testing.assert_allclose(mean[device], exact_mean, rtol=1e-6, atol=1e-6)
         np.testing.assert_allclose(variance[device], exact_variance, rtol=3e-6)
+
+
+@pytest.mark.parametrize(("dtype", "shape"), [(jnp.float32, (8, 6)), (jnp.bfloat16, (6,))])
+def test_what_devices_exchange_in_bfloat16_does_not_grow_with_their_number(dtype, shape):
+    x = jnp.ones((4, 3, 3, 6), dtype)
+    traced = str(jax.make_jaxpr(lambda x: statistics(x, "devices"), axis_env=[("devices", 8)])(x))
+    exchanged = re.findall(r":f32\[([\d,]*)\] = psum", traced)
+    assert exchanged
+    assert {tuple(map(int, sizes.split(","))) for sizes in exchanged} == {shape}
