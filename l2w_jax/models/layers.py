@@ -193,8 +193,6 @@ def side_by_side(
 ) -> jax.Array:
     """Each layer on its own input, their outputs concatenated; one batch norm and ReLU for all.
 
-    What comes out extends a map, and its gradient is a part of the map's.
-
     Args:
         layers: their outputs are equally high and wide.
         inputs: [N, H_i, W_i, C_i], one for each layer.
@@ -204,7 +202,10 @@ def side_by_side(
         [N, H, W, the sum of the layers' features].
     """
     outputs = concatenated([layer.conv(x) for layer, x in zip(layers, inputs, strict=True)])
-    return _normalized(layers, gradient_apart(outputs), train)
+    if train:
+        # What comes out extends a map, so that its gradient is cut from the map's.
+        outputs = gradient_apart(outputs)
+    return _normalized(layers, outputs, train)
 
 
 def from_one_input(layers: Sequence[ConvBNReLU], x: jax.Array, train: bool) -> list[jax.Array]:
