@@ -25,10 +25,10 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command line.
 
     Args:
-      argv: program name and arguments.
+        argv: program name and arguments.
 
     Returns:
-      The exit status.
+        The exit status.
     """
     if {"--help", "-h"} & set(argv):
         print(__doc__)
@@ -46,7 +46,7 @@ def run(arguments: Arguments) -> None:
     """Trains or evaluates, together with the other processes of the run if there are any.
 
     Raises:
-      UserError: see `errors`.
+        UserError: see `errors`.
     """
     validate(arguments.config)
     config = run_folder.with_parts_found(arguments.config, arguments.workdir)

@@ -100,8 +100,8 @@ def wait_for_all(processes: Sequence[subprocess.Popen[str]]) -> int:
     """Waits until all have ended, and ends the rest after a failure.
 
     Returns:
-      The exit status of the first that failed, of a signal 128 plus its number. Of those that
-      failed within a moment it is the one that the others followed, see `_order_of_failure`.
+        The exit status of the first that failed, of a signal 128 plus its number. Of those that
+        failed within a moment it is the one that the others followed, see `_order_of_failure`.
     """
     running = dict(enumerate(processes))
     failed = {}

@@ -6,7 +6,7 @@
 Two ways to update the configuration's network on the same number of images are compared: "plain",
 an SGD step on half the batch, and "weighted", a half-step of what the configuration says, meta
 update included. Reported are XLA's counts of floating-point operations, of temporary memory and of
-kernels (instructions of the compiled program that compute or copy), the median time of an update,
+kernels (instructions of the compiled program that compute or move), the median time of an update,
 and the seconds from the start of the program to the end of the first update, with what they were
 spent on. Images are random: no data set is read.
 
@@ -90,7 +90,7 @@ def main(argv: Sequence[str], started: float) -> None:
         print(json.dumps(benchmark_input(arguments.steps), indent=2))
         return
     config = flags.parse(["benchmark", *config_arguments]).config
-    if arguments.topology:
+    if arguments.topology is not None:
         from l2w_jax.benchmark.topology import find_slice, measure_on
 
         chips = find_slice(arguments.topology)
@@ -115,7 +115,7 @@ def main(argv: Sequence[str], started: float) -> None:
 def _check_options(arguments: argparse.Namespace) -> None:
     """Raises UserError where an option is of another kind of benchmark, which would not heed it."""
     defaults = _parser().parse_args([])
-    kind = next((kind for kind in _OPTIONS if getattr(arguments, kind, None)), None)
+    kind = next((kind for kind in _OPTIONS if getattr(arguments, kind) not in (None, False)), None)
     heeded = {kind, *_OPTIONS.get(kind, _OF_UPDATE)}
     for name, value in vars(arguments).items():
         if value == getattr(defaults, name) or name in heeded:

@@ -7,10 +7,17 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
-_WITHOUT_KERNEL = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast")
-
-# What they do is that of the computations they call.
-_AROUND_KERNELS = ("while", "conditional", "call")
+# The last three do what the computations do that they call.
+_WITHOUT_KERNEL = (
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "while",
+    "conditional",
+    "call",
+)
 
 # Both name what they read and what they write, in either order.
 _PREFETCHES = ("copy-start", "slice-start")
@@ -89,11 +96,20 @@ def instructions(compiled_text: str) -> Iterator[Instruction]:
     return of_computation(entry)
 
 
+def kernels(compiled_text: str) -> Iterator[Instruction]:
+    """The instructions of a program that compute or move something, each fusion one.
+
+    What is begun by one instruction and waited for by another is the first of them.
+    """
+    for instruction in instructions(compiled_text):
+        operation = instruction.operation
+        if operation not in _WITHOUT_KERNEL and not operation.endswith("-done"):
+            yield instruction
+
+
 def num_kernels(compiled_text: str) -> int:
-    """Instructions of a compiled program that compute or copy something, each fusion one."""
-    return sum(
-        instruction.operation not in _WITHOUT_KERNEL for instruction in instructions(compiled_text)
-    )
+    """How many `kernels` a program has."""
+    return sum(1 for _ in kernels(compiled_text))
 
 
 def num_copies(compiled_text: str) -> dict[str, int]:
@@ -135,12 +151,7 @@ def memory_traffic(compiled_text: str) -> int:
     array that is read or written in part counts in whole, but where a part of it is prefetched;
     what a cache would spare counts too.
     """
-    return sum(
-        _traffic(instruction)
-        for instruction in instructions(compiled_text)
-        if instruction.operation not in (*_WITHOUT_KERNEL, *_AROUND_KERNELS)
-        and not instruction.operation.endswith("-done")
-    )
+    return sum(map(_traffic, kernels(compiled_text)))
 
 
 def _traffic(instruction: Instruction) -> int:

@@ -32,24 +32,25 @@ class Chip(NamedTuple):
     Attributes:
         flops: bfloat16 operations a second, in which TPUs multiply float32 by default too.
         bandwidth: bytes a second between the chip and its memory.
-        memory: bytes; of a GPU's, what JAX takes unless it is told otherwise.
+        memory: bytes of a GPU's memory that JAX takes unless it is told otherwise; None of a TPU,
+            whose compiler refuses what does not fit.
     """
 
     flops: float
     bandwidth: float
-    memory: float
+    memory: float | None = None
 
 
 # https://docs.cloud.google.com/tpu/docs/v5e, and the same address for the others, "Key chip
 # specifications".
 TPUS = {
-    "v5e": Chip(197e12, 819e9, 16e9),
-    "v5p": Chip(459e12, 2765e9, 95e9),
-    "v6e": Chip(918e12, 1638e9, 32e9),
+    "v5e": Chip(197e12, 819e9),
+    "v5p": Chip(459e12, 2765e9),
+    "v6e": Chip(918e12, 1638e9),
 }
 
 # https://www.nvidia.com/en-us/data-center/h100/, SXM, without sparsity.
-GPUS = {"h100": Chip(989e12, 3350e9, 0.75 * 80e9)}
+GPUS = {"h100": Chip(989e12, 3350e9, 0.75 * 84_929_347_584)}
 
 # What XLA's compiler must know of a GPU that it cannot ask: figures of the device's driver.
 _DRIVERS_FIGURES = {
@@ -183,7 +184,7 @@ def measure_compiled(config: ConfigDict, batch_size: int, chips: Slice) -> dict[
     lowered = step.update.lower(state, batch, np.int32(0))
     traced = time.monotonic()
     try:
-        # The compiler refuses what does not fit the chip, arguments included.
+        # A TPU's compiler refuses what does not fit the chip, arguments included.
         compiled = lowered.compile(chips.compiler_options)
     except jax.errors.JaxRuntimeError as error:
         needed = re.search(r"Ran out of memory.*?([\d.]+)G", str(error))
@@ -197,10 +198,10 @@ def measure_compiled(config: ConfigDict, batch_size: int, chips: Slice) -> dict[
         }
     compiled_at = time.monotonic()
     memory, text = compiled.memory_analysis(), compiled.as_text()
+    # The state is donated, and what comes back takes its place.
     needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     return {
-        # The state is donated, and what comes back takes its place.
-        "fits": needed <= chips.chip.memory,
+        "fits": chips.chip.memory is None or needed <= chips.chip.memory,
         **_counted(compiled.cost_analysis() or {}, text, chips.chip),
         "argument_gigabytes": memory.argument_size_in_bytes / 1e9,
         "temporary_gigabytes": memory.temp_size_in_bytes / 1e9,

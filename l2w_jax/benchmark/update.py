@@ -1,7 +1,7 @@
 """What an update of a training step costs on this machine, beside one of plain training."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -119,8 +119,8 @@ def ratios(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
     return dict(sorted(result.items()))
 
 
-def _random_batches(config: ConfigDict, batch_size: int):
-
+def _random_batches(config: ConfigDict, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+    """The same batch of random images [n, H, W, 3] and labels [n], endlessly."""
     generator = np.random.default_rng(0)
     size = config.dataset.image_size
     batch = {

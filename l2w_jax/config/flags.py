@@ -27,7 +27,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     """Reads the command line.
 
     Raises:
-      UserError: a flag, the configuration file or an override in it is wrong.
+        UserError: a flag, the configuration file or an override in it is wrong.
     """
     argv = _with_config_first(argv)
     values = flags.FlagValues()
@@ -104,7 +104,7 @@ def _check_overrides(argv: Sequence[str]) -> None:
     """Names the nearest field for each override of one that does not exist.
 
     Raises:
-      UserError: there is such an override.
+        UserError: there is such an override.
     """
     known = [name for name, _ in fields(default_config())]
     faults = []

@@ -5,6 +5,7 @@ XLA:CPU hands a convolution to a fast routine where its images are [N, H, W, C] 
 inside a condition or a loop they take many times as long. Other platforms get JAX's derivatives:
 on a TPU the forms for a CPU more than double the bytes that a step moves. What is traced is the
 same for all; the platform that it is lowered for, which need not be the one that traces, decides.
+Under `vmap` alone the CPU's forms are what is traced, for every platform.
 
 A convolution y = x * k is bilinear, and so are both of its derivatives: they are the three faces of
 the trilinear form T(x, k, g) = <x * k, g>. Each face is an operation here that knows the other two

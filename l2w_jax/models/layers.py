@@ -24,7 +24,7 @@ from l2w_jax.models.initializers import (
     fan_out_normal,
     torch_default,
 )
-from l2w_jax.models.normalization import normalize, normalize_by_itself
+from l2w_jax.models.normalization import batch_normalize, normalize_with
 from l2w_jax.models.platforms import cast_once, gradient_apart
 from l2w_jax.models.precision import parameter_dtype
 
@@ -54,7 +54,10 @@ class LayerOptions:
 
 
 class BatchNorm(nn.Module):
-    """Batch norm over the channels, as PyTorch's momentum 0.1 and epsilon 1e-5."""
+    """Batch norm over the channels, with PyTorch's momentum of 0.1 and epsilon of 1e-5.
+
+    Unlike PyTorch's, the running variance is that of the biased ones.
+    """
 
     options: LayerOptions
     scale_init: HostInitializer = Constant(1.0)
@@ -108,8 +111,8 @@ def batch_norm(
     if not train:
         mean = concatenated([running.value for running in means])
         variance = concatenated([running.value for running in variances])
-        return normalize(x, mean, variance, scale, bias)
-    y, mean, variance = normalize_by_itself(x, scale, bias, axis_name)
+        return normalize_with(x, mean, variance, scale, bias)
+    y, mean, variance = batch_normalize(x, scale, bias, axis_name)
     if not initializing:
         _move(means, mean, widths)
         _move(variances, variance, widths)
@@ -203,14 +206,14 @@ def side_by_side(
     """
     outputs = concatenated([layer.conv(x) for layer, x in zip(layers, inputs, strict=True)])
     if train:
-        # What comes out extends a map, and its gradient is cut from the map's. RANet's layers do
-        # without: for them it is a quarter more kernels and a seventh more bytes.
+        # The outputs become the last channels of a larger map. RANet's layers do without: for them
+        # it is a quarter more kernels and a seventh more bytes.
         outputs = gradient_apart(outputs)
     return _normalized(layers, outputs, train)
 
 
 def from_one_input(layers: Sequence[ConvBNReLU], x: jax.Array, train: bool) -> list[jax.Array]:
-    """Each 1x1 layer on the same input [N, H, W, C]: one matrix product and batch norm for all.
+    """1x1 layers, of stride 1 and without bias, on one input [N, H, W, C], as one wider layer.
 
     Returns:
         [N, H, W, features] of each layer.

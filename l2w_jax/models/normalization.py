@@ -8,13 +8,13 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from l2w_jax.models.exchange import gathered
+from l2w_jax.models.exchange import axis_size, gathered, sum_over
 from l2w_jax.models.precision import at_least_float32
 
 EPSILON = 1e-5
 
 
-def normalize(
+def normalize_with(
     x: jax.Array, mean: jax.Array, variance: jax.Array, scale: jax.Array, bias: jax.Array
 ) -> jax.Array:
     """γ·(x - mean) / sqrt(variance + ε) + β, in the type of x."""
@@ -25,16 +25,17 @@ def normalize(
 # Jitted so that layers of the same shape are traced, differentiated and lowered once.
 @functools.partial(jax.jit, static_argnums=3)
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
-def normalize_by_itself(
+def batch_normalize(
     x: jax.Array, scale: jax.Array, bias: jax.Array, axis_name: str | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """x normalised by its own mean and variance over all but the last axis, and those two."""
-    statistics = _statistics_of_channels if _is_precise(x) else _statistics_of_rounded_channels
+    is_rounded = x.dtype == jnp.bfloat16
+    statistics = _statistics_in_one_pass if is_rounded else _statistics_in_two_passes
     mean, variance = statistics(at_least_float32(x), axis_name)
-    return normalize(x, mean, variance, scale, bias), mean, variance
+    return normalize_with(x, mean, variance, scale, bias), mean, variance
 
 
-@normalize_by_itself.__wrapped__.defjvp
+@batch_normalize.__wrapped__.defjvp
 def _tangents_of_normalized(axis_name, primals, tangents):
     """dy = γr·dx + (x - m)·r·(dγ - γr²·mean((x - m)·dx)) + (dβ - γr·mean(dx)).
 
@@ -44,24 +45,21 @@ def _tangents_of_normalized(axis_name, primals, tangents):
     """
     x, scale, _ = primals
     dx, dscale, dbias = tangents
-    y, mean, variance = normalize_by_itself(*primals, axis_name)
+    y, mean, variance = batch_normalize(*primals, axis_name)
     inverse = jax.lax.rsqrt(variance + EPSILON)
     deviations = at_least_float32(x) - mean
     dx = at_least_float32(dx)
     factor = inverse * scale
-    sums = _sum_of_channels(dx), _sum_of_channels(deviations * dx)
-    count = x.size // x.shape[-1]
-    if axis_name is not None:
-        sums = jax.lax.psum(sums, axis_name)
-        count *= jax.lax.axis_size(axis_name)
-    dmean, half_dvariance = (of_channels / count for of_channels in sums)
+    count = x.size // x.shape[-1] * axis_size(axis_name)
+    sums = sum_over(axis_name, (_sum_per_channel(dx), _sum_per_channel(deviations * dx)))
+    dmean, half_dvariance = (per_channel / count for per_channel in sums)
     slope = inverse * (dscale - factor * inverse * half_dvariance)
     shift = dbias - factor * dmean
     dy = (factor * dx + deviations * slope + shift).astype(y.dtype)
     return (y, mean, variance), (dy, dmean, 2 * half_dvariance)
 
 
-def _statistics_of_channels(x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
+def _statistics_in_two_passes(x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
     """Mean and variance of every channel over the batch of all devices, [..., C] -> [C] each.
 
     The variance is the mean squared deviation rather than E[x²] - E[x]²: the latter cancels in
@@ -70,46 +68,38 @@ def _statistics_of_channels(x: jax.Array, axis_name: str | None) -> tuple[jax.Ar
     their means (Chan et al., 1979).
     """
     count = x.size // x.shape[-1]
-    total = _sum_of_channels(x)
+    total = _sum_per_channel(x)
     mean = total / count
     deviations = x - mean
-    squares = _sum_of_channels(jnp.square(deviations))
+    squares = _sum_per_channel(jnp.square(deviations))
     if axis_name is None:
         return mean, squares / count
     # What rounding took from a large mean would be missed in its deviation from the others.
-    remainder = _sum_of_channels(deviations)
+    remainder = _sum_per_channel(deviations)
     sums, remainders, squares = gathered(axis_name, (total, remainder, squares))
     means = sums / count
     offsets = (means - means[0]) + remainders / count
     offset = offsets.mean(axis=0)
     # Offsets are small and one of them is 0: this loses a bit for each doubling of the devices.
     spread = jnp.square(offsets).mean(axis=0) - jnp.square(offset)
-    return means[0] + offset, squares.mean(axis=0) / count + jnp.maximum(spread, 0)
+    return means[0] + offset, squares.mean(axis=0) / count + spread
 
 
-def _is_precise(x: jax.Array) -> bool:
-    """Whether x is rounded no more than float32 is."""
-    return jnp.finfo(x.dtype).eps <= jnp.finfo(jnp.float32).eps
-
-
-def _statistics_of_rounded_channels(
-    x: jax.Array, axis_name: str | None
-) -> tuple[jax.Array, jax.Array]:
-    """As `_statistics_of_channels`, of x that was rounded to bfloat16 or the like, in one pass.
+def _statistics_in_one_pass(x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
+    """As `_statistics_in_two_passes`, of x that was rounded to bfloat16.
 
     The variance is E[x²] - E[x]², as its cancelling loses less than what the rounding, by up to
     2⁻⁹·|x|, has put into it.
     """
-    count = x.size // x.shape[-1]
-    sums = _sum_of_channels(x), _sum_of_channels(jnp.square(x))
+    count = x.size // x.shape[-1] * axis_size(axis_name)
+    sums = _sum_per_channel(x), _sum_per_channel(jnp.square(x))
     if axis_name is not None:
         # Else one of them may wait for what reads x next, and be an exchange of its own.
-        sums = jax.lax.psum(jax.lax.optimization_barrier(sums), axis_name)
-        count *= jax.lax.axis_size(axis_name)
-    mean, square = (of_channels / count for of_channels in sums)
+        sums = sum_over(axis_name, jax.lax.optimization_barrier(sums))
+    mean, square = (per_channel / count for per_channel in sums)
     return mean, jnp.maximum(square - jnp.square(mean), 0)
 
 
-def _sum_of_channels(x: jax.Array) -> jax.Array:
+def _sum_per_channel(x: jax.Array) -> jax.Array:
     """Sum of every channel over the batch of this device, [..., C] -> [C]."""
     return x.sum(axis=tuple(range(x.ndim - 1)))

@@ -42,8 +42,9 @@ def made_after(earlier: Tree, params: Tree) -> Tree:
 def gradient_apart(x: jax.Array) -> jax.Array:
     """`x`, whose gradient is `apart_on_tpus`; its tangent, as `x`, is where it suits the compiler.
 
-    The gradients of a convolution of maps that are parts of larger ones are then the same kernels
-    whatever the larger ones are.
+    Where x is concatenated to a larger map, its gradient is a slice of that map's. Within the
+    derivatives of the convolution that made x, the slice would make of each a kernel of its own;
+    kept apart, layers of equal shape share theirs.
     """
     return _gradient_apart.bind(x)
 

@@ -64,9 +64,9 @@ class CheckpointWriter:
         """Opens the folder for saving; what a killed save left behind is removed.
 
         Args:
-          workdir: the run folder.
-          keep: how many of the newest checkpoints stay. The one with the best score stays too.
-          num_train: images that the states are trained on, for `images_trained_on`.
+            workdir: the run folder.
+            keep: how many of the newest checkpoints stay. The one with the best score stays too.
+            num_train: images that the states are trained on, for `images_trained_on`.
         """
         self._workdir = workdir
         self._num_train = num_train
@@ -106,12 +106,12 @@ class CheckpointWriter:
         """Starts to save a state under its own step; the state may be donated right after.
 
         Args:
-          state: a pytree of arrays with an attribute `step`.
-          score: held-out top-1 of the last exit; the highest one marks the best checkpoint. None
-            leaves this checkpoint out of that choice.
+            state: a pytree of arrays with an attribute `step`.
+            score: held-out top-1 of the last exit; the highest one marks the best checkpoint. None
+                leaves this checkpoint out of that choice.
 
         Raises:
-          RunFailed: an array is not finite, or the save, or the one before, failed.
+            RunFailed: an array is not finite, or the save, or the one before, failed.
         """
         # A copy, because on CPU a view of an array keeps its memory from being donated.
         state = jax.tree.map(lambda array: np.array(jax.device_get(array)), state)
@@ -140,7 +140,7 @@ class CheckpointWriter:
         """Returns when everything is on disk.
 
         Raises:
-          RunFailed: it could not be written.
+            RunFailed: it could not be written.
         """
         with self._failing_clearly():
             self._manager.wait_until_finished()
@@ -169,15 +169,15 @@ def restore_newest(workdir: Path, template: PyTree) -> PyTree | None:
     and the array.
 
     Args:
-      workdir: the run folder.
-      template: a state of the wanted structure, shapes and types (arrays or ShapeDtypeStructs).
+        workdir: the run folder.
+        template: a state of the wanted structure, shapes and types (arrays or ShapeDtypeStructs).
 
     Returns:
-      The state as numpy arrays, to be placed on any number of devices, or None where no checkpoint
-      was ever completed.
+        The state as numpy arrays, to be placed on any number of devices, or None where no
+        checkpoint was ever completed.
 
     Raises:
-      UserError: no checkpoint is good, or the good one is of another network.
+        UserError: no checkpoint is good, or the good one is of another network.
     """
     steps = saved_steps(workdir)[::-1]
     if not steps:
@@ -284,8 +284,8 @@ def _read_state(step_directory: Path, template: PyTree) -> PyTree:
     """The verified state of one checkpoint.
 
     Raises:
-      _DamagedCheckpoint: its arrays or its record are not what was saved.
-      UserError: it is intact, but of other arrays than the template's.
+        _DamagedCheckpoint: its arrays or its record are not what was saved.
+        UserError: it is intact, but of other arrays than the template's.
     """
     recorded = _read_record(step_directory)["arrays"]
     wanted = array_types(template)
@@ -308,7 +308,7 @@ def _read_record(step_directory: Path) -> dict[str, Any]:
     """The record of one checkpoint.
 
     Raises:
-      _DamagedCheckpoint: it is missing or not what was saved.
+        _DamagedCheckpoint: it is missing or not what was saved.
     """
     with _reading("record"), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
         record = checkpointer.restore(step_directory / "record", args=ocp.args.JsonRestore())

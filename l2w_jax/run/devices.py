@@ -72,10 +72,10 @@ def device_batches(batches: Iterator[Mapping[str, np.ndarray]]) -> Iterator[dict
     """Yields the batches on the devices, made and sent by a thread while the devices compute.
 
     Args:
-      batches: endless, arrays [n, ...] of this process, n a multiple of its devices.
+        batches: endless, arrays [n, ...] of this process, n a multiple of its devices.
 
     Yields:
-      Arrays [devices, n per device, ...], sharded by device over all processes.
+        Arrays [devices, n per device, ...], sharded by device over all processes.
     """
     sharding = NamedSharding(_mesh(), PartitionSpec(DEVICE_AXIS))
     devices = jax.local_device_count()
@@ -104,8 +104,8 @@ def with_previous(
     batch has itself.
 
     Args:
-      batches_from: the batches after so many steps, endless; a function of their number.
-      first_step: steps done.
+        batches_from: the batches after so many steps, endless; a function of their number.
+        first_step: steps done.
     """
     with contextlib.closing(batches_from(max(first_step - 1, 0))) as batches:
         previous = next(batches)

@@ -55,11 +55,11 @@ class RunLog(SilentLog):
     """Writes the metrics of a run; use as a context manager, so that nothing stays in a buffer.
 
     Args:
-      workdir: the run folder. Lines of metrics.jsonl after `first_step` are dropped: they belong to
-        steps that are done again.
-      config: the run's configuration.
-      source: its data.
-      first_step: iterations that were done before.
+        workdir: the run folder. Lines of metrics.jsonl after `first_step` are dropped: they belong
+            to steps that are done again.
+        config: the run's configuration.
+        source: its data.
+        first_step: iterations that were done before.
     """
 
     def __init__(self, workdir: Path, config: ConfigDict, source: Source, first_step: int):
@@ -109,8 +109,8 @@ class RunLog(SilentLog):
         """Takes the metrics of one iteration; every `log.every_steps` their means are written.
 
         Args:
-          step: iterations done, with this one.
-          metrics: of `make_train_step`, on the host.
+            step: iterations done, with this one.
+            metrics: of `make_train_step`, on the host.
         """
         with self._tensorboard() as tensorboard:
             for hook in tensorboard.hooks:
@@ -182,7 +182,7 @@ class RunLog(SilentLog):
         """TensorBoard's part of the log, which writes in a thread: its faults come at a later call.
 
         Raises:
-          RunFailed: its events cannot be written.
+            RunFailed: its events cannot be written.
         """
         try:
             yield self._opened.result()

@@ -38,20 +38,20 @@ def train(config: ConfigDict, source: Source, workdir: Path) -> TrainState:
     """Trains to the end of the run, from the newest good checkpoint where there is one.
 
     Args:
-      config: a run's configuration, checked.
-      source: its data.
-      workdir: the run folder, which exists and which no other process uses. Gets `checkpoints/`,
-        `metrics.jsonl` and TensorBoard's events.
+        config: a run's configuration, checked.
+        source: its data.
+        workdir: the run folder, which exists and which no other process uses. Gets `checkpoints/`,
+            `metrics.jsonl` and TensorBoard's events.
 
     Returns:
-      The state after the last iteration.
+        The state after the last iteration.
 
     Raises:
-      UserError: the checkpoints there are all damaged or of another network, or were trained on
-        another number of images; or a step fits into a device's memory in no number of parts.
-      RunFailed: a loss or an array is not finite, a checkpoint could not be saved, or a device's
-        memory does not hold a step.
-      RunInterrupted: a signal asked the run to stop; its state is saved.
+        UserError: the checkpoints there are all damaged or of another network, or were trained on
+            another number of images; or a step fits into a device's memory in no number of parts.
+        RunFailed: a loss or an array is not finite, a checkpoint could not be saved, or a device's
+            memory does not hold a step.
+        RunInterrupted: a signal asked the run to stop; its state is saved.
     """
     last_step = total_steps(config, source)
     config = with_parts_that_fit(config, last_step)
@@ -184,7 +184,7 @@ class _WatchedMetrics:
         """Takes the metrics of an iteration that was just started.
 
         Raises:
-          RunFailed: the iteration before has a loss that is not finite.
+            RunFailed: the iteration before has a loss that is not finite.
         """
         self.finish()
         self._running = (step, metrics)
@@ -193,7 +193,7 @@ class _WatchedMetrics:
         """Waits for the iteration that runs.
 
         Raises:
-          RunFailed: it has a loss that is not finite.
+            RunFailed: it has a loss that is not finite.
         """
         if self._running is None:
             return
@@ -246,7 +246,7 @@ def _score(
     """Held-out top-1 of the last exit, percent; None without held-out images.
 
     Raises:
-      RunFailed: the network, or the images, are of no use any more.
+        RunFailed: the network, or the images, are of no use any more.
     """
     if source.num_holdout == 0:
         return None

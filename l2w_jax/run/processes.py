@@ -37,8 +37,8 @@ def joined() -> Iterator[None]:
     the others notice within a minute. In an orderly end JAX would wait for them, and they for it.
 
     Raises:
-      UserError: the launcher's settings are incomplete, the other processes do not answer, or JAX
-        cannot use its devices.
+        UserError: the launcher's settings are incomplete, the other processes do not answer, or JAX
+            cannot use its devices.
     """
     _join()
     try:
@@ -78,7 +78,7 @@ def held_by_first(context: contextlib.AbstractContextManager[None]) -> Iterator[
     """Enters a context in the first process only, for all of them.
 
     Raises:
-      UserError: in every process, where entering raises it in the first one.
+        UserError: in every process, where entering raises it in the first one.
     """
     refusal = UserError("the first process of this run could not go on; its line says why")
     with contextlib.ExitStack() as stack:
@@ -162,7 +162,7 @@ def _check_devices() -> None:
     """Has JAX take its devices into use.
 
     Raises:
-      UserError: it cannot; the line names the settings that say which they are.
+        UserError: it cannot; the line names the settings that say which they are.
     """
     try:
         jax.devices()

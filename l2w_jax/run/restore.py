@@ -19,7 +19,7 @@ def restore_best(config: ConfigDict, workdir: Path) -> TrainState:
     """The state to evaluate: of the checkpoint with the best held-out top-1 at the last exit.
 
     Raises:
-      UserError: there is no checkpoint, all are damaged, or they are of another network.
+        UserError: there is no checkpoint, all are damaged, or they are of another network.
     """
     state = checkpoints.restore_best(
         workdir, create_train_state(config, jax.random.key(config.seed))
@@ -33,7 +33,7 @@ def restore_evaluated(config: ConfigDict, workdir: Path, evaluation: Evaluation)
     """The state that an evaluation is of, for what goes by its numbers.
 
     Raises:
-      UserError: as by `restore_best`, or the best checkpoint is another one by now.
+        UserError: as by `restore_best`, or the best checkpoint is another one by now.
     """
     state = restore_best(config, workdir)
     evaluation.check_step(int(state.step), f"{workdir}: the best checkpoint")
@@ -46,7 +46,7 @@ def restore_predictor(
     """The network that an evaluation is of, for stored images, which leave by this policy.
 
     Raises:
-      UserError: as by `restore_evaluated`.
+        UserError: as by `restore_evaluated`.
     """
     state = restore_evaluated(config, workdir, evaluation)
     mean, deviation = channel_statistics(config.dataset.name)

@@ -39,8 +39,8 @@ def _with_what_fits(config: ConfigDict, state: TrainState) -> TrainState:
     moments and the step begin anew. Says what is new here and what was left out there.
 
     Raises:
-      UserError: that run has no good checkpoint, nothing of it fits, or not all does where
-        `config.init.strict` asks for it.
+        UserError: that run has no good checkpoint, nothing of it fits, or not all does where
+            `config.init.strict` asks for it.
     """
     trained = _earlier_run("init.checkpoint", config.init.checkpoint)
     there, here = (
@@ -69,8 +69,8 @@ def take_what_fits(there: PyTree, here: PyTree) -> tuple[PyTree | None, list[str
     """A pytree like `here` that has the arrays of `there` wherever name and shape are the same.
 
     Returns:
-      The pytree, or None where no array fits; and a text for each kind of difference, of which
-      whole branches are named by what their arrays' names have in common.
+        The pytree, or None where no array fits; and a text for each kind of difference, of which
+        whole branches are named by what their arrays' names have in common.
     """
     found, wanted = named_arrays(there), named_arrays(here)
     fitting = {
@@ -119,8 +119,8 @@ def _with_trained_predictor(config: ConfigDict, state: TrainState) -> TrainState
     """The state with Θ of the run that `config.weighting.checkpoint` names.
 
     Raises:
-      UserError: that run has no good checkpoint, or its predictor has another shape or reads
-        something else.
+        UserError: that run has no good checkpoint, or its predictor has another shape or reads
+            something else.
     """
     trained = _earlier_run("weighting.checkpoint", config.weighting.checkpoint)
     there = _read_by_predictor(config.weighting.checkpoint)
@@ -137,7 +137,7 @@ def _with_trained_backbone(config: ConfigDict, state: TrainState) -> TrainState:
     """The state with the network of the run that `config.imta.checkpoint` names as backbone.
 
     Raises:
-      UserError: that run has no good checkpoint, or its network has another shape.
+        UserError: that run has no good checkpoint, or its network has another shape.
     """
     trained = _earlier_run("imta.checkpoint", config.imta.checkpoint)
     (backbone,) = create_network(config).frozen
@@ -151,7 +151,7 @@ def _earlier_run(field: str, workdir: str) -> TrainState:
     """The best state of the run that a field of the configuration names.
 
     Raises:
-      UserError: it has no good checkpoint.
+        UserError: it has no good checkpoint.
     """
     folder = Path(workdir).expanduser()
     if not checkpoints.has_checkpoint(folder):
@@ -171,7 +171,7 @@ def _check_types(field: str, found: Any, wanted: Any) -> None:
     """Compares the arrays of the run that a field of the configuration names with this one's.
 
     Raises:
-      UserError: an array is missing, extra, or of another type or shape.
+        UserError: an array is missing, extra, or of another type or shape.
     """
     there, here = checkpoints.array_types(found), checkpoints.array_types(wanted)
     if there != here:

@@ -21,7 +21,7 @@ def check(config: ConfigDict, workdir: Path) -> None:
     """Looks, without writing, whether a run of this configuration can use a folder.
 
     Raises:
-      UserError: it is a file, or belongs to a run with another configuration.
+        UserError: it is a file, or belongs to a run with another configuration.
     """
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir={workdir}: is a file; give a folder, which need not exist")
@@ -56,7 +56,7 @@ def with_parts_found(config: ConfigDict, workdir: Path) -> ConfigDict:
     """The configuration with the `optimizer.accumulation` that the run found, if it asks for that.
 
     Raises:
-      UserError: the folder's config.json cannot be read.
+        UserError: the folder's config.json cannot be read.
     """
     if config.optimizer.accumulation or not (workdir / "config.json").is_file():
         return config
@@ -83,7 +83,7 @@ def exclusive_use(config: ConfigDict, workdir: Path) -> Iterator[None]:
     the mended command goes on there.
 
     Raises:
-      UserError: another process holds the folder, `check` fails, or it cannot be written to.
+        UserError: another process holds the folder, `check` fails, or it cannot be written to.
     """
     with _open_lock(workdir) as holder:
         try:

@@ -1,17 +1,12 @@
-"""Means, sums and gathers over a device axis, or over nothing where there is none."""
+"""Means and rows over a device axis, or of the one device where there is no axis."""
 
 from typing import TypeVar
 
 import jax
 
-from l2w_jax.models.exchange import gathered
+from l2w_jax.models.exchange import axis_size, gathered, sum_over
 
 Tree = TypeVar("Tree")
-
-
-def axis_size(axis_name: str | None) -> int:
-    """Number of devices on the axis; 1 without an axis."""
-    return 1 if axis_name is None else jax.lax.axis_size(axis_name)
 
 
 def mean_over(axis_name: str | None, tree: Tree) -> Tree:
@@ -22,11 +17,6 @@ def mean_over(axis_name: str | None, tree: Tree) -> Tree:
     if axis_name is None:
         return tree
     return sum_over(axis_name, jax.tree.map(lambda x: x / axis_size(axis_name), tree))
-
-
-def sum_over(axis_name: str | None, tree: Tree) -> Tree:
-    """Sum of every array over the devices of the axis."""
-    return tree if axis_name is None else jax.lax.psum(tree, axis_name)
 
 
 def gather_rows(axis_name: str | None, x: jax.Array) -> jax.Array:

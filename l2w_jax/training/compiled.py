@@ -43,7 +43,7 @@ def pmap_train_step(
     """`step` over all devices of all processes, on batches [local devices, n, ...].
 
     The state has no device axis: it is the same on every device, and donated. `step` must have
-    been made with `axis_name=DEVICE_AXIS`.
+    been made with `axis_name=DEVICE_AXIS`, or None where there is one device only.
 
     Args:
         step: of one device.

@@ -11,9 +11,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from l2w_jax.models import MultiExitNetwork
+from l2w_jax.models.exchange import axis_size, sum_over
 from l2w_jax.models.platforms import made_after
 from l2w_jax.models.precision import at_least_float32
-from l2w_jax.training.collectives import axis_size, sum_over
 from l2w_jax.training.state import TrainState
 
 Batch = dict[str, jax.Array]

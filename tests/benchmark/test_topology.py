@@ -24,6 +24,11 @@ def test_a_slice_of_unknown_chips_is_one_line(name):
         topology.find_slice(name)
 
 
+def test_a_slice_without_a_name_is_one_line_on_the_command_line():
+    with pytest.raises(UserError, match=r"--topology: '' is not allowed: must be one of v5e, "):
+        command.main(["--config=configs/digits_msdnet.py", "--topology="], started=0.0)
+
+
 def test_without_a_slice_there_is_nothing_to_compile_against():
     with pytest.raises(UserError, match="--against: is not allowed without --topology"):
         command.main(["--config=configs/digits_msdnet.py", "--against=plain"], started=0.0)
@@ -46,6 +51,14 @@ def test_a_step_that_needs_too_much_memory_is_told_with_what_it_needs(config, mo
     report = topology.measure_compiled(config, 16, chips)
     assert report["fits"] is False
     assert report["needed_gigabytes"] == pytest.approx(20 * 1.024**3)
+
+
+@pytest.mark.parametrize(("memory", "fits"), [(None, True), (1e9, True), (1e3, False)])
+def test_what_compiles_fits_unless_it_is_more_than_jax_takes_of_a_gpu(config, memory, fits):
+    chip = topology.GPUS["h100"]._replace(memory=memory)
+    report = topology.measure_compiled(config, 16, topology.Slice("h100:1", chip, jax.devices()))
+    assert report["fits"] is fits
+    assert report["temporary_gigabytes"] > 0
 
 
 @pytest.mark.parametrize(("fitting", "found"), [(2, 2), (3, None)])
