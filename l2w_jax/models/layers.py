@@ -207,7 +207,7 @@ def side_by_side(
     outputs = concatenated([layer.conv(x) for layer, x in zip(layers, inputs, strict=True)])
     if train:
         # The outputs become the last channels of a larger map. RANet's layers do without: for them
-        # it is a quarter more kernels and a seventh more bytes.
+        # it is a fifth more kernels and a seventh more bytes.
         outputs = gradient_apart(outputs)
     return _normalized(layers, outputs, train)
 
