@@ -1,12 +1,13 @@
 """What the commands have in common: set-up, arguments, and faults told in one line."""
 
 import argparse
+import contextlib
 import gc
 import logging
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -96,6 +97,8 @@ def _ignore_closed_loop(unraisable: "sys.UnraisableHookArgs") -> None:
 def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
     """Runs a command; ends the process with its exit status, after the lines of a UserError.
 
+    The status is 130 where SIGINT stopped it, as shells have it.
+
     Args:
         main: a function of the arguments, without the program's name.
     """
@@ -103,14 +106,34 @@ def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
     # A file's name need not be UTF-8; it is printed as it is on the disk.
     sys.stdout.reconfigure(errors="surrogateescape")
     try:
-        main(sys.argv[1:])
+        with _told_if_without_devices():
+            main(sys.argv[1:])
     except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        print("stopped by SIGINT", file=sys.stderr)
+        sys.exit(130)
     except BrokenPipeError:
         # Whoever reads the output, such as `head`, has seen enough. Python would flush it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(0)
+
+
+@contextlib.contextmanager
+def _told_if_without_devices() -> Iterator[None]:
+    """Has what fails because JAX cannot use its devices say so; they are taken when first used.
+
+    Raises:
+        UserError: that is why something failed.
+    """
+    try:
+        yield
+    except (RuntimeError, AssertionError):
+        from l2w_jax.run.processes import check_devices
+
+        check_devices()
+        raise
 
 
 def positive(text: str) -> float:

@@ -50,6 +50,17 @@ def main(argv: Sequence[str]) -> None:
     config = stored.read_config(arguments.workdir)
     evaluation = results.Evaluation.load(arguments.workdir)
     policy = choose_policy(arguments.workdir, arguments.thresholds, evaluation)
+    skipped: Counter[str] = Counter()
+    unreadable: list[UserError] = []
+    files = files_in(arguments.images, skipped, unreadable)
+    # The network takes seconds, which are in vain where there is nothing to classify.
+    first = list(itertools.islice(files, 1))
+    if not first:
+        _tell_of_others(skipped, unreadable)
+        given = ", ".join(map(str, arguments.images))
+        raise (Incomplete if unreadable else UserError)(
+            f"{given}: no image found; must be image files or hold some"
+        )
 
     # Imported late: it brings Orbax and clu, which take seconds.
     from l2w_jax.run.restore import restore_predictor
@@ -58,29 +69,26 @@ def main(argv: Sequence[str]) -> None:
     if not arguments.json:
         print(TABLE_HEADER)
     found = failed = 0
-    skipped: Counter[str] = Counter()
-    unreadable: list[UserError] = []
-    files = files_in(arguments.images, skipped, unreadable)
-    for answer in answers(files, config, predictor, evaluation):
+    for answer in answers(itertools.chain(first, files), config, predictor, evaluation):
         if "error" in answer and not arguments.json:
             print(answer["error"], file=sys.stderr)
         else:
             print(json.dumps(answer) if arguments.json else table_row(answer, evaluation))
         found += "error" not in answer
         failed += "error" in answer
-    for error in unreadable:
-        print(error, file=sys.stderr)
-    if skipped:
-        print(walk.skipped_line(skipped), file=sys.stderr)
-    if not found:
-        given = ", ".join(map(str, arguments.images))
-        raise (Incomplete if failed or unreadable else UserError)(
-            f"{given}: no image found; must be image files or hold some"
-        )
+    _tell_of_others(skipped, unreadable)
     if failed:
         raise Incomplete(f"{failed} of {found + failed} files could not be classified")
     if unreadable:
         raise Incomplete(f"{len(unreadable)} folders could not be read")
+
+
+def _tell_of_others(skipped: Counter[str], unreadable: Sequence[UserError]) -> None:
+    """Says which folders could not be read, and what in the others is no image."""
+    for error in unreadable:
+        print(error, file=sys.stderr)
+    if skipped:
+        print(walk.skipped_line(skipped), file=sys.stderr)
 
 
 def choose_policy(workdir: Path, given: Path | None, evaluation: results.Evaluation) -> ExitPolicy:
@@ -160,9 +168,10 @@ def answers(
 def table_row(answer: dict[str, Any], evaluation: results.Evaluation) -> str:
     """One line of the table, under TABLE_HEADER."""
     of_exits = f"{answer['exit']}/{len(evaluation.mul_adds)}"
+    file = answer["file"].replace("\n", "\\n")
     return (
         f"{answer['class']:<20} {100 * answer['confidence']:>9.1f}%  {of_exits:>5}  "
-        f"{100 * answer['saved']:>5.0f}%  {answer['file']}"
+        f"{100 * answer['saved']:>5.0f}%  {file}"
     )
 
 

@@ -189,7 +189,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     wish.add_argument("--mul-adds", type=quantity, help="mean per image, such as 20M")
     wish.add_argument("--latency-ms", type=quantity, help="mean per image, one at a time")
     wish.add_argument("--accuracy", type=command_line.positive, help="top-1 in percent")
-    wish.add_argument("--q", type=command_line.positive)
+    wish.add_argument(
+        "--q",
+        type=command_line.positive,
+        help="share of images that leave at an exit, of the one before",
+    )
     wish.add_argument("--risk", type=float, help="accuracy that may be lost, as a fraction")
     parser.add_argument("--confidence", type=float, help=f"of the promise; {_CONFIDENCE}")
     arguments = parser.parse_args(argv)
@@ -277,8 +281,9 @@ def _within(among: Sequence[Candidate], budget: float, argument: str) -> Candida
     best = best_within(among, budget)
     if best is None:
         least = min(candidate.cost for candidate in among)
+        takes = f"{least:.3g} ms" if argument == "--latency-ms" else f"{least / 1e6:.3g}M"
         raise UserError(
-            f"{argument}={budget:g} is out of reach: the first exit alone takes {least:.3g}"
+            f"{argument}={budget:g} is out of reach: the first exit alone takes {takes}"
         )
     return best
 

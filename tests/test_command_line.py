@@ -55,6 +55,38 @@ def test_programs_are_kept_in_the_users_home(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("error", [RuntimeError("no backend"), AssertionError()])
+def test_what_fails_without_devices_says_so_in_one_line(error, monkeypatch, capsys):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(command_line, "set_up_libraries", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["program"])
+    monkeypatch.setenv("JAX_PLATFORMS", "quantum")
+    with monkeypatch.context() as without_devices:
+        without_devices.setattr("jax.devices", fail)
+        with pytest.raises(SystemExit) as end:
+            command_line.run(fail)
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("JAX cannot use the devices of this process, with JAX_PLATFORMS=quantum")
+    assert line.endswith(str(error) or "there is no such platform here")
+    # With devices it has another reason.
+    with pytest.raises(type(error)):
+        command_line.run(fail)
+
+
+def test_an_interrupted_command_ends_in_one_line(monkeypatch, capsys):
+    def interrupted(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command_line, "set_up_libraries", lambda: None)
+    with pytest.raises(SystemExit) as end:
+        command_line.run(interrupted)
+    assert end.value.code == 130
+    assert capsys.readouterr().err == "stopped by SIGINT\n"
+
+
 def test_a_fault_is_a_line_on_standard_error_and_status_2(capsys):
     def fail(argv):
         raise UserError("a: wrong")

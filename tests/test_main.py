@@ -59,11 +59,24 @@ MISTAKES = {
         [f"--config={DIGITS}", "--config.optimizer.epoch=3"],
         r"--config.optimizer.epochs",
     ),
+    "section instead of a field": (
+        [f"--config={DIGITS}", "--config.dataset=digits"],
+        r"--config.dataset: must name one of its fields, such as dataset\.",
+    ),
     "unknown boolean field": (
         [f"--config={DIGITS}", "--noconfig.log.profil"],
         r"--config.log.profile",
     ),
-    "not a number": ([f"--config={DIGITS}", "--config.optimizer.epochs=many"], r"epochs.*many"),
+    "not a number": (
+        [f"--config={DIGITS}", "--config.optimizer.epochs=many"],
+        r"^config.optimizer.epochs: 'many' is not allowed: must be a whole number$",
+    ),
+    "neither true nor false": (
+        [f"--config={DIGITS}", "--config.imta.collaboration=maybe"],
+        r"^config.imta.collaboration: 'maybe' is not allowed: must be True or False$",
+    ),
+    "config is a folder": ([f"--config={ROOT}/configs"], r"is a folder"),
+    "config is no program": ([f"--config={ROOT}/README.md"], r"must be a Python file"),
     "not whole": ([f"--config={DIGITS}", "--config.optimizer.epochs=1.5"], r"epochs.*1\.5"),
     "section as value": ([f"--config={DIGITS}", "--config.model=3"], r"config.model"),
     "value out of range": ([f"--config={DIGITS}", "--config.weighting.q=-1"], r"weighting.q: -1"),
@@ -101,7 +114,7 @@ def test_a_mistake_is_one_clear_line(mistake, workdir, capsys, monkeypatch):
 
 BAD_CONFIG_FILES = {
     "syntax": ("def get_config(:\n", r"own.py: line 1"),
-    "no get_config": ("x = 1\n", r"get_config"),
+    "no get_config": ("x = 1\n", r"own.py: must define get_config\(variant\)$"),
     "raises": ("def get_config():\n    raise ValueError('boom')\n", r"boom"),
     "returns nothing": ("def get_config():\n    pass\n", r"get_config"),
     "imports what is not there": ("import not_there\n", r"not_there"),

@@ -119,7 +119,7 @@ def test_the_table_names_class_confidence_exit_and_savings(command, folder, caps
         assert (of_exits, saved) in {("1/3", "75%"), ("2/3", "50%"), ("3/3", "0%")}
     assert shown.err.splitlines() == [
         f"{folder / '2_broken.png'}: is no image that can be decoded",
-        "skipped what is no image by its ending: 1 .txt",
+        "skipped what is no image file: 1 .txt",
     ]
 
 
@@ -132,7 +132,7 @@ def test_json_is_one_object_a_line(command, folder, capsys):
 
 
 def test_no_image_at_all_is_a_fault(command, folder, capsys):
-    with pytest.raises(Incomplete, match=r"notes\.txt: no image found"):
+    with pytest.raises(Incomplete, match=r"^1 of 1 files could not be classified$"):
         command(folder / "notes.txt")
     assert "notes.txt" in capsys.readouterr().err
     (folder / "empty").mkdir()

@@ -18,7 +18,7 @@ spent on. Images are random: no data set is read.
 compiles the step for a slice of TPUs or the GPUs of a machine, which need not be there, and prints
 what it holds, moves and computes on each; of GPUs, what it holds and moves. --against=plain does
 the same for plain training on as many images, and prints the ratios. The compilers come with
-`pip install 'l2w_jax[tpu]'` and `'l2w_jax[cuda]'`.
+`pip install -e '.[tpu]'` and `'.[cuda]'`.
 
     python -m l2w_jax.benchmark --early-exit --workdir=RUN [--runtime=jax,onnx,onnx_1_thread]
 

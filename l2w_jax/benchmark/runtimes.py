@@ -117,9 +117,7 @@ def in_torch(
     try:
         import torch
     except ImportError as error:
-        raise UserError(
-            f"--runtime: {name!r} needs PyTorch: pip install 'l2w_jax[torch]'"
-        ) from error
+        raise UserError(f"--runtime: {name!r} needs PyTorch: pip install -e '.[torch]'") from error
     from l2w_jax.benchmark.torch_msdnet import EarlyExits
 
     mean, deviation = np.float32(image_format.mean), np.float32(image_format.deviation)

@@ -266,7 +266,7 @@ def _devices_of(name: str, platform: str, *arguments: str, **options: str) -> li
         # Without the compiler, and for an arrangement that there is not, JAX raises what comes.
         reason = str(error).partition("\n")[0]
         raise UserError(
-            f"--topology={name}: the compiler (pip install 'l2w_jax[{platform}]') says: {reason}"
+            f"--topology={name}: the compiler (pip install -e '.[{platform}]') says: {reason}"
         ) from error
     return list(topology.devices)
 

@@ -22,6 +22,7 @@ from l2w_jax.config.choices import (
     one_of,
     schedule_fault,
     step_mode_fault,
+    type_name,
 )
 from l2w_jax.config.defaults import default_config
 from l2w_jax.config.paths import elsewhere_faults
@@ -94,7 +95,7 @@ def _structure_faults(config: ConfigDict, reference: ConfigDict, path: str) -> I
             else:
                 yield f"{field}: {config[name]!r} is not allowed: must be a section of fields"
         elif not _has_type(config[name], default):
-            yield f"{field}: {config[name]!r} is not allowed: must be {_type_name(default)}"
+            yield f"{field}: {config[name]!r} is not allowed: must be {type_name(default)}"
 
 
 def _has_type(value: Any, default: Any) -> bool:
@@ -103,13 +104,6 @@ def _has_type(value: Any, default: Any) -> bool:
     if isinstance(default, float):
         return isinstance(value, int | float) and not isinstance(value, bool)
     return type(value) is type(default)
-
-
-def _type_name(default: Any) -> str:
-    if isinstance(default, tuple):
-        return f"a tuple, each item {_type_name(default[0])}"
-    names = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
-    return names[type(default)]
 
 
 def _field_faults(config: ConfigDict) -> Iterator[str]:
@@ -167,7 +161,8 @@ def _batch_faults(config: ConfigDict, device_count: int, process_count: int) -> 
     halves = 1 if config.weighting.kind == "none" else 2
     parts = config.optimizer.accumulation or 1
     unit = math.lcm(halves * device_count * parts, process_count)
-    why = f"{device_count} devices" + (" x 2 halves" if halves == 2 else "")
+    devices = f"{device_count} device" + "s" * (device_count > 1)
+    why = devices + (" x 2 halves" if halves == 2 else "")
     why += f" x {parts} parts" if parts > 1 else ""
     if config.dataset.batch_size % unit:
         yield not_allowed(
@@ -178,7 +173,7 @@ def _batch_faults(config: ConfigDict, device_count: int, process_count: int) -> 
         yield not_allowed(
             "dataset.eval_batch_size",
             config.dataset.eval_batch_size,
-            f"a multiple of {eval_unit} ({device_count} devices)",
+            f"a multiple of {eval_unit} ({devices})",
         )
 
 

@@ -61,6 +61,14 @@ def not_allowed(field: str, value: Any, allowed: str) -> str:
     return f"config.{field}: {value!r} is not allowed: must be {allowed}"
 
 
+def type_name(default: Any) -> str:
+    """What is allowed where the default of a field is of this type."""
+    if isinstance(default, tuple):
+        return f"a tuple, each item {type_name(default[0])}"
+    names = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
+    return names[type(default)]
+
+
 def one_of(names: Sequence[str]) -> str:
     """What is allowed where a field is one of a few names."""
     return "one of " + ", ".join(map(repr, names))

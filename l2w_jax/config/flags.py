@@ -9,6 +9,7 @@ from typing import NamedTuple
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from l2w_jax.config.choices import not_allowed, type_name
 from l2w_jax.config.defaults import default_config
 from l2w_jax.config.paths import local_path
 from l2w_jax.config.stored import fields
@@ -40,10 +41,16 @@ def parse(argv: Sequence[str]) -> Arguments:
         surplus = values(list(argv))[1:]
     except UserError:
         raise
+    except flags.IllegalFlagValueError as error:
+        raise UserError(_of_wrong_type(argv) or _last_line(error)) from error
     except flags.Error as error:
         raise UserError(_last_line(error)) from error
     except SyntaxError as error:
         raise UserError(f"{error.filename}: line {error.lineno}: {error.msg}") from error
+    except AttributeError as error:
+        lacks = "get_config" in str(error)
+        reason = "must define get_config(variant)" if lacks else _last_line(error)
+        raise UserError(f"--config={config_argument}: {reason}") from error
     except Exception as error:
         # Whatever the code in the configuration file raises.
         raise UserError(f"--config={config_argument}: {_last_line(error)}") from error
@@ -88,8 +95,12 @@ def _config_argument(argv: Sequence[str]) -> str:
             following = argv[index + 1] if index + 1 < len(argv) else ""
             value = match[2] if match[1] else following
             path = Path(value.split(":", 1)[0])
+            if path.is_dir():
+                raise UserError(f"--config={value}: is a folder; must be a file in it")
             if not path.is_file():
                 raise UserError(f"--config={value}: there is no file {path}{_similar_file(path)}")
+            if path.suffix != ".py":
+                raise UserError(f"--config={value}: must be a Python file, its name ending in .py")
             return value
     raise UserError("--config=configs/NAME.py is required")
 
@@ -110,13 +121,40 @@ def _check_overrides(argv: Sequence[str]) -> None:
     faults = []
     for argument in argv:
         match = re.match(r"--?(?:no)?config\.([^=]*)", argument)
-        if match and match[1] not in known:
+        section = [name for name in known if match and name.startswith(f"{match[1]}.")]
+        if section:
+            faults.append(f"--config.{match[1]}: must name one of its fields, such as {section[0]}")
+        elif match and match[1] not in known:
             nearest = difflib.get_close_matches(match[1], known, n=1, cutoff=0)[0]
             faults.append(
                 f"--config.{match[1]}: unknown field: the nearest that exists is --config.{nearest}"
             )
     if faults:
         raise UserError("\n".join(faults))
+
+
+def _of_wrong_type(argv: Sequence[str]) -> str:
+    """A line for each override that cannot be of its field's type."""
+    defaults = dict(fields(default_config()))
+    faults = []
+    for argument in argv:
+        match = re.fullmatch(r"--?config\.([^=]*)=(.*)", argument)
+        default = defaults[match[1]] if match else None
+        if isinstance(default, bool):
+            is_wrong = match[2].lower() not in ("true", "t", "1", "false", "f", "0")
+        else:
+            is_wrong = isinstance(default, int | float) and not _is_a(type(default), match[2])
+        if is_wrong:
+            faults.append(not_allowed(match[1], match[2], type_name(default)))
+    return "\n".join(faults)
+
+
+def _is_a(number: type[int] | type[float], text: str) -> bool:
+    try:
+        number(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _default_workdir(config_argument: str) -> Path:

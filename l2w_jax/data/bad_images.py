@@ -46,7 +46,7 @@ class BadImages:
         _logger.warning("skipped a bad image: %s: %s", name, reason)
         if len(self._names) > math.ceil(self._max_share * self._total):
             raise UserError(
-                f"data set: {len(self._names)} of {self._total} images cannot be read, more than "
-                f"config.dataset.max_bad_share {self._max_share} allows; the last is {name}: "
-                f"{reason}"
+                f"data set: at least {len(self._names)} of {self._total} images cannot be read, "
+                f"more than config.dataset.max_bad_share {self._max_share} allows, so reading "
+                f"stopped at {name}: {reason}"
             )

@@ -92,4 +92,4 @@ def ending(name: str) -> str:
 def skipped_line(skipped: Counter[str]) -> str:
     """Says how many files were skipped because they are no images, by their endings."""
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in skipped.most_common())
-    return f"skipped what is no image by its ending: {kinds}"
+    return f"skipped what is no image file: {kinds}"

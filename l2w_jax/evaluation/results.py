@@ -283,7 +283,9 @@ def read_policy(path: Path, evaluation: Evaluation) -> rules.ExitPolicy:
     """
     num_exits = len(evaluation.mul_adds)
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_bytes())
+        if not isinstance(content, dict) or "thresholds" not in content:
+            raise ValueError("must be an object that has 'thresholds'")
         thresholds = checked_thresholds(content["thresholds"], num_exits)
         rule = rules.checked_rule(content.get("rule", rules.confidence.__name__))
         temperatures = checked_temperatures(content.get("temperatures"), num_exits)
@@ -293,7 +295,9 @@ def read_policy(path: Path, evaluation: Evaluation) -> rules.ExitPolicy:
         ) from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a file of thresholds: is no text") from None
+    except (TypeError, ValueError) as error:
         raise UserError(
             f"{path}: not a file of thresholds for {num_exits} exits: {error}"
         ) from error

@@ -163,7 +163,11 @@ def _read_way(name: str, workdirs: Sequence[Path], images: str) -> Way:
     seeds = [stored.read_config(workdir).seed for workdir in workdirs]
     for place, (workdir, evaluation) in enumerate(zip(workdirs, evaluations, strict=True)):
         if seeds[place] in seeds[:place]:
-            raise UserError(f"{workdir}: a run of seed {seeds[place]} is given already")
+            other = workdirs[seeds.index(seeds[place])]
+            raise UserError(
+                f"{workdir}: a run of seed {seeds[place]} is given already, {other}: they differ "
+                "in nothing that changes a number"
+            )
         if images == "holdout" and evaluation.thresholds_from != "holdout":
             raise UserError(
                 f"{workdir}: --images=holdout is not allowed: its thresholds are set by images of "
@@ -241,6 +245,9 @@ def _read_numbers(path: Path, images: str) -> list[Way]:
         UserError: the file cannot be read, --save did not write it, or it is of other images.
     """
     try:
+        stored_ways = json.loads(path.read_bytes())
+        if not isinstance(stored_ways, list):
+            raise ValueError("holds no list of ways")
         ways = [
             Way(
                 name=way["name"],
@@ -257,7 +264,7 @@ def _read_numbers(path: Path, images: str) -> list[Way]:
                     else None
                 ),
             )
-            for way in json.loads(path.read_text())
+            for way in stored_ways
         ]
         for way in ways:
             shapes = {curve.shape[1:] for curve in way.budgeted}

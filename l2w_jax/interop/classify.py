@@ -16,8 +16,15 @@ def main(network_class):
     """Classifies what the command line names and ends the program; faults are told in a line."""
     program, *paths = sys.argv
     an_array = [path for path in paths if path.endswith(".npy")]
-    if not paths or "--help" in paths or (an_array and len(paths) > 1):
-        sys.exit(f"usage: python {Path(program).name} IMAGE ... or IMAGES.npy")
+    usage = (
+        f"usage: python {Path(program).name} IMAGE ... or IMAGES.npy, which numpy.save wrote: "
+        "uint8 [N, size, size, 3], see network.json for the size"
+    )
+    if "--help" in paths:
+        print(usage)
+        sys.exit(0)
+    if not paths or paths[0].startswith("--") or (an_array and len(paths) > 1):
+        sys.exit(usage)
     # A file's name need not be UTF-8.
     sys.stdout.reconfigure(errors="surrogateescape")
     sys.stderr.reconfigure(errors="surrogateescape")
@@ -46,7 +53,8 @@ def classify_files(network, paths):
                 image = read_image(path, image_format["size"], image_format["centre_share"])
                 images.append((path, image))
             except Exception as error:  # Pillow raises many kinds
-                print(f"{path}: cannot be read as an image: {error}", file=sys.stderr)
+                reason = getattr(error, "strerror", None) or error
+                print(f"{path}: cannot be read as an image: {reason}", file=sys.stderr)
                 status = 1
         if images:
             lines = answers(network, np.stack([image for _, image in images]))

@@ -78,17 +78,12 @@ def main(argv: Sequence[str]) -> None:
     from l2w_jax.data.single import evaluated_share
     from l2w_jax.run.restore import restore_evaluated
 
+    _make_folder(arguments.output)
     state = restore_evaluated(config, arguments.workdir, evaluation)
     mean, deviation = channel_statistics(config.dataset.name)
     image_format = ImageFormat(
         config.dataset.image_size, evaluated_share(config), mean.tolist(), deviation.tolist()
     )
-    try:
-        arguments.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"--output={arguments.output}: is no folder and cannot be made one: {error.strerror}"
-        ) from error
     exported = (
         arguments.output,
         calibrated(create_network(config), policy.temperatures),
@@ -110,6 +105,18 @@ def main(argv: Sequence[str]) -> None:
             write(*exported, rule=rule)
     num_stages = len(policy.thresholds)
     print(f"{arguments.output}: {num_stages} stages of step {int(state.step)}, and {loader}")
+
+
+def _make_folder(path: Path) -> None:
+    """Makes the folder to write where it is not there yet.
+
+    Raises:
+        UserError: it is a file, or cannot be made.
+    """
+    if path.exists() and not path.is_dir():
+        raise UserError(f"--output={path}: is a file; give a folder, which need not exist")
+    with told_if_unwritable(path, "--output="):
+        path.mkdir(parents=True, exist_ok=True)
 
 
 def _images_of(
@@ -150,7 +157,7 @@ def writer(name: str) -> tuple[Callable[..., None], str]:
             importlib.import_module(needed)
     except ModuleNotFoundError as error:
         raise UserError(
-            f"onnx: {error.name} is not installed; pip install 'l2w_jax[onnx]' brings it"
+            f"onnx: {error.name} is not installed; pip install -e '.[onnx]' brings it"
         ) from error
     from l2w_jax.interop import export_onnx
 

@@ -17,8 +17,18 @@ def read_description(folder):
         description = json.loads(contents(path))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: damaged: {error}") from error
-    if description.get("format") != FORMAT:
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise ValueError(f"{path}: is not of format {FORMAT}; export again")
+    for name in ("class_names", "image_format", "stages", "thresholds"):
+        if name not in description:
+            raise ValueError(f"{path}: damaged: {name!r} is missing; export again")
+    thresholds, num_stages = description["thresholds"], len(description["stages"])
+    if not (
+        isinstance(thresholds, list)
+        and len(thresholds) == num_stages
+        and all(type(threshold) in (int, float) for threshold in thresholds)
+    ):
+        raise ValueError(f"{path}: 'thresholds' must be {num_stages} numbers, one for each stage")
     return description
 
 

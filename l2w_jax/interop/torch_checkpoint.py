@@ -103,6 +103,6 @@ def _import_torch() -> ModuleType:
         import torch
     except ImportError as error:
         raise UserError(
-            "PyTorch is needed to read and write its files: pip install 'l2w_jax[torch]'"
+            "PyTorch is needed to read and write its files: pip install -e '.[torch]'"
         ) from error
     return torch

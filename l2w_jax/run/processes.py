@@ -42,7 +42,7 @@ def joined() -> Iterator[None]:
     """
     _join()
     try:
-        _check_devices()
+        check_devices()
         # Again, where the command does so too: JAX has put its own handler in place.
         with stop_signals.ending_at_once():
             yield
@@ -158,7 +158,7 @@ def _failure_to_join(error: Exception) -> str:
     )
 
 
-def _check_devices() -> None:
+def check_devices() -> None:
     """Has JAX take its devices into use.
 
     Raises:
@@ -166,11 +166,13 @@ def _check_devices() -> None:
     """
     try:
         jax.devices()
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:
         names = ("JAX_PLATFORMS", "CUDA_VISIBLE_DEVICES", "JAX_LOCAL_DEVICE_IDS")
         settings = ", ".join(f"{name}={os.environ.get(name, '(not set)')}" for name in names)
+        # All that JAX says of a platform whose plugin is not installed is a bare assertion.
+        reason = first_line(error) if str(error) else "there is no such platform here"
         raise UserError(
-            f"JAX cannot use the devices of this process, with {settings}: {first_line(error)}"
+            f"JAX cannot use the devices of this process, with {settings}: {reason}"
         ) from error
 
 

@@ -39,9 +39,9 @@ def test_without_the_compiler_one_line_says_how_to_install_it(monkeypatch):
         raise RuntimeError("no library\nand a page more")
 
     monkeypatch.setattr(topology.topologies, "get_topology_desc", without_compiler)
-    with pytest.raises(UserError, match=r"pip install 'l2w_jax\[tpu\]'\) says: no library$"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[tpu\]'\) says: no library$"):
         topology.find_slice("v5e:2x2")
-    with pytest.raises(UserError, match=r"pip install 'l2w_jax\[cuda\]'\) says: no library$"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[cuda\]'\) says: no library$"):
         topology.find_slice("h100:8")
 
 

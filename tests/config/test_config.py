@@ -261,7 +261,7 @@ def test_a_batch_that_the_parts_do_not_divide_is_refused():
     config.optimizer.accumulation = 3
     assert faults_of(config) == [
         "config.dataset.batch_size: 1024 is not allowed: must be a multiple of 6 "
-        "(1 devices x 2 halves x 3 parts)"
+        "(1 device x 2 halves x 3 parts)"
     ]
 
 
