@@ -82,6 +82,14 @@ _DRIVERS_FIGURES = {
     """
 }
 
+# Else libtpu asks the machine what TPUs it has, for minutes where it has none, and complains. What
+# it is told plays no part in what it compiles for.
+_WITHOUT_TPUS = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+}
+
 _PER_IMAGE = ("gigaflops", "gigabytes_moved", "gigabytes_of_memory", "megacycles")
 _AS_A_WHOLE = ("temporary_gigabytes", "kernels", "copies", "seconds_tracing", "seconds_compiling")
 
@@ -241,9 +249,9 @@ def find_slice(name: str) -> Slice:
         UserError: there is no such slice, or no compiler for it.
     """
     kind, _, arrangement = name.partition(":")
-    if kind in TPUS:
-        # Else libtpu asks the machine what TPUs it has, and for minutes where it has none.
-        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    if kind in TPUS and re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", arrangement):
+        for name_of_setting, setting in _WITHOUT_TPUS.items():
+            os.environ.setdefault(name_of_setting, setting)
         return Slice(name, TPUS[kind], _devices_of(name, "tpu", name))
     if kind not in GPUS or not re.fullmatch(r"[1-9]\d*", arrangement):
         raise UserError(

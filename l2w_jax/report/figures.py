@@ -146,7 +146,7 @@ def class_shares(rows: Sequence[Mapping[str, Any]]) -> Chart:
         )
         for k in range(1, num_exits + 1)
     ]
-    place = Axis("class, from the one that leaves earliest", digits=".0f")
+    place = Axis("rank of the class, from the one that leaves earliest", digits=".0f")
     share = Axis("share of its test images", "%", ".1f")
     return Chart("Which classes leave where", place, share, bands, stacked=True)
 

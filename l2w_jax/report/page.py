@@ -161,7 +161,7 @@ def _calibration(evaluation: Evaluation) -> Table | None:
         for row in evaluation.calibration
     ]
     if evaluation.calibrated is not None:
-        header += ["temperature", *names.values()]
+        header += ["temperature", *(f"with it, {name}" for name in names.values())]
         for cells, row in zip(rows, evaluation.calibrated, strict=True):
             cells.append(f"{row['temperature']:.2f}")
             cells += [f"{100 * row[name]:.2f}" for name in names]

@@ -11,6 +11,8 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.transforms import ScaledTranslation
 
 from l2w_jax.evaluation.results import Evaluation
 from l2w_jax.report import figures
@@ -21,6 +23,9 @@ from l2w_jax.report.charts import Chart, Series
 COLOURS = ("#0072B2", "#D55E00", "#007A5A", "#B0568A", "#8A6D00", "#3B82A6")
 
 GREY = "#555555"
+
+# Between the exits of two ways of training that take as many mul-adds.
+_POINTS_APART = 6
 
 # The files that the figures of an evaluation go to, where it has what they show.
 FIGURES = ("accuracy", "exits", "weights")
@@ -66,6 +71,9 @@ def figure(charts: Sequence[Chart], title: str = "") -> Figure:
         grid = drawn.subplots(rows, columns, squeeze=False, sharey=True).ravel()
         for axes, chart in zip(grid, charts, strict=False):
             _draw(axes, chart)
+            if columns > 1 and not chart.x.logarithmic:
+                # The numbers of neighbours would run into each other.
+                axes.locator_params(axis="x", nbins=4)
         # Of them all in y, since they stand side by side.
         lows, highs = zip(*(chart.y_limits for chart in charts), strict=True)
         grid[0].set_ylim(min(lows), max(highs))
@@ -105,11 +113,28 @@ def _draw(axes: Axes, chart: Chart) -> None:
         _draw_bands(axes, chart.series)
     else:
         told = set()
+        middle = max(series.colour for series in chart.series) / 2
         for series in chart.series:
             # What belongs to one name, such as a curve and the exits beside it, is told once.
-            _draw_series(axes, series, "_" + series.label if series.label in told else series.label)
+            label = "_" + series.label if series.label in told else series.label
+            _draw_series(axes, series, label, series.colour - middle)
             told.add(series.label)
+        if any(series.ranges for series in chart.series):
+            _draw_key_of_ranges(axes)
     axes.set_xlim(chart.x_limits)
+
+
+def _draw_key_of_ranges(axes: Axes) -> None:
+    line = Line2D([], [], color=GREY, linewidth=2, label="images leave early")
+    square = Line2D([], [], color=GREY, linestyle="", marker="s", label="all images at one exit")
+    axes.legend(
+        handles=[line, square],
+        title="means of all runs, and their range",
+        loc="lower right",
+        alignment="left",
+        fontsize=10,
+        title_fontsize=10,
+    )
 
 
 def _draw_bands(axes: Axes, bands: Sequence[Series]) -> None:
@@ -124,27 +149,40 @@ def _draw_bands(axes: Axes, bands: Sequence[Series]) -> None:
     axes.grid(visible=False)
 
 
-def _draw_series(axes: Axes, series: Series, label: str) -> None:
+def _draw_series(axes: Axes, series: Series, label: str, place: float) -> None:
+    """Draws a series; ranges at single points stand side by side, `place` from -n/2 to n/2."""
     colour = COLOURS[series.colour % len(COLOURS)]
     x, y = np.reshape(series.points, (-1, 2)).T
     low, high = np.reshape(series.ranges, (-1, 2)).T
     if not series.joined and not series.marked:
         axes.scatter(x, y, s=7, alpha=0.3, linewidths=0, color=colour, rasterized=True, label=label)
         return
+    beside = axes.transData
+    if series.ranges and not series.joined:
+        beside += ScaledTranslation(_POINTS_APART * place / 72, 0, axes.figure.dpi_scale_trans)
     axes.plot(
         x,
         y,
         linestyle=("--" if series.dashed else "-") if series.joined else "",
-        marker="s" if series.marked else ".",
+        marker="s" if series.marked else "" if series.ranges else ".",
         markersize=6 if series.marked else 5,
         linewidth=2,
         color=colour,
         label=label,
+        transform=beside,
     )
     if series.ranges and series.joined:
         axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
     elif series.ranges:
-        axes.errorbar(x, y, yerr=[y - low, high - y], fmt="none", color=colour, capsize=3)
+        axes.errorbar(
+            x,
+            y,
+            yerr=[y - low, high - y],
+            fmt="none",
+            color=colour,
+            capsize=3,
+            transform=beside,
+        )
     for name, point in zip(series.names, series.points, strict=False):
         axes.annotate(
             name,

@@ -18,7 +18,9 @@ def config():
     return config
 
 
-@pytest.mark.parametrize("name", ["v1:2x2", "2x2", "", "h100", "h100:2x2", "h100:0"])
+@pytest.mark.parametrize(
+    "name", ["v1:2x2", "2x2", "", "v5e", "v5e:0x0", "h100", "h100:2x2", "h100:0"]
+)
 def test_a_slice_of_unknown_chips_is_one_line(name):
     with pytest.raises(UserError, match=r"--topology: '.*' is not allowed: must be one of v5e, "):
         topology.find_slice(name)

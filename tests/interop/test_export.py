@@ -110,6 +110,30 @@ def test_each_variable_is_stored_once_and_for_the_stages_that_read_it(tiny_folde
     assert description["image_format"]["mean"] == FORMAT.mean
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "fault"),
+    [
+        ("format", 0, "is not of format 1; export again"),
+        ("stages", None, "damaged: 'stages' is missing; export again"),
+        ("thresholds", "high", "'thresholds' must be 3 numbers, one for each stage"),
+        ("thresholds", [None, 1.0, 0.0], "'thresholds' must be 3 numbers, one for each stage"),
+        ("thresholds", [True, 1.0, 0.0], "'thresholds' must be 3 numbers, one for each stage"),
+        ("thresholds", [0.5, 0.5], "'thresholds' must be 3 numbers, one for each stage"),
+    ],
+)
+def test_a_description_that_was_changed_wrongly_is_refused(
+    tiny_folder, tmp_path, field, value, fault
+):
+    folder = shutil.copytree(tiny_folder[0], tmp_path / "changed")
+    description = json.loads((folder / "network.json").read_text())
+    description[field] = value
+    if value is None:
+        del description[field]
+    (folder / "network.json").write_text(json.dumps(description))
+    with pytest.raises(ValueError, match=rf"network\.json: {fault}$"):
+        load(folder)
+
+
 def test_a_network_whose_answer_is_not_finite_is_refused(tiny_folder, tmp_path):
     folder = shutil.copytree(tiny_folder[0], tmp_path / "broken")
     with np.load(folder / "variables.npz") as arrays:

@@ -58,6 +58,25 @@ def test_a_mean_has_its_range_as_a_band_or_as_bars():
     assert bars.get_segments()[0].tolist() == [[1, 60], [1, 80]]
 
 
+def test_ways_at_the_same_place_are_drawn_side_by_side():
+    ways = [
+        Series(name, [(1, 70), (2, 71)], colour, joined=False, marked=True, ranges=[(69, 72)] * 2)
+        for colour, name in enumerate("abc")
+    ]
+    axes = axes_of(*ways)
+    places = [
+        line.get_transform().transform(line.get_xydata())[:, 0]
+        for line in (line_named(axes, name) for name in "abc")
+    ]
+    middle = axes.transData.transform([(1, 0), (2, 0)])[:, 0]
+    np.testing.assert_allclose(places[1], middle)
+    assert np.all(np.diff(places, axis=0) > 5)
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+        "images leave early",
+        "all images at one exit",
+    ]
+
+
 def test_bands_fill_the_figure():
     bands = [Series("low", [(1, 30), (2, 60)]), Series("high", [(1, 70), (2, 40)])]
     axes = axes_of(*bands, stacked=True)
