@@ -90,7 +90,7 @@ def _train_or_evaluate(arguments: Arguments) -> None:
         if processes.is_first():
             page = report.write_report([workdir])
             print("\n".join(evaluate.summary_lines(evaluation)))
-            print(f"written to {workdir}; open {page}")
+            print(f"written to {workdir}, of the checkpoint of step {evaluation.step}; open {page}")
 
 
 if __name__ == "__main__":
