@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -68,16 +68,29 @@ def read_config(workdir: Path) -> ConfigDict:
         raise UserError(f"{path}: {error.strerror}") from error
 
 
-def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
-    """Returns a line `field: old -> new` for every field in which the two differ."""
+class Change(NamedTuple):
+    """A field in which two configurations differ, and its values as text."""
+
+    field: str
+    old: str
+    new: str
+
+
+def changes(old: ConfigDict, new: ConfigDict) -> list[Change]:
+    """Every field in which the two differ, in alphabetical order."""
     old_fields, new_fields = dict(fields(old)), dict(fields(new))
-    lines = []
+    found = []
     for field in sorted(old_fields.keys() | new_fields.keys()):
         before = repr(old_fields[field]) if field in old_fields else "(absent)"
         after = repr(new_fields[field]) if field in new_fields else "(absent)"
         if before != after:
-            lines.append(f"{field}: {before} -> {after}")
-    return lines
+            found.append(Change(field, before, after))
+    return found
+
+
+def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
+    """A line `field: old -> new` for each of the `changes`."""
+    return [f"{change.field}: {change.old} -> {change.new}" for change in changes(old, new)]
 
 
 def fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:

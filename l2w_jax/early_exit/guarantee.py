@@ -5,7 +5,8 @@ not known, but it can be tested: each candidate is a hypothesis "the loss is abo
 accepted", and one that held-out data reject is safe to use. This is Learn then Test (Angelopoulos,
 Bates, Candes, Jordan and Lei, Annals of Applied Statistics 2025, arXiv 2110.01052). It holds for
 any network and any distribution of images, as long as the held-out images are a random sample of
-it that the network was not trained on.
+it by which the network was neither trained nor chosen. A run's checkpoint is chosen by them, by
+the top-1 of its last exit, so that of a run the promise holds but for what that choice is worth.
 
 - The candidates are fixed before the test sees any data: one part of the held-out images sets
   thresholds, the other tests them.
@@ -60,7 +61,7 @@ class Guarantee:
 def images_needed(risk: float, confidence: float) -> int:
     """The fewest held-out images that pass the test where stopping early changes no answer."""
     # No bet multiplies the capital by more than 1 / (1 - risk) per image that is not lost.
-    testing = math.ceil(math.log(1 - confidence) / math.log(1 - risk))
+    testing = math.ceil(math.log1p(-confidence) / math.log1p(-risk))
     bound = math.ceil(testing / (1 - DESIGN_SHARE))
 
     def passes(num_images: int) -> bool:

@@ -336,6 +336,20 @@ def _expm1(graph: Graph, eqn: core.JaxprEqn, operand: Value) -> Tensor:
     return _with_number("Sub", lambda eqn: 1)(graph, eqn, exponential)
 
 
+def _log1p(graph: Graph, eqn: core.JaxprEqn, operand: Value) -> Tensor:
+    """log(1 + x), also where x is lost beside 1: log(u)·x / (u - 1) of u = 1 + x (Kahan)."""
+    tensor = graph.plain(operand)
+    x, one = tensor.name, graph.constant(np.array(1, tensor.dtype))
+    u = graph.emit("Add", [x, one])
+    logarithm = graph.emit("Log", [u])
+    lost = graph.emit("Div", [x, graph.emit("Sub", [u, one])])
+    mended = graph.emit("Mul", [logarithm, lost])
+    mended = graph.emit("Where", [graph.emit("Equal", [u, one]), x, mended])
+    # Where 1 is lost beside x, which may be infinite.
+    name = graph.emit("Where", [graph.emit("Equal", [u, x]), logarithm, mended])
+    return Tensor(name, tensor.stored, tensor.axes, tensor.shape, tensor.dtype)
+
+
 def _square(graph: Graph, eqn: core.JaxprEqn, operand: Value) -> Tensor:
     tensor = graph.plain(operand)
     name = graph.emit("Mul", [tensor.name] * 2)
@@ -385,7 +399,7 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "expm1": _expm1,
     "integer_pow": _with_number("Pow", lambda eqn: eqn.params["y"]),
     "is_finite": _is_finite,
-    "log1p": _with_number("Add", lambda eqn: 1, then="Log"),
+    "log1p": _log1p,
     "ne": _not_equal,
     "reduce_window_max": onnx_windows.pool("MaxPool"),
     "reduce_window_sum": onnx_windows.pool("AveragePool"),

@@ -47,7 +47,8 @@ def write_report(workdirs: Sequence[Path], output: Path | None = None) -> Path:
         UserError: a folder is not that of an evaluated run, or the page cannot be written.
     """
     runs = read_runs(workdirs)
-    whole = page(runs)
+    # The name of a folder need not be UTF-8.
+    whole = page(runs).encode(errors="replace")
     if output is not None:
         with told_if_unwritable(output):
             write_atomically(output, whole)

@@ -12,7 +12,8 @@ from matplotlib.colors import to_hex
 from ml_collections import ConfigDict
 from PIL import Image
 
-from l2w_jax.config import default_config, differences
+from l2w_jax.config import default_config
+from l2w_jax.config.stored import changes
 from l2w_jax.evaluation import classes
 from l2w_jax.evaluation.exit_examples import ExitExamples
 from l2w_jax.evaluation.results import Evaluation
@@ -109,18 +110,10 @@ def results_table(runs: Sequence[Run]) -> Table:
 def config_table(runs: Sequence[Run]) -> Table:
     """The fields in which the runs differ; those of a single one from the defaults."""
     if len(runs) == 1:
-        lines = differences(default_config(), runs[0].config)
-        changes = [line.split(": ", 1) for line in lines]
-        return Table(
-            ["field", "default", runs[0].name],
-            [[field, *change.split(" -> ")] for field, change in changes],
-        )
+        rows = [list(change) for change in changes(default_config(), runs[0].config)]
+        return Table(["field", "default", runs[0].name], rows)
     fields = sorted(
-        {
-            line.split(": ", 1)[0]
-            for run in runs[1:]
-            for line in differences(runs[0].config, run.config)
-        }
+        {change.field for run in runs[1:] for change in changes(runs[0].config, run.config)}
     )
     return Table(
         ["field", *(run.name for run in runs)],

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -69,8 +70,9 @@ def figure(charts: Sequence[Chart], title: str = "") -> Figure:
     with matplotlib.rc_context(STYLE):
         drawn = Figure(figsize=size, layout="constrained")
         grid = drawn.subplots(rows, columns, squeeze=False, sharey=True).ravel()
+        told: dict[str, Artist] = {}
         for axes, chart in zip(grid, charts, strict=False):
-            _draw(axes, chart)
+            told = _draw(axes, chart) | told
             if columns > 1 and not chart.x.logarithmic:
                 # The numbers of neighbours would run into each other.
                 axes.locator_params(axis="x", nbins=4)
@@ -85,7 +87,9 @@ def figure(charts: Sequence[Chart], title: str = "") -> Figure:
         for axes, chart in list(zip(grid, charts, strict=False))[::columns]:
             axes.set_ylabel(chart.y.label)
         drawn.suptitle(title, fontweight="bold")
-        handles, labels = grid[0].get_legend_handles_labels()
+        handles = list(told.values())
+        # Between dollars matplotlib sets mathematics.
+        labels = [label.replace("$", r"\$") for label in told]
         if charts[0].stacked:
             # The first is the lowest band: reversed, the legend reads in the order of the bands.
             drawn.legend(handles[::-1], labels[::-1], loc="outside right upper")
@@ -102,26 +106,28 @@ def png(drawn: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _draw(axes: Axes, chart: Chart) -> None:
+def _draw(axes: Axes, chart: Chart) -> dict[str, Artist]:
+    """Draws a chart; returns what its legend tells, by name.
+
+    What belongs to one name, such as a curve and the exits beside it, is told once.
+    """
+    told: dict[str, Artist] = {}
     axes.set_title(chart.title)
     if chart.x.logarithmic:
         axes.set_xscale("log")
     for rule in chart.rules:
         draw, place = (axes.axvline, rule.x) if rule.y is None else (axes.axhline, rule.y)
-        draw(place, color=GREY, linestyle=":", label=rule.label)
+        told[rule.label] = draw(place, color=GREY, linestyle=":", label=rule.label)
     if chart.stacked:
-        _draw_bands(axes, chart.series)
+        told |= _draw_bands(axes, chart.series)
     else:
-        told = set()
         middle = max(series.colour for series in chart.series) / 2
         for series in chart.series:
-            # What belongs to one name, such as a curve and the exits beside it, is told once.
-            label = "_" + series.label if series.label in told else series.label
-            _draw_series(axes, series, label, series.colour - middle)
-            told.add(series.label)
+            told.setdefault(series.label, _draw_series(axes, series, series.colour - middle))
         if any(series.ranges for series in chart.series):
             _draw_key_of_ranges(axes)
     axes.set_xlim(chart.x_limits)
+    return {label: artist for label, artist in told.items() if label}
 
 
 def _draw_key_of_ranges(axes: Axes) -> None:
@@ -137,30 +143,33 @@ def _draw_key_of_ranges(axes: Axes) -> None:
     )
 
 
-def _draw_bands(axes: Axes, bands: Sequence[Series]) -> None:
-    axes.stackplot(
+def _draw_bands(axes: Axes, bands: Sequence[Series]) -> dict[str, Artist]:
+    axes.grid(visible=False)
+    labels = [band.label for band in bands]
+    drawn = axes.stackplot(
         [x for x, _ in bands[0].points],
         [[y for _, y in band.points] for band in bands],
-        labels=[band.label for band in bands],
+        labels=labels,
         colors=[tuple(c) for c in matplotlib.colormaps["cividis"](np.linspace(0, 1, len(bands)))],
         edgecolor="white",
         linewidth=0.5,
     )
-    axes.grid(visible=False)
+    return dict(zip(labels, drawn, strict=True))
 
 
-def _draw_series(axes: Axes, series: Series, label: str, place: float) -> None:
+def _draw_series(axes: Axes, series: Series, place: float) -> Artist:
     """Draws a series; ranges at single points stand side by side, `place` from -n/2 to n/2."""
     colour = COLOURS[series.colour % len(COLOURS)]
     x, y = np.reshape(series.points, (-1, 2)).T
     low, high = np.reshape(series.ranges, (-1, 2)).T
     if not series.joined and not series.marked:
-        axes.scatter(x, y, s=7, alpha=0.3, linewidths=0, color=colour, rasterized=True, label=label)
-        return
+        return axes.scatter(
+            x, y, s=7, alpha=0.3, linewidths=0, color=colour, rasterized=True, label=series.label
+        )
     beside = axes.transData
     if series.ranges and not series.joined:
         beside += ScaledTranslation(_POINTS_APART * place / 72, 0, axes.figure.dpi_scale_trans)
-    axes.plot(
+    (line,) = axes.plot(
         x,
         y,
         linestyle=("--" if series.dashed else "-") if series.joined else "",
@@ -168,7 +177,7 @@ def _draw_series(axes: Axes, series: Series, label: str, place: float) -> None:
         markersize=6 if series.marked else 5,
         linewidth=2,
         color=colour,
-        label=label,
+        label=series.label,
         transform=beside,
     )
     if series.ranges and series.joined:
@@ -193,3 +202,4 @@ def _draw_series(axes: Axes, series: Series, label: str, place: float) -> None:
             color=colour,
             fontsize=10,
         )
+    return line

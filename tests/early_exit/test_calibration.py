@@ -21,7 +21,7 @@ def labels_drawn_from(logits, rng):
     return (logits + rng.gumbel(size=logits.shape)).argmax(axis=-1)
 
 
-@pytest.mark.parametrize("temperature", [0.4, 1, 3])
+@pytest.mark.parametrize("temperature", [0.1, 0.4, 1, 3, 10])
 def test_the_temperature_is_found_that_logits_were_heated_by(temperature):
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 2, (20_000, 5))
@@ -58,6 +58,17 @@ def test_errors_are_those_of_a_count_by_hand():
     assert calibration_error(confidences, correct, 10) == pytest.approx((0.45 + 0.65 + 0.9) / 4)
     assert adaptive_calibration_error(confidences, correct, 4) == pytest.approx(2.1 / 4)
     assert calibration_error(np.float32([0, 1]), np.array([False, True])) == 0
+    # Whatever their order is.
+    order = [2, 0, 3, 1]
+    for error, bins in ((calibration_error, 10), (adaptive_calibration_error, 2)):
+        found = error(confidences[order], correct[order], bins)
+        assert found == pytest.approx(error(confidences, correct, bins))
+
+
+def test_a_bin_ends_with_its_upper_edge():
+    confidences, correct = np.float32([0.5, 0.9]), np.array([True, False])
+    assert calibration_error(confidences, correct, 2) == pytest.approx((0.5 + 0.9) / 2)
+    assert calibration_error(confidences, ~correct, 2) == pytest.approx((0.5 + 0.1) / 2)
 
 
 def test_a_calibrated_network_has_the_same_variables_and_cooler_logits(tiny_network):

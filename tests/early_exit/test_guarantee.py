@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from l2w_jax.early_exit import guarantee
 from l2w_jax.early_exit.budget import first_exits
 from l2w_jax.early_exit.guarantee import (
     TooFewImages,
@@ -13,7 +14,7 @@ from l2w_jax.early_exit.guarantee import (
     guaranteed_thresholds,
     images_needed,
 )
-from l2w_jax.early_exit.selection import candidates
+from l2w_jax.early_exit.selection import SEARCH_QS, candidates, thresholds_of
 
 COSTS = np.array([1.0, 2.0, 4.0])
 RISK = 0.02
@@ -76,6 +77,102 @@ def test_a_p_value_is_below_p_with_probability_at_most_p(bet):
     p_values = np.array([betting_p_value(lost, 0.05, bet) for lost in draws])
     for level in (0.01, 0.05, 0.2):
         assert (p_values <= level).mean() <= level + 3 * math.sqrt(level / 4000)
+
+
+NUM_IMAGES, NUM_DESIGN = 3000, 1000
+
+
+@pytest.fixture
+def flawless():
+    """Images of which every exit is right, however sure it is: all thresholds lose nothing."""
+    confidences = np.random.default_rng(5).random(NUM_IMAGES).astype(np.float32)
+    return np.tile(confidences, (3, 1)), np.ones((3, NUM_IMAGES), bool)
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """Chooses thresholds; tells too how many images and which bet tested what each were set by."""
+
+    def choose(confidences, correct, costs=COSTS):
+        tests, designs = [], []
+
+        def tested(lost, risk, bet):
+            tests.append((len(lost), bet))
+            return betting_p_value(lost, risk, bet)
+
+        def designed(q, of_images):
+            designs.append(of_images)
+            return thresholds_of(q, of_images)
+
+        with monkeypatch.context() as spied:
+            spied.setattr(guarantee, "betting_p_value", tested)
+            spied.setattr(guarantee, "thresholds_of", designed)
+            chosen = guaranteed_thresholds(confidences, correct, costs, RISK, 0.95)
+        # The first is the full network, which no image sets.
+        return chosen, tests, designs[1:]
+
+    return choose
+
+
+def rows_that_test():
+    return np.random.default_rng(0).permutation(NUM_IMAGES)[NUM_DESIGN:]
+
+
+def test_one_part_of_the_images_sets_thresholds_and_the_other_tests_them(flawless, traced):
+    confidences, correct = flawless
+    chosen, tests, designs = traced(confidences, correct)
+    assert len(tests) == len(designs) == len(SEARCH_QS)
+    assert {count for count, _ in tests} == {NUM_IMAGES - NUM_DESIGN} == {chosen.test_images}
+    assert {of_images.shape for of_images in designs} == {(3, NUM_DESIGN)}
+    # Confidences of images that test are nothing to the thresholds.
+    changed = confidences.copy()
+    changed[:, rows_that_test()] = 0
+    other, *_ = traced(changed, correct)
+    np.testing.assert_array_equal(other.thresholds, chosen.thresholds)
+
+
+def test_the_bet_is_fixed_before_the_test_sees_anything(flawless, traced):
+    confidences, correct = flawless
+    _, tests, _ = traced(confidences, correct)
+    correct[:2, rows_that_test()[::2]] = False
+    _, with_losses, _ = traced(confidences, correct)
+    assert with_losses[0] == tests[0]
+
+
+def test_images_in_an_order_are_divided_at_random(flawless, traced):
+    confidences, correct = flawless
+    confidences.sort(axis=1)
+    _, _, designs = traced(confidences, correct)
+    assert designs[0].min() < 0.05 and designs[0].max() > 0.95
+
+
+def test_after_the_first_candidate_that_does_not_pass_none_is_tested(flawless, monkeypatch):
+    p_values = iter([0.01, 0.01, 0.9, *[0.01] * len(SEARCH_QS)])
+    monkeypatch.setattr(guarantee, "betting_p_value", lambda *_: next(p_values))
+    chosen = guaranteed_thresholds(*flawless, COSTS, RISK, 0.95)
+    assert chosen.q == SEARCH_QS[1]
+    assert next(p_values) == 0.01
+    assert len(list(p_values)) == len(SEARCH_QS) - 1
+
+
+def test_what_early_exits_get_right_alone_makes_up_for_what_they_lose(flawless):
+    confidences, correct = flawless
+    differs = np.random.default_rng(1).random(NUM_IMAGES)
+    correct[:2, differs < 0.03] = False
+    correct[2, differs > 0.97] = False
+    chosen = guaranteed_thresholds(confidences, correct, COSTS, RISK, 0.95)
+    assert chosen.q == SEARCH_QS[-1]
+
+
+def test_the_cheapest_that_passes_need_not_be_the_last_one(flawless):
+    confidences, correct = flawless
+    costs = np.array([4.0, 1.0, 2.0])
+    chosen = guaranteed_thresholds(confidences, correct, costs, RISK, 0.95)
+    assert costs[first_exits(confidences, chosen.thresholds)].mean() < 2
+
+
+def test_few_images_without_a_loss_stake_nothing():
+    assert best_bet(np.zeros(3, int), 0.05) == 0
 
 
 def test_evidence_grows_with_images_and_shrinks_with_losses():

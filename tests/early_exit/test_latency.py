@@ -16,10 +16,10 @@ def test_functions_take_turns_and_times_are_per_image_without_the_first_round():
     def quick(images):
         calls.append(("quick", len(images)))
 
-    found = milliseconds([slow, quick], np.zeros((4, 1)), repeats=3)
+    found = milliseconds([slow, quick], np.zeros((4, 1)), repeats=1)
     assert found[0] == pytest.approx(5, rel=0.5)
     assert found[1] < 1
-    assert calls == [("slow", 4), ("quick", 4)] * 4
+    assert calls == [("slow", 4), ("quick", 4)] * 2
 
 
 def test_every_exit_is_timed(tiny_network):

@@ -159,12 +159,22 @@ def test_images_that_are_not_finite_are_refused(predictor, value):
         predictor(images)
 
 
-def test_a_network_whose_answer_is_not_finite_is_refused(tiny_network):
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_network_whose_answer_is_not_finite_is_refused(tiny_network, value):
     model, variables = tiny_network
     broken = jax.tree.map(np.array, variables)
-    broken["params"]["head_1"]["bias"][0] = np.nan
+    broken["params"]["head_1"]["bias"][0] = value
     with pytest.raises(ValueError, match="exit 2 is not finite"):
         EarlyExitPredictor(model, broken, [NOBODY_LEAVES, 0, 0])(IMAGES[:3])
+
+
+def test_a_class_that_is_ruled_out_is_no_fault(tiny_network):
+    model, variables = tiny_network
+    without_a_class = jax.tree.map(np.array, variables)
+    for k in range(3):
+        without_a_class["params"][f"head_{k}"]["bias"][0] = -np.inf
+    labels, *_ = EarlyExitPredictor(model, without_a_class, [0.5, 0.5, 0])(IMAGES)
+    assert not np.any(labels == 0)
 
 
 def test_impossible_thresholds_sizes_and_shapes_are_refused(tiny_network):

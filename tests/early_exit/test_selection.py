@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import math
 
@@ -52,6 +53,12 @@ def test_a_budget_buys_the_most_accurate_that_it_can(held_out):
         assert chosen.cost <= budget
         assert chosen.top1 == max(candidate.top1 for candidate in affordable)
     assert best_within(found, 0.99) is None
+
+
+def test_of_equally_accurate_ones_a_budget_buys_the_cheapest(held_out):
+    first = candidates(*held_out, COSTS)[0]
+    among = [dataclasses.replace(first, cost=cost, top1=70.0) for cost in (3.0, 2.0, 2.5)]
+    assert best_within(among, 4).cost == 2
 
 
 def test_an_accuracy_is_reached_as_cheaply_as_possible(held_out):

@@ -90,6 +90,20 @@ def test_functions_give_what_they_give_in_jax(name):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_logarithms_near_1_keep_their_digits():
+    model = graph_of(lambda x: jnp.log1p(jnp.exp(x)))
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    x = np.linspace(-60, 100, X.size, dtype=np.float32).reshape(X.shape)
+    (found,) = session.run(None, {"x": x})
+    # From 1e-26 to infinity.
+    with np.errstate(over="ignore"):
+        expected = np.log1p(np.exp(x))
+    assert expected.min() < 1e-25 and np.isinf(expected.max())
+    np.testing.assert_allclose(found, expected, rtol=2e-6)
+
+
 def operations(function):
     """What a function is made of, but for how its argument and its result lie and are named."""
     names = {node.op_type for node in graph_of(function).graph.node}
