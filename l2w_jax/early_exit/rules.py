@@ -50,7 +50,7 @@ def confidence(logits: jax.Array) -> jax.Array:
     """Largest softmax probability, [..., C] -> [...].
 
     It saturates: in float32 all samples with log-odds above about 17 have confidence 1, and no
-    threshold can tell them apart.
+    threshold can tell them apart; from where on differs from one runtime to another.
     """
     return jax.nn.sigmoid(log_odds(logits))
 

@@ -1,13 +1,15 @@
 """Eight bits change the answers a little and the thresholds with them."""
 
+import json
+
 import numpy as np
 import pytest
-from small_networks import lively_variables, network
+from small_networks import between, lively_variables, network
 
 from l2w_jax.early_exit import rules
 from l2w_jax.early_exit.budget import NOBODY_LEAVES, first_exits
 from l2w_jax.interop import quantize
-from l2w_jax.interop.export_onnx import LOADER, export_quantized
+from l2w_jax.interop.export_onnx import LOADER, _models, export_quantized
 from l2w_jax.interop.exported_folder import ImageFormat, load_program
 
 IMAGE_FORMAT = ImageFormat(32, 1.0, [0.5] * 3, [0.25] * 3)
@@ -21,21 +23,24 @@ def stored_images(count, seed):
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """A network in 8 bits, and what was told of it."""
+    """A network in 8 bits, what was told of it, itself, and the thresholds that it had."""
     folder = tmp_path_factory.mktemp("quantized")
     model = network("msdnet")
     variables = lively_variables(model, np.zeros((1, 32, 32, 3), np.float32))
     test = stored_images(40, 1), np.arange(40, dtype=np.int32) % 10
+    of_test = quantize.answers(_models(model, variables, IMAGE_FORMAT, rules.log_odds), test[0])
+    thresholds = between(of_test.scores, 0.5)
     names = [str(i) for i in range(10)]
-    arguments = (folder, model, variables, [-1.0, 0], IMAGE_FORMAT, names, rules.log_odds)
+    arguments = (folder, model, variables, thresholds, IMAGE_FORMAT, names, rules.log_odds)
     lines = export_quantized(*arguments, stored_images(128, 0), test, [1e6, 2e6])
-    return folder, lines, (model, variables)
+    return folder, lines, (model, variables), thresholds
 
 
 def test_what_is_written_runs_and_says_what_it_costs(written):
-    folder, lines, _ = written
+    folder, lines, *_ = written
     network = load_program(folder, LOADER).ExportedNetwork(folder)
     labels, exits, _ = network(stored_images(40, 1))
+    assert set(exits) == {0, 1}
     assert lines[0].split() == ["test", "images", "float32", "8", "bits"]
     assert lines[1].startswith("top-1 of exit 1 ")
     top1 = 100 * (labels == np.arange(40) % 10).mean()
@@ -46,9 +51,7 @@ def test_what_is_written_runs_and_says_what_it_costs(written):
 
 
 def test_answers_in_8_bits_are_near(written):
-    from l2w_jax.interop.export_onnx import _models
-
-    _, _, (model, variables) = written
+    _, _, (model, variables), _ = written
     stages = _models(model, variables, IMAGE_FORMAT, rules.log_odds)
     images = stored_images(128, 2)
     in_8_bits = quantize.quantized(stages, images)
@@ -59,6 +62,18 @@ def test_answers_in_8_bits_are_near(written):
     spread = before.scores.std(axis=1)
     assert (np.abs(before.scores - after.scores).mean(axis=1) < 0.3 * spread).all()
     assert sum(s.ByteSize() for s in in_8_bits) < 0.4 * sum(s.ByteSize() for s in stages)
+
+
+def test_thresholds_are_written_by_which_as_many_held_out_images_leave(written):
+    folder, _, (model, variables), thresholds = written
+    held_out = stored_images(128, 0)
+    before = quantize.answers(_models(model, variables, IMAGE_FORMAT, rules.log_odds), held_out)
+    left = np.bincount(first_exits(before.scores, thresholds), minlength=2)
+    assert left.min() > 10
+    network = load_program(folder, LOADER).ExportedNetwork(folder)
+    _, exits, _ = network(held_out)
+    np.testing.assert_array_equal(np.bincount(exits, minlength=2), left)
+    assert json.loads((folder / "network.json").read_text())["thresholds"] != list(thresholds)
 
 
 # Of 180, 113 / 180 is a little less than 113 images in float32.

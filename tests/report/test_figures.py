@@ -1,5 +1,7 @@
 """What the figures show are the numbers of the evaluation, named and with units."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from written_runs import made_evaluation, made_predictions
@@ -56,6 +58,14 @@ def test_exits_above_the_curve_are_named_and_its_ends_are_not(top1, above):
     assert figures.exits_above_curve(evaluation) == above
     names = figures.accuracy({"run": evaluation}).series[0].names
     assert [k + 1 for k, name in enumerate(names) if "above the curve" in name] == above
+
+
+def test_an_exit_is_compared_with_the_best_of_the_curve_at_its_cost():
+    evaluation = evaluation_of()
+    cheapest = dict(evaluation.budgeted[0], mul_adds=evaluation.anytime[0]["mul_adds"], top1=60.0)
+    evaluation = dataclasses.replace(evaluation, budgeted=[cheapest, *evaluation.budgeted])
+    assert [row["mul_adds"] for row in evaluation.curve].count(cheapest["mul_adds"]) > 1
+    assert figures.exits_above_curve(evaluation) == []
 
 
 def test_share_of_every_exit_is_a_band_from_all_at_the_first_to_all_at_the_last():

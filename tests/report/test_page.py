@@ -1,6 +1,7 @@
 """The page holds the runs' figures, and nothing that it would have to fetch."""
 
 import dataclasses
+import os
 import re
 from html.parser import HTMLParser
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from written_runs import made_evaluation, random_predictions, write_config, write_run
 
+from l2w_jax.config import default_config, to_json
 from l2w_jax.early_exit.selection import cheapest_without_loss
 from l2w_jax.errors import UserError
 from l2w_jax.evaluation.classes import leaving_by_class
@@ -119,6 +121,19 @@ def test_the_page_needs_no_other_file_and_no_network(two_runs):
     assert all(reference.startswith("data:image/png;base64,") for reference in page.references)
     text = report.write_report(two_runs).read_text()
     assert not re.search(r"https?://|@import|url\(", text)
+
+
+def test_a_value_may_hold_an_arrow(tmp_path):
+    run = write_run(tmp_path / "run")
+    config = default_config()
+    config.dataset.data_dir = "/d -> e: f"
+    (run / "config.json").write_text(to_json(config))
+    assert ["dataset.data_dir", "''", "'/d -> e: f'"] in read([run]).rows
+
+
+def test_a_folder_may_have_any_name(tmp_path):
+    run = write_run(tmp_path / os.fsdecode(b"caf\xe9"))
+    assert "caf?" in report.write_report([run]).read_text()
 
 
 def test_every_section_is_there_and_plain_training_has_no_weights(two_runs):

@@ -77,6 +77,15 @@ def test_ways_at_the_same_place_are_drawn_side_by_side():
     ]
 
 
+def test_a_name_of_any_letters_stands_in_the_legend():
+    names = ["_hidden", "a$b$c", r"bad$\foo$x", "under_score"]
+    series = [Series(name, [(1, 70), (2, 80)], k) for k, name in enumerate(names)]
+    drawn = png.figure([Chart("Title", X, Y, series)])
+    (legend,) = drawn.legends
+    assert [text.get_text().replace(r"\$", "$") for text in legend.get_texts()] == names
+    assert png.png(drawn).startswith(b"\x89PNG")
+
+
 def test_bands_fill_the_figure():
     bands = [Series("low", [(1, 30), (2, 60)]), Series("high", [(1, 70), (2, 40)])]
     axes = axes_of(*bands, stacked=True)
