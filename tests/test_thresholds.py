@@ -146,6 +146,10 @@ def test_a_promise_says_what_it_rests_on(run, capsys):
     lost = run[1].test.correct[-1].mean() - result["test"]["top1"] / 100
     assert lost <= 0.03
     assert "promise: with 90% confidence at most 3 points" in capsys.readouterr().out
+    of_file = run[0].parent / "chosen.json"
+    assert results.read_policy(of_file, run[1]).has_promise
+    chosen(run[0], "--q=1")
+    assert not results.read_policy(of_file, run[1]).has_promise
 
 
 def test_a_promise_that_allows_no_early_exit_says_so(run, tmp_path, capsys):
@@ -207,7 +211,7 @@ def test_a_file_that_cannot_be_written_is_named(run, tmp_path):
         (["--accuracy=0.99"], r"--accuracy=0\.99 is not allowed: must be in percent, more than 1"),
         (["--q=1", "--confidence=0.9"], "--confidence: is not allowed without --risk"),
         (["--mul-adds=many"], "'many' is not allowed: .* such as 250000, 300k, 20M"),
-        (["--q=1e30"], "--q=1e\\+30 is not allowed: .* overflows"),
+        (["--q=1e50"], "--q=1e\\+50 is not allowed: .* must be a positive float32"),
         (["--q=1", "--rule=luck"], "--rule: invalid choice: 'luck' .*patience"),
         ([], "one of the arguments"),
         (["--q=1", "--accuracy=90"], "not allowed with argument"),

@@ -187,8 +187,10 @@ class ExitPolicy:
         thresholds: T_k, float32 [K].
         rule: key of RULES, of the scores that the thresholds are for.
         temperatures: of the exits that the scores are by (`calibration`) [K]; None without.
+        has_promise: whether the thresholds promise how much is lost (`guarantee`).
     """
 
     thresholds: NDArray[np.float32]
     rule: str = DEFAULT_RULE
     temperatures: tuple[float, ...] | None = None
+    has_promise: bool = False

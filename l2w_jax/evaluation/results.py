@@ -289,6 +289,7 @@ def read_policy(path: Path, evaluation: Evaluation) -> rules.ExitPolicy:
         thresholds = checked_thresholds(content["thresholds"], num_exits)
         rule = rules.checked_rule(content.get("rule", rules.confidence.__name__))
         temperatures = checked_temperatures(content.get("temperatures"), num_exits)
+        has_promise = "risk" in content.get("chosen_by", {})
     except FileNotFoundError:
         raise UserError(
             f"{path}: there is no such file; make one with python -m l2w_jax.thresholds"
@@ -302,4 +303,4 @@ def read_policy(path: Path, evaluation: Evaluation) -> rules.ExitPolicy:
             f"{path}: not a file of thresholds for {num_exits} exits: {error}"
         ) from error
     evaluation.check_step(content.get("step", evaluation.step), str(path))
-    return rules.ExitPolicy(thresholds, rule, temperatures)
+    return rules.ExitPolicy(thresholds, rule, temperatures, has_promise)

@@ -100,6 +100,8 @@ def main(argv: Sequence[str]) -> None:
         with told_if_unwritable(arguments.output, "--output="):
             summary = export_quantized(*exported, rule, *images, evaluation.mul_adds)
         print("\n".join(summary))
+        if policy.has_promise:
+            print("the promise of --risk is not kept: it is of other thresholds, in float32")
     else:
         with told_if_unwritable(arguments.output, "--output="):
             write(*exported, rule=rule)
