@@ -78,14 +78,17 @@ def _train_or_evaluate(arguments: Arguments) -> None:
 
     from l2w_jax.evaluation import evaluate
     from l2w_jax.report import __main__ as report
-    from l2w_jax.run import loop, parts, restore
+    from l2w_jax.run import images, loop, parts, restore
 
     if mode == "train":
         config = parts.with_parts_that_fit(config, loop.total_steps(config, source))
     with processes.held_by_first(run_folder.exclusive_use(config, workdir)):
         if mode == "train":
             loop.train(config, source, workdir)
+        else:
+            images.check_alike_in_all_processes(source)
         state = restore.restore_best(config, workdir)
+        images.check_to_judge_by(source, workdir, int(state.step))
         evaluation = evaluate.evaluate(config, state, source, workdir)
         if processes.is_first():
             page = report.write_report([workdir])

@@ -3,7 +3,8 @@
     python tests/tiny_run.py FOLDER
 
 As a program it takes its place among the processes of a launcher. TINY_DELAY is the time in seconds
-that each batch takes to make, for those who want to disturb the run.
+that each batch takes to make, for those who want to disturb the run; TINY_POORER the number of a
+process that has an image less than the others.
 """
 
 import os
@@ -87,7 +88,9 @@ def main(workdir):
     delay = float(os.environ.get("TINY_DELAY", "0"))
     with processes.joined():
         workdir.mkdir(parents=True, exist_ok=True)
-        train_and_evaluate(config, TinySource(config, lambda: time.sleep(delay)), workdir)
+        source = TinySource(config, lambda: time.sleep(delay))
+        source.num_train -= os.environ.get("TINY_POORER") == str(processes.index())
+        train_and_evaluate(config, source, workdir)
         if processes.is_first():
             print("evaluated")
 

@@ -7,6 +7,7 @@ on. With augmentation "resized_crop" images stay on disk; otherwise they are sma
 into memory once.
 """
 
+import hashlib
 import logging
 import math
 import os
@@ -51,6 +52,7 @@ _MOST_NAMES = 10
 class FoundImages(NamedTuple):
     """What a folder holds."""
 
+    root: Path
     splits: dict[str, ImageFiles]  # "train", "val" and "test", those that are there
     folders: dict[str, str]  # what the folders of these are called
     class_names: tuple[str, ...]
@@ -87,8 +89,11 @@ def open_image_folder(config: ConfigDict) -> Source:
             _some([class_names[label] for label in untested]),
         )
     if config.dataset.augmentation == "resized_crop":
-        return StreamingSource(config, complete.images, class_names, complete.origins)
-    return _read_into_memory(config, complete, class_names)
+        source = StreamingSource(config, complete.images, class_names, complete.origins)
+    else:
+        source = _read_into_memory(config, complete, class_names)
+    source.train_digest = _digest(complete.images["train"], found.root)
+    return source
 
 
 def list_images(folder: Path) -> FoundImages:
@@ -115,7 +120,15 @@ def list_images(folder: Path) -> FoundImages:
         _logger.warning("%s: %s", folder, walk.skipped_line(skipped))
     # A name that is not UTF-8 could be neither logged nor put into a report.
     readable = tuple(os.fsencode(name).decode(errors="replace") for name in class_names)
-    return FoundImages(found, folders, readable)
+    return FoundImages(folder, found, folders, readable)
+
+
+def _digest(images: ImageFiles, root: Path) -> str:
+    """Of the images' paths below the root, and of their labels, in their order."""
+    above = len(os.fsencode(root))
+    digest = hashlib.sha256(b"\0".join(path[above:] for path in images.paths))
+    digest.update(images.labels.astype("<i4").tobytes())
+    return digest.hexdigest()
 
 
 def _split_folders(folder: Path) -> dict[str, str]:

@@ -96,7 +96,7 @@ def main(argv: Sequence[str]) -> None:
     if arguments.quantize:
         from l2w_jax.interop.export_onnx import export_quantized
 
-        images = _images_of(config)
+        images = _images_of(config, arguments.workdir, evaluation.step)
         with told_if_unwritable(arguments.output, "--output="):
             summary = export_quantized(*exported, rule, *images, evaluation.mul_adds)
         print("\n".join(summary))
@@ -122,16 +122,18 @@ def _make_folder(path: Path) -> None:
 
 
 def _images_of(
-    config: ConfigDict,
+    config: ConfigDict, workdir: Path, step: int
 ) -> tuple[NDArray[np.uint8], tuple[NDArray[np.uint8], NDArray[np.int32]]]:
     """Images of a run that set thresholds, [N, H, W, 3], and test images with their labels.
 
     Raises:
-        UserError: the data set is not there, or no image of it sets thresholds.
+        UserError: the data set is not there or another one by now, or no image sets thresholds.
     """
     from l2w_jax.data import open_source
+    from l2w_jax.run.images import check_to_judge_by
 
     source = open_source(config)
+    check_to_judge_by(source, workdir, step)
     split = config.dataset.thresholds_from
     if split == "holdout" and not source.num_holdout:
         raise UserError("--quantize: thresholds are set anew, but this run holds no images out")

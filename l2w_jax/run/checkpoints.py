@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,16 +60,17 @@ class _NewestAndBest:
 class CheckpointWriter:
     """Saves training states into a run folder: the newest few and the best one are kept."""
 
-    def __init__(self, workdir: Path, keep: int, num_train: int | None = None):
+    def __init__(self, workdir: Path, keep: int, trained_on: Mapping[str, Any] | None = None):
         """Opens the folder for saving; what a killed save left behind is removed.
 
         Args:
             workdir: the run folder.
             keep: how many of the newest checkpoints stay. The one with the best score stays too.
-            num_train: images that the states are trained on, for `images_trained_on`.
+            trained_on: which images the states are trained on (`images.identity`), for
+                `trained_on`.
         """
         self._workdir = workdir
-        self._num_train = num_train
+        self._trained_on = dict(trained_on or {})
         self._saving: int | None = None
         self._policy = _NewestAndBest(keep, _readable_scores(workdir))
         self._manager = ocp.CheckpointManager(
@@ -131,7 +132,7 @@ class CheckpointWriter:
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state),
-                    record=ocp.args.JsonSave(_make_record(state, score, self._num_train)),
+                    record=ocp.args.JsonSave(_make_record(state, score, self._trained_on)),
                 ),
                 force=True,
             )
@@ -183,7 +184,7 @@ def restore_newest(workdir: Path, template: PyTree) -> PyTree | None:
     if not steps:
         return None
     state, good_step = _restore_first_good(workdir, template, steps)
-    # Only when all processes have found the same damage.
+    # Only when all processes have looked.
     processes.wait_for_all()
     if processes.is_first():
         _put_aside(workdir, [step for step in steps if step > good_step])
@@ -207,9 +208,12 @@ def restore_best(workdir: Path, template: PyTree) -> PyTree | None:
     return _restore_first_good(workdir, template, order)[0]
 
 
-def images_trained_on(workdir: Path, step: int) -> int | None:
-    """How many images a good checkpoint was trained on; None where it does not say."""
-    return _read_record(_directory(workdir) / str(step)).get("num_train")
+def trained_on(workdir: Path, step: int) -> dict[str, Any]:
+    """Which images a checkpoint was trained on (`images.identity`), each None where not known."""
+    record: dict[str, Any] = {}
+    with contextlib.suppress(_DamagedCheckpoint):
+        record = _read_record(_directory(workdir) / str(step))
+    return {name: record.get(name) for name in ("num_train", "train_digest")}
 
 
 def has_checkpoint(workdir: Path) -> bool:
@@ -330,10 +334,12 @@ def _reading(item: str) -> Iterator[None]:
         ) from error
 
 
-def _make_record(state: PyTree, score: float | None, num_train: int | None) -> dict[str, Any]:
+def _make_record(
+    state: PyTree, score: float | None, trained_on: Mapping[str, Any]
+) -> dict[str, Any]:
     record = {
         "score": score,
-        "num_train": num_train,
+        **trained_on,
         "arrays": {
             name: {"type": _describe(array), "sha256": _checksum(array)}
             for name, array in named_arrays(state).items()

@@ -19,7 +19,7 @@ from l2w_jax.data import Source
 from l2w_jax.errors import RunFailed, RunInterrupted, UserError, told_if_memory_is_short
 from l2w_jax.evaluation.predictions import predict_all
 from l2w_jax.models import create_network
-from l2w_jax.run import checkpoints, processes, start, stop_signals
+from l2w_jax.run import checkpoints, images, processes, start, stop_signals
 from l2w_jax.run.devices import (
     device_batches,
     diverged_devices,
@@ -53,13 +53,14 @@ def train(config: ConfigDict, source: Source, workdir: Path) -> TrainState:
             memory does not hold a step.
         RunInterrupted: a signal asked the run to stop; its state is saved.
     """
+    images.check_alike_in_all_processes(source)
     last_step = total_steps(config, source)
     config = with_parts_that_fit(config, last_step)
     steps_per_epoch = last_step // config.optimizer.epochs
     train_step = step_on_devices(config, last_step)
     state = start.create_or_restore(config, workdir)
     first_step = int(state.step)
-    _check_images(source, workdir, first_step)
+    images.check_to_train_on(source, workdir, first_step)
     if first_step >= last_step:
         say(f"{workdir}: trained to its last step, {last_step}, before")
         return state
@@ -75,7 +76,7 @@ def train(config: ConfigDict, source: Source, workdir: Path) -> TrainState:
         stop_signals.ending_at_once() as signals,
         contextlib.closing(batches),
         contextlib.closing(
-            checkpoints.CheckpointWriter(workdir, config.checkpoint.keep, source.num_train)
+            checkpoints.CheckpointWriter(workdir, config.checkpoint.keep, images.identity(source))
         ) as writer,
         _open_log(config, source, workdir, first_step) as log,
         told_if_memory_is_short("a step", lambda: _memory_advice(config, writer)),
@@ -125,17 +126,6 @@ def train(config: ConfigDict, source: Source, workdir: Path) -> TrainState:
 def total_steps(config: ConfigDict, source: Source) -> int:
     """Iterations of the whole run."""
     return config.optimizer.epochs * (source.num_train // config.dataset.batch_size)
-
-
-def _check_images(source: Source, workdir: Path, first_step: int) -> None:
-    """Raises UserError where a run would go on with more or fewer images: in another order."""
-    trained_on = checkpoints.images_trained_on(workdir, first_step) if first_step else None
-    if trained_on not in (None, source.num_train):
-        raise UserError(
-            f"--workdir={workdir}: trained on {trained_on:,} images up to step {first_step}, but "
-            f"split 'train' has {source.num_train:,} now; bring back what is missing or cannot be "
-            "read, or start a new run from this one with --config.init.checkpoint"
-        )
 
 
 def _open_log(config: ConfigDict, source: Source, workdir: Path, first_step: int) -> SilentLog:

@@ -105,6 +105,19 @@ def _all_succeed(succeeded: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.asarray(succeeded))))
 
 
+def index() -> int:
+    """The number of this process, from 0."""
+    return jax.process_index()
+
+
+def have_all(content: bytes) -> bool:
+    """Whether all processes come here with the same bytes, of which they have equally many."""
+    if jax.process_count() == 1:
+        return True
+    of_all = multihost_utils.process_allgather(np.frombuffer(content, np.uint8))
+    return bool(np.all(of_all == of_all[0]))
+
+
 def largest_of_all(number: float) -> float:
     """The largest of the numbers that the processes of the run come here with."""
     if jax.process_count() == 1:

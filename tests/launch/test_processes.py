@@ -128,6 +128,15 @@ def test_a_dead_process_takes_the_others_with_it_and_the_run_goes_on(victim, one
     assert_same_run(tmp_path / "run", one_process)
 
 
+@pytest.mark.slow
+def test_processes_with_other_images_than_the_rest_do_not_begin(tmp_path):
+    process = launch(2, 1, tmp_path / "run", TINY_POORER="1")
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 2, output
+    assert "process 1 has 47 training, 24 held-out and 43 test images, and not all" in output
+    assert "step " not in output
+
+
 def child_of(parent, process_id):
     """The process of a launcher that has a given number."""
     for entry in Path("/proc").iterdir():

@@ -1,0 +1,70 @@
+"""Which images a run was trained on: it goes on with no others, and is judged by none of them."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from l2w_jax.data import Source
+from l2w_jax.errors import UserError
+from l2w_jax.run import checkpoints, processes
+
+
+def identity(source: Source) -> dict[str, Any]:
+    """What a checkpoint's record says of the images that it was trained on."""
+    return {"num_train": source.num_train, "train_digest": source.train_digest}
+
+
+def check_to_train_on(source: Source, workdir: Path, step: int) -> None:
+    """Looks whether a run trained up to a step, 0 for a new one, would go on with its images.
+
+    Raises:
+        UserError: they are others, or in another order.
+    """
+    if not step:
+        return
+    before, found = checkpoints.trained_on(workdir, step), identity(source)
+    # Checkpoints of older code say less.
+    if all(before[name] in (None, value) for name, value in found.items()):
+        return
+    others = "" if before["num_train"] != found["num_train"] else " others"
+    raise UserError(
+        f"--workdir={workdir}: trained on {before['num_train']:,} images up to step {step}, but "
+        f"split 'train' has {found['num_train']:,}{others} now; bring back what is missing or "
+        "cannot be read and take out what is new, or start a new run with another --workdir"
+    )
+
+
+def check_to_judge_by(source: Source, workdir: Path, step: int) -> None:
+    """Looks whether a network trained up to a step is judged by images that it has not seen.
+
+    Where held-out or test images are cut from those of training, other files there move some from
+    one split to the other.
+
+    Raises:
+        UserError: it may have been trained on some of them.
+    """
+    cut = [split for split in ("holdout", "test") if "cut from" in source.origins[split]]
+    before = checkpoints.trained_on(workdir, step)
+    if cut and before["train_digest"] not in (None, source.train_digest):
+        raise UserError(
+            f"--workdir={workdir}: trained on {before['num_train']:,} images, but split 'train' "
+            f"has {source.num_train:,} others now, and {' and '.join(map(repr, cut))}, cut from "
+            "the same folder, may hold some of those: bring back what is missing and take out "
+            "what is new"
+        )
+
+
+def check_alike_in_all_processes(source: Source) -> None:
+    """Looks whether all processes of a run, each of which reads for itself, have the same images.
+
+    Raises:
+        UserError: in every process, where one has others.
+    """
+    counts = (source.num_train, source.num_holdout, source.num_test)
+    digest = hashlib.sha256(repr((counts, source.train_digest)).encode()).digest()
+    if not processes.have_all(digest):
+        raise UserError(
+            f"process {processes.index()} has {counts[0]:,} training, {counts[1]:,} held-out and "
+            f"{counts[2]:,} test images, and not all processes have the same: their copies of the "
+            "data set must be alike"
+        )
