@@ -25,7 +25,7 @@ from l2w_jax.config.choices import (
     type_name,
 )
 from l2w_jax.config.defaults import default_config
-from l2w_jax.config.paths import elsewhere_faults
+from l2w_jax.config.paths import path_faults
 from l2w_jax.config.rules import RULES
 from l2w_jax.config.stored import fields
 from l2w_jax.errors import UserError
@@ -60,7 +60,7 @@ def find_faults(
     """
     faults = list(_structure_faults(config, reference, "config"))
     if not faults:
-        faults = [*_field_faults(config), *elsewhere_faults(config)]
+        faults = [*_field_faults(config), *path_faults(config)]
     # Relations between fields make sense only where each field does by itself.
     if not faults:
         faults = [

@@ -41,7 +41,7 @@ def default_config(model: Any = None) -> ConfigDict:
             "imbalance_factor": 0,  # largest over smallest class of a long-tailed set; 0: untouched
             "thresholds_from": "holdout",  # holdout | train (the authors' CIFAR script)
             "augmentation": "crop",  # crop | resized_crop | shift | none
-            "max_bad_share": 0.001,  # a run stops when more than this share cannot be read
+            "max_bad_share": 0.001,  # a run stops when more, rounded up to images, cannot be read
             "max_pixels": 89_478_485,  # of a stored image; a larger one is bad (Pillow's limit)
         }
     )

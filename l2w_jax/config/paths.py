@@ -27,20 +27,27 @@ def local_path(text: str, argument: str = "") -> Path:
 
     Raises:
         UserError: it is the address of something elsewhere, such as gs://bucket/folder, which
-            would be taken for a folder named "gs:".
+            would be taken for a folder named "gs:", or in the home folder of nobody.
     """
-    if _is_elsewhere(text):
-        raise UserError(f"{argument}{text} is not allowed: {_ADVICE}")
+    if fault := _fault(text):
+        raise UserError(f"{argument}{text} is not allowed: {fault}")
     return Path(text).expanduser()
 
 
-def elsewhere_faults(config: ConfigDict) -> Iterator[str]:
-    """Yields a line for each field that names a folder which is not on this machine."""
+def path_faults(config: ConfigDict) -> Iterator[str]:
+    """Yields a line for each field that names a folder which cannot be on this machine."""
     for field in _FIELDS:
         section, name = field.split(".")
-        if _is_elsewhere(config[section][name]):
-            yield f"config.{field}: {config[section][name]!r} is not allowed: {_ADVICE}"
+        if fault := _fault(config[section][name]):
+            yield f"config.{field}: {config[section][name]!r} is not allowed: {fault}"
 
 
-def _is_elsewhere(path: str) -> bool:
-    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path) is not None
+def _fault(path: str) -> str:
+    """What is wrong with a path, and what is allowed; "" where nothing is."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path):
+        return _ADVICE
+    try:
+        Path(path).expanduser()
+    except RuntimeError:
+        return "there is no such user's home folder: must be a folder"
+    return ""

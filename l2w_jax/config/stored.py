@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from l2w_jax.config.defaults import default_config
 from l2w_jax.errors import UserError
 
-# Of which a change changes no number of a run.
+# Of which a change changes no number of training, on the same images.
 FREE_FIELDS = (
     "checkpoint.",
     "dataset.data_dir",
@@ -46,8 +46,8 @@ def from_json(text: str) -> ConfigDict:
     config = default_config()
     try:
         config.update(_with_tuples(stored))
-    except TypeError as error:
-        raise UserError(f"config.json: {error}") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"config.json: not what a run wrote: {error}") from error
     return config
 
 
@@ -61,9 +61,11 @@ def read_config(workdir: Path) -> ConfigDict:
     if not path.is_file():
         raise UserError(f"{workdir}: not the folder of a run (it has no config.json)")
     try:
-        return from_json(path.read_text())
+        return from_json(path.read_text(encoding="utf-8"))
     except UserError as error:
         raise UserError(f"{workdir}: {error}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{workdir}: config.json: is no text") from error
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
 

@@ -246,7 +246,9 @@ def _read_split(images: ImageFiles, size: int, max_pixels: int, bad: BadImages) 
         read = batch.choice.positions[batch.is_read]
         pixels[read] = batch.pixels[batch.is_read]
         is_read[read] = True
-    return LabelledImages(pixels, images.labels).rows(np.flatnonzero(is_read))
+    read = LabelledImages(pixels, images.labels)
+    # To choose among them would copy them.
+    return read if is_read.all() else read.rows(np.flatnonzero(is_read))
 
 
 def _some(names: Sequence[str]) -> str:

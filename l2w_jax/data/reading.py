@@ -285,6 +285,10 @@ def read_one(
         crop, is_cut = decode.crop_of_perhaps_cut(
             encoded[0].numpy(), max_pixels, choose_boxes, *choice.arguments
         )
+    except UnicodeDecodeError:
+        # TensorFlow's own error quotes a record that it cannot parse, whose bytes are no text.
+        bad.add(name, "is no record that can be parsed")
+        return None
     except (BadImage, tf.errors.OpError, OSError) as error:
         bad.add(name, explain(error))
         return None

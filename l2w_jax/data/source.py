@@ -172,9 +172,19 @@ def choose_training_images(
     kept = np.arange(len(labels))
     if config.dataset.imbalance_factor:
         kept = splits.long_tailed_choice(labels, config.dataset.imbalance_factor)
+        _check_tail(config.dataset.imbalance_factor, labels, kept)
     check_holdout(num_holdout, splits.most_to_cut(labels[kept]) + 1)
     held_out = splits.stratified_choice(labels[kept], num_holdout)
     return kept[splits.without(len(kept), held_out)], kept[held_out]
+
+
+def _check_tail(imbalance_factor: float, labels: np.ndarray, kept: np.ndarray) -> None:
+    """Raises UserError where a long tail leaves a class without an image."""
+    if len(np.unique(labels[kept])) < len(np.unique(labels)):
+        raise UserError(
+            f"config.dataset.imbalance_factor: {imbalance_factor} is not allowed: must be at most "
+            f"{np.bincount(labels).max()}, the images of the largest class, to leave each class one"
+        )
 
 
 def check_holdout(num_holdout: int, too_many: int) -> None:

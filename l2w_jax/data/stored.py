@@ -100,7 +100,10 @@ class ImageRecords(NamedTuple):
 
     def _read_record(self, file: int, first: int, length: int) -> bytes:
         with open(self.paths[file], "rb", buffering=0) as records:
-            return os.pread(records.fileno(), length, first)
+            record = os.pread(records.fileno(), length, first)
+        if len(record) < length:
+            raise OSError("ends before its record does")
+        return record
 
 
 # A TFRecord is a length, its checksum, the data and their checksum.

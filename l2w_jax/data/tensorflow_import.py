@@ -23,7 +23,7 @@ for _kind in ("GPU", "TPU"):
     tf.config.set_visible_devices([], _kind)
 
 # It would start as many threads as the machine has cores, whatever a container may use of them.
-# Where it computed before this, as when a log was written by this process, it has started them.
+# Where it computed before this, it has started them.
 with contextlib.suppress(RuntimeError):
     tf.config.threading.set_inter_op_parallelism_threads(available_cores())
     tf.config.threading.set_intra_op_parallelism_threads(available_cores())
@@ -73,4 +73,4 @@ def explain(error: Exception) -> str:
     # Around it stand the names of graph nodes, in several forms, and a traceback of the graph.
     message = re.split(r"\s*\[\[|\s*\[Op:", error.message)[0]
     message = re.sub(r"\{\{.*?\}\}\s*", "", message)
-    return message.strip().splitlines()[-1]
+    return (message.strip().splitlines() or [type(error).__name__])[-1]

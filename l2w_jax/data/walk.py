@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 from l2w_jax.data.formats import image_endings
 from l2w_jax.errors import UserError
@@ -42,7 +43,9 @@ def image_files(
     Raises:
         UserError: a folder cannot be read, where `unreadable` does not take it.
     """
-    yield from _below(os.fspath(folder), (os.path.realpath(folder),), skipped, unreadable)
+    real = Path(os.path.realpath(folder))
+    above = (*map(str, reversed(real.parents)), str(real))
+    yield from _below(os.fspath(folder), above, skipped, unreadable)
 
 
 def _below(

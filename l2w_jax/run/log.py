@@ -6,6 +6,7 @@ Percentages are 0 to 100 in all of them.
 import concurrent.futures
 import contextlib
 import json
+import logging
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,8 @@ from l2w_jax.files import write_atomically
 from l2w_jax.run import processes
 
 HostMetrics = Mapping[str, np.ndarray]
+
+_logger = logging.getLogger(__name__)
 
 _GOES_ON = "the same command goes on from the last checkpoint"
 
@@ -208,6 +211,8 @@ class _TensorBoard:
     """clu's writer, and its hooks to be called after every iteration."""
 
     def __init__(self, workdir: Path, profile: bool, total_steps: int, first_step: int):
+        # First, so that TensorFlow, which clu brings, leaves accelerators and cores alone.
+        from l2w_jax.data import tensorflow_import  # noqa: F401, I001
         from clu import metric_writers, periodic_actions
 
         self.writer = metric_writers.AsyncMultiWriter([metric_writers.SummaryWriter(str(workdir))])
@@ -274,12 +279,36 @@ def say(line: str) -> None:
 
 
 def _reopen_json_lines(path: Path, first_step: int) -> Any:
-    if path.exists():
-        # A killed run may have left half a line at the end.
-        complete = path.read_text().split("\n")[:-1]
-        kept = [line for line in complete if json.loads(line)["step"] <= first_step]
-        write_atomically(path, "".join(f"{line}\n" for line in kept))
-    return open(path, "a", encoding="utf-8")
+    """The file of metrics, to go on after a step; what came later is dropped.
+
+    Raises:
+        RunFailed: it cannot be read or written.
+    """
+    try:
+        if path.exists():
+            # A killed run may have left half a line at the end.
+            complete = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+            steps = [_step_of(line) for line in complete]
+            if None in steps:
+                damaged = steps.count(None)
+                _logger.warning("%s: %d lines that cannot be read are dropped.", path, damaged)
+            kept = [
+                line
+                for line, step in zip(complete, steps, strict=True)
+                if step is not None and step <= first_step
+            ]
+            write_atomically(path, "".join(f"{line}\n" for line in kept))
+        return open(path, "a", encoding="utf-8")
+    except OSError as error:
+        raise RunFailed(f"{path}: cannot be written: {error.strerror}; {_GOES_ON}") from error
+
+
+def _step_of(line: str) -> int | None:
+    """The step of a line of metrics; None of one that is damaged, as by a loss of power."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def _mean_of_finite(values: list[np.ndarray]) -> np.ndarray:

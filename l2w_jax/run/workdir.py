@@ -70,7 +70,9 @@ def saved_steps(workdir: Path) -> list[int]:
     checkpoints = workdir / "checkpoints"
     if not checkpoints.is_dir():
         return []
-    return sorted(int(path.name) for path in checkpoints.iterdir() if path.name.isdigit())
+    return sorted(
+        int(path.name) for path in checkpoints.iterdir() if path.name.isdecimal() and path.is_dir()
+    )
 
 
 @contextlib.contextmanager
@@ -94,9 +96,10 @@ def exclusive_use(config: ConfigDict, workdir: Path) -> Iterator[None]:
                 f"--workdir={workdir}: in use by another run ({holder.read().strip()}); "
                 "wait for it to end or choose another --workdir"
             ) from None
-        holder.truncate(0)
-        holder.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        holder.flush()
+        with told_if_unwritable(workdir, "--workdir="):
+            holder.truncate(0)
+            holder.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            holder.flush()
         check(config, workdir)
         stored = workdir / "config.json"
         is_new = not stored.exists()

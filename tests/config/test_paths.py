@@ -26,6 +26,15 @@ def test_a_tilde_is_the_home_folder():
     assert local_path("~/runs") == Path.home() / "runs"
 
 
+def test_the_home_folder_of_nobody_is_refused():
+    with pytest.raises(UserError, match=r"^--workdir=~nobody_here/runs is not allowed: there"):
+        local_path("~nobody_here/runs", "--workdir=")
+    config = default_config()
+    config.init.checkpoint = "~nobody_here/run"
+    with pytest.raises(UserError, match=r"config\.init\.checkpoint: '~nobody_here/run' is not"):
+        validate(config)
+
+
 @pytest.mark.parametrize("name", ["image_folder", "cifar10", "imagenet2012"])
 def test_a_data_set_elsewhere_is_one_fault_whatever_reads_it(name):
     config = default_config()

@@ -8,6 +8,7 @@ from l2w_jax.config import (
     default_config,
     differences,
     from_json,
+    read_config,
     to_json,
     use_plain_recipe,
     validate,
@@ -44,11 +45,20 @@ def test_a_configuration_of_before_a_field_existed_gets_its_default():
     validate(from_json(text))
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"seed": "zero"}'])
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", '{"seed": "zero"}', '{"dataset": 3}', '{"weighting": null}', '{"a.b": 3}'],
+)
 def test_a_broken_file_is_one_line(text):
     with pytest.raises(UserError) as raised:
         from_json(text)
     assert "\n" not in str(raised.value)
+
+
+def test_a_file_that_is_no_text_is_one_line(tmp_path):
+    (tmp_path / "config.json").write_bytes(b'{"seed": "\xe9"}')
+    with pytest.raises(UserError, match=r"config\.json: is no text$"):
+        read_config(tmp_path)
 
 
 def test_differences_name_the_fields():

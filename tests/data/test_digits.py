@@ -123,6 +123,10 @@ def test_crops_reach_every_corner_and_half_are_mirrored():
     [
         ({"holdout": 1437}, "config.dataset.holdout: 1437 is not allowed: must be less than"),
         ({"batch_size": 1258}, "config.dataset.batch_size: 1258 is not allowed: must be at most"),
+        (
+            {"imbalance_factor": 1000},
+            "imbalance_factor: 1000 is not allowed: must be at most 14.*, to leave each class one",
+        ),
         ({"num_classes": 9}, "label 9 is not allowed: must be from 0 to 8"),
     ],
 )
@@ -130,6 +134,13 @@ def test_what_the_data_do_not_allow_is_one_line(fields, message):
     with pytest.raises(UserError, match=message) as raised:
         open_source(digits_config(**fields))
     assert "\n" not in str(raised.value)
+
+
+def test_a_few_images_of_a_split_are_spread_over_it(source):
+    indices = [int(image["index"][0]) for image in source.spread_images("test", 50)]
+    # 360 / 50 rounded up, so that they are at most 50.
+    assert indices == list(range(0, 360, 8))
+    assert len(list(source.spread_images("test", 1000))) == 360
 
 
 def test_a_long_tail_applies_to_training_images_only(source):

@@ -134,6 +134,23 @@ def test_a_broken_image_in_a_record_is_replaced_and_named(tmp_path_factory, capl
     assert "is no image that can be decoded" in message
 
 
+def test_a_damaged_record_is_replaced_and_named(data_dir, caplog):
+    source = open_source(imagenet_config(data_dir, holdout=4, batch_size=16, max_bad_share=0.02))
+    (shard,) = data_dir.glob("imagenet2012/*/*train.tfrecord*")
+    whole = shard.read_bytes()
+    _, first, _ = stored.index_records([str(shard)]).places[5]
+    shard.write_bytes(whole[:first] + 30 * b"\xff" + whole[first + 30 :])
+    try:
+        for split in ("train", "holdout"):
+            for batch in source.evaluation_batches(split, 4):
+                assert (batch["image"][batch["mask"]].std(axis=(1, 2, 3)) > 0).all()
+    finally:
+        shard.write_bytes(whole)
+    assert source.num_bad == 1
+    (message,) = (r.getMessage() for r in caplog.records if r.name.startswith("l2w_jax"))
+    assert f"record at byte {first}: is no record that can be parsed" in message
+
+
 def test_a_label_out_of_range_is_one_line(data_dir):
     config = imagenet_config(data_dir, num_classes=2)
     with pytest.raises(UserError, match="label 2 is not allowed: must be from 0 to 1") as raised:

@@ -45,6 +45,17 @@ def test_epochs_and_seeds_have_their_own_order():
         assert (first != second).any()
 
 
+def test_steps_and_seeds_have_their_own_augmentation_and_it_does_not_follow_the_order():
+    drawn = [
+        order.augmentation_generator(seed, step).permutation(100)
+        for seed in (0, 1)
+        for step in (0, 1)
+    ]
+    orders = [order.epoch_permutation(seed, epoch, 100) for seed in (0, 1) for epoch in (0, 1)]
+    for first, second in itertools.combinations(drawn + orders, 2):
+        assert (first != second).any()
+
+
 def test_starting_late_costs_no_replay(monkeypatch):
     """A million steps in, the first batch needs one permutation, that of its own epoch."""
     epochs = []

@@ -39,6 +39,16 @@ def test_a_choice_is_the_same_every_time():
     np.testing.assert_array_equal(splits.random_choice(500, 50), splits.random_choice(500, 50))
 
 
+def test_images_are_not_held_out_for_being_in_a_long_tail():
+    """Drawn from the same numbers the tail's images would be those to hold out."""
+    labels = np.arange(1000) % 2
+    tail = splits.long_tailed_choice(labels, 2.0)
+    held_out = splits.stratified_choice(labels, 500)
+    of_second = [np.intersect1d(chosen, np.flatnonzero(labels)) for chosen in (tail, held_out)]
+    assert len(of_second[0]) == len(of_second[1]) == 250
+    assert 80 < len(np.intersect1d(*of_second)) < 170
+
+
 @given(num_images=st.integers(1, 100), data=st.data())
 def test_the_rest_is_the_complement(num_images, data):
     chosen = splits.random_choice(num_images, data.draw(st.integers(0, num_images)))

@@ -55,6 +55,12 @@ def test_links_in_a_circle_end(folder, tmp_path):
     assert found(folder) == ["a/d.webp", "a/deep/er/c.PNG", "a/to_other/o.png", "b.jpg"]
 
 
+def test_a_link_to_what_the_folder_is_in_is_not_followed(folder):
+    (folder / "a" / "data").symlink_to(folder.parent)
+    (folder / "a" / "top").symlink_to("/")
+    assert found(folder / "a") == ["d.webp", "deep/er/c.PNG"]
+
+
 def test_a_link_to_itself_is_left_to_its_reader(folder):
     (folder / "itself.png").symlink_to(folder / "itself.png")
     assert "itself.png" in found(folder)

@@ -105,6 +105,22 @@ def test_a_resumed_run_drops_the_lines_of_steps_that_it_does_again(config, tmp_p
     assert lines[1]["weighted_loss"] == 3 * 5.5
 
 
+def test_damaged_lines_are_dropped_with_a_warning(config, tmp_path, caplog):
+    write_log(config, tmp_path, 0, map(iteration, range(1, 8)))
+    path = tmp_path / "metrics.jsonl"
+    first, *others = path.read_text().splitlines(keepends=True)
+    path.write_bytes(first.encode() + b"\0\0\xff\n[3]\n" + "".join(others).encode())
+    lines = write_log(config, tmp_path, 7, [iteration(8)])
+    assert [line["step"] for line in lines] == [3, 6, 8]
+    assert "metrics.jsonl: 2 lines that cannot be read are dropped." in caplog.text
+
+
+def test_metrics_that_cannot_be_opened_are_one_line(config, tmp_path):
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(RunFailed, match=r"metrics\.jsonl: cannot be written: Is a directory; the"):
+        write_log(config, tmp_path, 0, [iteration(1)])
+
+
 class _FullDisk:
     """As clu's writer: what fails in its thread is raised by a later call."""
 

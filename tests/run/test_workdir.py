@@ -68,6 +68,36 @@ def test_another_config_is_refused_with_the_fields_that_differ(tmp_path):
         run_folder.check(config, tmp_path)
 
 
+def test_another_config_is_refused_also_where_it_came_after_the_first_look(tmp_path):
+    config = default_config()
+    run_folder.check(config, tmp_path)
+    with run_folder.exclusive_use(default_config(), tmp_path):
+        pass
+    config.seed += 1
+    with (
+        pytest.raises(UserError, match="seed: 0 -> 1"),
+        run_folder.exclusive_use(config, tmp_path),
+    ):
+        pass
+
+
+def test_a_config_that_was_there_before_stays_where_a_run_fails(tmp_path):
+    (tmp_path / "config.json").write_text(to_json(default_config()))
+    with (
+        pytest.raises(RunFailed),
+        run_folder.exclusive_use(default_config(), tmp_path),
+    ):
+        raise RunFailed("a loss is not finite")
+    assert (tmp_path / "config.json").exists()
+
+
+def test_what_is_no_folder_of_a_step_is_no_checkpoint(tmp_path):
+    (tmp_path / "checkpoints" / "5").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "²").mkdir()
+    (tmp_path / "checkpoints" / "7").touch()
+    assert run_folder.saved_steps(tmp_path) == [5]
+
+
 def test_a_longer_run_is_shown_how_to_start_from_this_one(tmp_path):
     config = default_config()
     (tmp_path / "config.json").write_text(to_json(config))
