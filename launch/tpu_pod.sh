@@ -33,6 +33,10 @@ while [ $# -gt 0 ]; do
         --version=*) version=${1#*=} ;;
         --spot) spot=(--spot) ;;
         --keep) keep=true ;;
+        --help | -h)
+            sed -n '/^set /q; s/^# \{0,1\}//; 2,$p' launch/tpu_pod.sh
+            exit 0
+            ;;
         --dry-run) dry_run=true ;;
         --)
             shift

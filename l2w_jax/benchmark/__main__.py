@@ -139,15 +139,16 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = command_line.ArgumentParser("benchmark", __doc__, allow_abbrev=False)
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--no-cache", action="store_true")
-    parser.add_argument("--compare", type=Path)
-    parser.add_argument("--topology")
-    parser.add_argument("--against", choices=["plain"])
-    parser.add_argument("--early-exit", action="store_true")
-    parser.add_argument("--runtime", default="jax")
-    parser.add_argument("--input", action="store_true")
-    parser.add_argument("--workdir", type=Path)
+    add = parser.add_argument
+    add("--steps", type=int, default=10, help="updates or batches to time; 10")
+    add("--no-cache", action="store_true", help="compile anew")
+    add("--compare", type=Path, help="an earlier output, to print the ratios to")
+    add("--topology", help="TPUs or GPUs to compile for, such as v5e:2x2 or h100:8")
+    add("--against", choices=["plain"], help="compile plain training beside it")
+    add("--early-exit", action="store_true", help="time leaving early, of an evaluated run")
+    add("--runtime", default="jax", help="what runs the network, several with commas; jax")
+    add("--input", action="store_true", help="time reading images")
+    add("--workdir", type=Path, help="folder of an evaluated run, for --early-exit")
     return parser
 
 

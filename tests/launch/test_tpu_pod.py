@@ -153,6 +153,15 @@ def test_a_dry_run_prints_every_command_and_does_nothing(pod):
         assert part in completed.stdout
 
 
+def test_help_is_the_whole_description(pod):
+    completed, calls = pod("--help")
+    assert completed.returncode == 0, completed.stderr
+    assert calls == []
+    for option in ("--name=", "--version=", "--spot", "--keep", "--dry-run"):
+        assert option in completed.stdout
+    assert "set -euo" not in completed.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
