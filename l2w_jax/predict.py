@@ -66,14 +66,16 @@ def main(argv: Sequence[str]) -> None:
     from l2w_jax.run.restore import restore_predictor
 
     predictor = restore_predictor(config, arguments.workdir, evaluation, policy)
-    if not arguments.json:
-        print(TABLE_HEADER)
     found = failed = 0
     for answer in answers(itertools.chain(first, files), config, predictor, evaluation):
         if "error" in answer and not arguments.json:
             print(answer["error"], file=sys.stderr)
+        elif arguments.json:
+            print(json.dumps(answer))
         else:
-            print(json.dumps(answer) if arguments.json else table_row(answer, evaluation))
+            if not found:
+                print(TABLE_HEADER)
+            print(table_row(answer, evaluation))
         found += "error" not in answer
         failed += "error" in answer
     _tell_of_others(skipped, unreadable)
