@@ -77,10 +77,21 @@ def test_files_lie_beside_the_run(tiny_network, evaluation, tmp_path, monkeypatc
     config.dataset.update({"name": "digits", "num_classes": 4, "batch_size": 8})
     config.dataset.augmentation = "none"
     rng = np.random.default_rng(0)
-    few = LabelledImages(
-        rng.integers(0, 256, (10, 8, 8, 3)).astype(np.uint8), np.zeros(10, np.int32)
-    )
-    source = MemorySource(config, {"train": few, "holdout": few, "test": few}, ("a", "b", "c", "d"))
+    splits = {
+        split: LabelledImages(
+            rng.integers(0, 256, (10, 8, 8, 3)).astype(np.uint8), np.zeros(10, np.int32)
+        )
+        for split in ("train", "holdout", "test")
+    }
+    source = MemorySource(config, splits, ("a", "b", "c", "d"))
+    timed = []
+
+    def watched(runtimes, images, *arguments):
+        timed.append(images)
+        return time_network(runtimes, images, *arguments)
+
+    time_network = early_exit_benchmark.time_network
+    monkeypatch.setattr(early_exit_benchmark, "time_network", watched)
 
     class State:
         step = 7
@@ -98,6 +109,8 @@ def test_files_lie_beside_the_run(tiny_network, evaluation, tmp_path, monkeypatc
     latency = benchmark_early_exit(tmp_path, batch_sizes=[4, 32], repeats=1)
     assert json.loads((tmp_path / "latency.json").read_text()) == latency
     assert [entry["batch_size"] for entry in latency["batch_sizes"]] == [4, 32]
+    tested = {image.tobytes() for image in splits["test"].images}
+    assert {image.tobytes() for images in timed for image in images} == tested
     assert latency["device"] == jax.devices()[0].device_kind
     assert latency["step"] == 7
     assert (tmp_path / "plots" / "latency.png").read_bytes().startswith(b"\x89PNG")
