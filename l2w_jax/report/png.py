@@ -72,7 +72,8 @@ def figure(charts: Sequence[Chart], title: str = "") -> Figure:
         grid = drawn.subplots(rows, columns, squeeze=False, sharey=True).ravel()
         told: dict[str, Artist] = {}
         for axes, chart in zip(grid, charts, strict=False):
-            told = _draw(axes, chart) | told
+            for label, artist in _draw(axes, chart).items():
+                told.setdefault(label, artist)
             if columns > 1 and not chart.x.logarithmic:
                 # The numbers of neighbours would run into each other.
                 axes.locator_params(axis="x", nbins=4)
