@@ -25,7 +25,8 @@ for _kind in ("GPU", "TPU"):
 # It would start as many threads as the machine has cores, whatever a container may use of them.
 # Where it computed before this, it has started them.
 with contextlib.suppress(RuntimeError):
-    tf.config.threading.set_inter_op_parallelism_threads(available_cores())
+    # A graph's Python function that calls a graph holds one thread while it waits for another.
+    tf.config.threading.set_inter_op_parallelism_threads(max(2, available_cores()))
     tf.config.threading.set_intra_op_parallelism_threads(available_cores())
 
 # Numbers of options in glibc's malloc.h.

@@ -62,5 +62,14 @@ def test_a_process_bound_to_one_core_has_one():
 def test_tensorflow_starts_threads_for_these_cores_only():
     from l2w_jax.data.tensorflow_import import tf
 
-    assert tf.config.threading.get_inter_op_parallelism_threads() == available_cores()
+    assert tf.config.threading.get_inter_op_parallelism_threads() == max(2, available_cores())
     assert tf.config.threading.get_intra_op_parallelism_threads() == available_cores()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux binds processes")
+def test_one_core_does_not_wait_for_itself():
+    program = [sys.executable, Path(__file__).with_name("decode_when_bound.py")]
+    completed = subprocess.run(
+        program, env=ENVIRONMENT, capture_output=True, text=True, timeout=120
+    )
+    assert completed.stdout == "3\n", completed.stderr
