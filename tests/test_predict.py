@@ -123,6 +123,11 @@ def test_the_table_names_class_confidence_exit_and_savings(command, folder, caps
     ]
 
 
+def test_a_file_is_one_row_whatever_its_name(evaluation):
+    answer = {"file": "a\nb.png", "class": "cat", "confidence": 1.0, "exit": 1, "saved": 0.5}
+    assert predict.table_row(answer, evaluation).endswith("  a\\nb.png")
+
+
 def test_json_is_one_object_a_line(command, folder, capsys):
     with pytest.raises(Incomplete):
         command("--json", folder)

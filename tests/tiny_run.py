@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from conftest import TinyNetwork
@@ -89,7 +90,7 @@ def main(workdir):
     with processes.joined():
         workdir.mkdir(parents=True, exist_ok=True)
         source = TinySource(config, lambda: time.sleep(delay))
-        source.num_train -= os.environ.get("TINY_POORER") == str(processes.index())
+        source.num_train -= os.environ.get("TINY_POORER") == str(jax.process_index())
         train_and_evaluate(config, source, workdir)
         if processes.is_first():
             print("evaluated")

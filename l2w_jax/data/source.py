@@ -182,8 +182,8 @@ def _check_tail(imbalance_factor: float, labels: np.ndarray, kept: np.ndarray) -
     """Raises UserError where a long tail leaves a class without an image."""
     if len(np.unique(labels[kept])) < len(np.unique(labels)):
         raise UserError(
-            f"config.dataset.imbalance_factor: {imbalance_factor} is not allowed: must be at most "
-            f"{np.bincount(labels).max()}, the images of the largest class, to leave each class one"
+            f"config.dataset.imbalance_factor: {imbalance_factor} is not allowed: must be less "
+            f"than {np.bincount(labels).max()}, the images of the largest class, to leave each one"
         )
 
 

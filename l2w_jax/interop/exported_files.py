@@ -22,6 +22,8 @@ def read_description(folder):
     for name in ("class_names", "image_format", "stages", "thresholds"):
         if name not in description:
             raise ValueError(f"{path}: damaged: {name!r} is missing; export again")
+    if not isinstance(description["stages"], list):
+        raise ValueError(f"{path}: damaged: 'stages' is no list; export again")
     thresholds, num_stages = description["thresholds"], len(description["stages"])
     if not (
         isinstance(thresholds, list)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jax.extend import core
 
-from l2w_jax.interop import onnx_shapes, onnx_windows
+from l2w_jax.interop import onnx_elementwise, onnx_shapes, onnx_windows
 from l2w_jax.interop.onnx_graph import (
     Graph,
     Joined,
@@ -305,67 +305,8 @@ def _cast(graph: Graph, eqn: core.JaxprEqn, operand: Value) -> Value:
     return Tensor(name, tensor.stored, tensor.axes, tensor.shape, dtype)
 
 
-def _composed(*operations: str) -> Callable[..., Tensor]:
-    """Several operations on each element, one after the other."""
-
-    def apply(graph: Graph, eqn: core.JaxprEqn, operand: Value) -> Tensor:
-        tensor = graph.plain(operand)
-        name = tensor.name
-        for operation in operations:
-            name = graph.emit(operation, [name])
-        return Tensor(name, tensor.stored, tensor.axes, tensor.shape, eqn.outvars[0].aval.dtype)
-
-    return apply
-
-
-def _with_number(operation: str, number: Callable[[core.JaxprEqn], float], then: str = ""):
-    """An operation on each element and a number, and perhaps another on what that gives."""
-
-    def apply(graph: Graph, eqn: core.JaxprEqn, operand: Value) -> Tensor:
-        tensor = graph.plain(operand)
-        constant = graph.constant(np.array(number(eqn), tensor.dtype))
-        name = graph.emit(operation, [tensor.name, constant])
-        name = graph.emit(then, [name]) if then else name
-        return Tensor(name, tensor.stored, tensor.axes, tensor.shape, tensor.dtype)
-
-    return apply
-
-
-def _expm1(graph: Graph, eqn: core.JaxprEqn, operand: Value) -> Tensor:
-    exponential = _composed("Exp")(graph, eqn, operand)
-    return _with_number("Sub", lambda eqn: 1)(graph, eqn, exponential)
-
-
-def _log1p(graph: Graph, eqn: core.JaxprEqn, operand: Value) -> Tensor:
-    """log(1 + x), also where x is lost beside 1: log(u)·x / (u - 1) of u = 1 + x (Kahan)."""
-    tensor = graph.plain(operand)
-    x, one = tensor.name, graph.constant(np.array(1, tensor.dtype))
-    u = graph.emit("Add", [x, one])
-    logarithm = graph.emit("Log", [u])
-    lost = graph.emit("Div", [x, graph.emit("Sub", [u, one])])
-    mended = graph.emit("Mul", [logarithm, lost])
-    mended = graph.emit("Where", [graph.emit("Equal", [u, one]), x, mended])
-    # Where 1 is lost beside x, which may be infinite.
-    name = graph.emit("Where", [graph.emit("Equal", [u, x]), logarithm, mended])
-    return Tensor(name, tensor.stored, tensor.axes, tensor.shape, tensor.dtype)
-
-
-def _square(graph: Graph, eqn: core.JaxprEqn, operand: Value) -> Tensor:
-    tensor = graph.plain(operand)
-    name = graph.emit("Mul", [tensor.name] * 2)
-    return Tensor(name, tensor.stored, tensor.axes, tensor.shape, tensor.dtype)
-
-
-def _is_finite(graph: Graph, eqn: core.JaxprEqn, operand: Value) -> Tensor:
-    tensor = graph.plain(operand)
-    infinity = graph.constant(np.array(np.inf, tensor.dtype))
-    # NaN is not less than anything.
-    name = graph.emit("Less", [graph.emit("Abs", [tensor.name]), infinity])
-    return Tensor(name, tensor.stored, tensor.axes, tensor.shape, np.dtype(bool))
-
-
 def _not_equal(graph: Graph, eqn: core.JaxprEqn, *operands: Known | Value) -> Tensor:
-    return _composed("Not")(graph, eqn, _elementwise(graph, "Equal", operands, eqn))
+    return onnx_elementwise.composed("Not")(graph, eqn, _elementwise(graph, "Equal", operands, eqn))
 
 
 def _select(graph: Graph, eqn: core.JaxprEqn, *operands: Known | Value) -> Value:
@@ -394,21 +335,21 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "conv_general_dilated": onnx_windows.general_convolution,
     "convert_element_type": _cast,
     "dot_general": onnx_windows.matrix_product,
-    "exp2": _with_number("Mul", lambda eqn: np.log(2), then="Exp"),
+    "exp2": onnx_elementwise.with_number("Mul", lambda eqn: np.log(2), then="Exp"),
     "expand_dims": onnx_shapes.reshape,
-    "expm1": _expm1,
-    "integer_pow": _with_number("Pow", lambda eqn: eqn.params["y"]),
-    "is_finite": _is_finite,
-    "log1p": _log1p,
+    "expm1": onnx_elementwise.expm1,
+    "integer_pow": onnx_elementwise.with_number("Pow", lambda eqn: eqn.params["y"]),
+    "is_finite": onnx_elementwise.is_finite,
+    "log1p": onnx_elementwise.log1p,
     "ne": _not_equal,
     "reduce_window_max": onnx_windows.pool("MaxPool"),
     "reduce_window_sum": onnx_windows.pool("AveragePool"),
     "reshape": onnx_shapes.reshape,
-    "rsqrt": _composed("Sqrt", "Reciprocal"),
+    "rsqrt": onnx_elementwise.composed("Sqrt", "Reciprocal"),
     "select_n": _select,
     "slice": onnx_shapes.cut,
     "split": onnx_shapes.split,
-    "square": _square,
+    "square": onnx_elementwise.square,
     "squeeze": onnx_shapes.reshape,
     "transpose": onnx_shapes.transpose,
 }

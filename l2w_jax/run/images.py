@@ -4,6 +4,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from l2w_jax.data import Source
 from l2w_jax.errors import UserError
 from l2w_jax.run import checkpoints, processes
@@ -64,7 +66,7 @@ def check_alike_in_all_processes(source: Source) -> None:
     digest = hashlib.sha256(repr((counts, source.train_digest)).encode()).digest()
     if not processes.have_all(digest):
         raise UserError(
-            f"process {processes.index()} has {counts[0]:,} training, {counts[1]:,} held-out and "
+            f"process {jax.process_index()} has {counts[0]:,} training, {counts[1]:,} held-out and "
             f"{counts[2]:,} test images, and not all processes have the same: their copies of the "
             "data set must be alike"
         )

@@ -5,6 +5,7 @@ Percentages are 0 to 100 in all of them.
 
 import concurrent.futures
 import contextlib
+import importlib
 import json
 import logging
 import math
@@ -212,7 +213,7 @@ class _TensorBoard:
 
     def __init__(self, workdir: Path, profile: bool, total_steps: int, first_step: int):
         # First, so that TensorFlow, which clu brings, leaves accelerators and cores alone.
-        from l2w_jax.data import tensorflow_import  # noqa: F401, I001
+        importlib.import_module("l2w_jax.data.tensorflow_import")
         from clu import metric_writers, periodic_actions
 
         self.writer = metric_writers.AsyncMultiWriter([metric_writers.SummaryWriter(str(workdir))])

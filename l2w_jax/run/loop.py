@@ -48,7 +48,8 @@ def train(config: ConfigDict, source: Source, workdir: Path) -> TrainState:
 
     Raises:
         UserError: the checkpoints there are all damaged or of another network, or were trained on
-            another number of images; or a step fits into a device's memory in no number of parts.
+            other images; processes have different images; or a step fits into a device's memory in
+            no number of parts.
         RunFailed: a loss or an array is not finite, a checkpoint could not be saved, or a device's
             memory does not hold a step.
         RunInterrupted: a signal asked the run to stop; its state is saved.

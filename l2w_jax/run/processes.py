@@ -105,11 +105,6 @@ def _all_succeed(succeeded: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.asarray(succeeded))))
 
 
-def index() -> int:
-    """The number of this process, from 0."""
-    return jax.process_index()
-
-
 def have_all(content: bytes) -> bool:
     """Whether all processes come here with the same bytes, of which they have equally many."""
     if jax.process_count() == 1:

@@ -59,6 +59,13 @@ def test_a_process_bound_to_one_core_has_one():
     assert completed.stdout == "1\n", completed.stderr
 
 
+@pytest.mark.parametrize("message", ["", "[[x]]", "{{node a}} "])
+def test_an_error_that_says_nothing_is_told_by_its_kind(message):
+    from l2w_jax.data.tensorflow_import import explain, tf
+
+    assert explain(tf.errors.UnknownError(None, None, message)) == "UnknownError"
+
+
 def test_tensorflow_starts_threads_for_these_cores_only():
     from l2w_jax.data.tensorflow_import import tf
 

@@ -125,7 +125,7 @@ def test_crops_reach_every_corner_and_half_are_mirrored():
         ({"batch_size": 1258}, "config.dataset.batch_size: 1258 is not allowed: must be at most"),
         (
             {"imbalance_factor": 1000},
-            "imbalance_factor: 1000 is not allowed: must be at most 14.*, to leave each class one",
+            "imbalance_factor: 1000 is not allowed: must be less than 14.*, to leave each one",
         ),
         ({"num_classes": 9}, "label 9 is not allowed: must be from 0 to 8"),
     ],

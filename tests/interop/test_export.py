@@ -115,6 +115,7 @@ def test_each_variable_is_stored_once_and_for_the_stages_that_read_it(tiny_folde
     [
         ("format", 0, "is not of format 1; export again"),
         ("stages", None, "damaged: 'stages' is missing; export again"),
+        ("stages", 3, "damaged: 'stages' is no list; export again"),
         ("thresholds", "high", "'thresholds' must be 3 numbers, one for each stage"),
         ("thresholds", [None, 1.0, 0.0], "'thresholds' must be 3 numbers, one for each stage"),
         ("thresholds", [True, 1.0, 0.0], "'thresholds' must be 3 numbers, one for each stage"),

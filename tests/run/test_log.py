@@ -1,14 +1,18 @@
 """What is written of a run is what its iterations gave: means over the window, in percent."""
 
 import json
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from programs import ENVIRONMENT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util import tensor_util
 
 from l2w_jax.config import default_config
+from l2w_jax.data.cores import available_cores
 from l2w_jax.errors import RunFailed, RunInterrupted
 from l2w_jax.run import log
 from l2w_jax.run.log import RunLog
@@ -119,6 +123,18 @@ def test_metrics_that_cannot_be_opened_are_one_line(config, tmp_path):
     (tmp_path / "metrics.jsonl").mkdir()
     with pytest.raises(RunFailed, match=r"metrics\.jsonl: cannot be written: Is a directory; the"):
         write_log(config, tmp_path, 0, [iteration(1)])
+
+
+def test_tensorflow_leaves_cores_and_accelerators_alone_also_where_only_the_log_needs_it(tmp_path):
+    program = (
+        "import sys; from pathlib import Path; from l2w_jax.run import log; "
+        "log._TensorBoard(Path(sys.argv[1]), False, 1, 0).writer.close(); "
+        "import tensorflow as tf; print(tf.config.threading.get_intra_op_parallelism_threads())"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    completed = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
+    # 0 is TensorFlow's own choice.
+    assert completed.stdout == f"{available_cores()}\n", completed.stderr
 
 
 class _FullDisk:
