@@ -2,7 +2,7 @@
 
 For `train|test/CLASS/*.jpg`; the images are read into memory once, made 16x16 pixels. No figure of
 a paper: a real data set, small enough for a CPU. By itself a run of two epochs; the variant "long"
-is the protocol of `configs/README.md`, by which ways of training are compared.
+is the protocol of `configs/results/README.md`, by which ways of training are compared.
 
     python -m l2w_jax.main --config=configs/cifar10_folder_msdnet.py --config.dataset.data_dir=DIR
     python -m l2w_jax.main --config=configs/cifar10_folder_msdnet.py:baseline \\

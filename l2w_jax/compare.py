@@ -59,13 +59,18 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "runs", type=Path, nargs="+", metavar="RUN", help="folder of a run, or a file of --save"
     )
-    parser.add_argument("--output", type=Path, help="where to draw the curves")
-    parser.add_argument("--save", type=Path, help="where to keep the numbers")
-    parser.add_argument("--images", choices=("test", "holdout"), default="test")
+    parser.add_argument("--output", type=Path, help="a .png, to draw the curves in")
+    parser.add_argument("--save", type=Path, help="a .json, to keep the numbers in")
+    parser.add_argument(
+        "--images",
+        choices=("test", "holdout"),
+        default="test",
+        help="those whose accuracy is told; default: test",
+    )
     parser.add_argument("--ways", help="names of those to compare, with commas between them")
     arguments = parser.parse_args(argv)
     if arguments.output and arguments.output.suffix.lower() != ".png":
-        raise UserError(f"--output={arguments.output}: must end in .png, which it is written as")
+        raise UserError(f"--output={arguments.output}: must end in .png, the only format")
     ways = read_ways(arguments.runs, arguments.images)
     if arguments.ways is not None:
         ways = _chosen(ways, arguments.ways.split(","))

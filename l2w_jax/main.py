@@ -6,8 +6,10 @@
 The same command again goes on where the run stopped. Training ends with the evaluation that
 --mode=evaluate does by itself: of the checkpoint with the best held-out top-1 at the last exit.
 
-Exit status: 0 done; 1 the run failed; 2 bad input, which the same command does not get past; 75
-stopped by SIGTERM or SIGINT, after saving what was not yet saved, to be started again.
+l2w_jax/config/defaults.py lists every field with its default.
+
+Exit status: 0 done; 1 the run failed; 2 bad input, with which the same command fails again; 75
+stopped by SIGTERM or SIGINT, after saving: run the same command again.
 """
 
 import sys

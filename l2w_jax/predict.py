@@ -182,7 +182,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--workdir", type=Path, required=True, help="folder of an evaluated run")
     parser.add_argument("--thresholds", type=Path, help="a file that l2w_jax.thresholds wrote")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
-    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE|FOLDER")
+    parser.add_argument(
+        "images", type=Path, nargs="+", metavar="IMAGE|FOLDER", help="what to classify"
+    )
     return parser.parse_args(argv)
 
 

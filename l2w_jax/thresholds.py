@@ -1,4 +1,4 @@
-"""Sets how sure the network must be for an image to leave it, for what a user has or wants.
+"""Chooses the thresholds at which images leave, for a budget, an accuracy or a promise.
 
     python -m l2w_jax.thresholds --workdir=RUN --mul-adds=20M      # at most this much compute
     python -m l2w_jax.thresholds --workdir=RUN --latency-ms=2.5    # at most so long here
@@ -11,8 +11,9 @@
 --risk promises that at most one point of accuracy is lost against the full network, with 95%
 confidence, for images of the kind that were held out (`early_exit.guarantee` says how). Means are
 taken over the held-out images of the run's last evaluation; --latency-ms is for images that come
-one at a time. --rule says who may leave (`early_exit.rules`): by the log-odds of the most probable
-class, by the entropy, by the margin to the second class, or by patience, when exits agree. With
+one at a time. --rule says what decides (`early_exit.rules`): the log-odds of the most probable
+class, its probability, the entropy, the margin to the second class, or patience, how many exits
+agree. With
 --calibrate each exit gets a temperature, fitted on a third of the held-out images, so that its
 confidences mean how often it is right; the others set the thresholds; what that does to the
 calibration error of test images is added to RUN/evaluation.json. Writes RUN/thresholds.json (or
@@ -116,8 +117,9 @@ def choose(arguments: argparse.Namespace, evaluation: results.Evaluation) -> dic
 def summary_lines(chosen: Mapping[str, Any]) -> list[str]:
     """The thresholds and what they lead to, for a person to read."""
     promise = chosen["chosen_by"]
+    unit = ", as probabilities" if chosen["rule"] == rules.log_odds.__name__ else ""
     lines = [
-        "thresholds: "
+        f"thresholds{unit}: "
         + ", ".join(_readable(threshold, chosen["rule"]) for threshold in chosen["thresholds"]),
     ]
     for name, label in (
@@ -137,7 +139,7 @@ def summary_lines(chosen: Mapping[str, Any]) -> list[str]:
         asked = exit_shares(chosen["q"], len(shares)) if asks else shares
         if are_shifted(asked, shares):
             lines.append(
-                f"  but q={chosen['q']:g} asks for shares of " + " ".join(percentages(asked))
+                f"  but q={chosen['q']:g} asked for shares of " + " ".join(percentages(asked))
             )
     if "latency_ms" in promise:
         lines.append(
@@ -176,7 +178,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "--rule",
         choices=rules.RULES,
         default=rules.DEFAULT_RULE,
-        help=f"who may leave, one of {', '.join(rules.RULES)}; default: {rules.DEFAULT_RULE}",
+        help=f"what decides who leaves; default: {rules.DEFAULT_RULE}",
     )
     parser.add_argument(
         "--calibrate",
@@ -186,21 +188,23 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="default: thresholds.json in the workdir")
     wish = parser.add_mutually_exclusive_group(required=True)
     quantity = command_line.quantity
-    wish.add_argument("--mul-adds", type=quantity, help="mean per image, such as 20M")
-    wish.add_argument("--latency-ms", type=quantity, help="mean per image, one at a time")
+    wish.add_argument("--mul-adds", type=quantity, help="mean an image, such as 20M")
+    wish.add_argument(
+        "--latency-ms", type=quantity, help="mean milliseconds an image, one at a time, here"
+    )
     wish.add_argument("--accuracy", type=command_line.positive, help="top-1 in percent")
     wish.add_argument(
         "--q",
         type=command_line.positive,
-        help="share of images that leave at an exit, of the one before",
+        help="each exit takes q times as many images as the one before",
     )
-    wish.add_argument("--risk", type=float, help="accuracy that may be lost, as a fraction")
-    parser.add_argument("--confidence", type=float, help=f"of the promise; {_CONFIDENCE}")
+    wish.add_argument("--risk", type=float, help="accuracy that may be lost; 0.01: one point")
+    parser.add_argument("--confidence", type=float, help=f"of the promise; default: {_CONFIDENCE}")
     arguments = parser.parse_args(argv)
     if arguments.confidence is None:
         arguments.confidence = _CONFIDENCE
     elif arguments.risk is None:
-        raise UserError("--confidence: is not allowed without --risk, whose promise it is of")
+        raise UserError("--confidence: is allowed with --risk only")
     if arguments.accuracy is not None and not 1 < arguments.accuracy <= 100:
         raise UserError(
             f"--accuracy={arguments.accuracy:g} is not allowed: must be in percent, more than 1 "

@@ -177,7 +177,7 @@ def test_numbers_of_other_images_do_not_join(workdirs, tmp_path, capsys):
     of_runs = capsys.readouterr().out
     compare.main([str(kept), "--images=holdout"])
     assert capsys.readouterr().out == of_runs
-    with pytest.raises(UserError, match=r"kept.json: holds numbers of --images=holdout, which"):
+    with pytest.raises(UserError, match=r"kept.json: was saved with --images=holdout: give"):
         compare.read_ways([kept])
 
 
@@ -201,7 +201,7 @@ def test_runs_without_a_curve_are_kept_too(tmp_path, capsys):
 
 def test_two_runs_of_one_seed_do_not_count_twice(workdirs, tmp_path):
     again = write_run(tmp_path / "again", 0, "meta", (50.0, 60.0))
-    with pytest.raises(UserError, match="again: a run of seed 0 is given already"):
+    with pytest.raises(UserError, match=r"again: has the seed \(0\) and the configuration of "):
         compare.read_ways([*workdirs, again])
 
 
@@ -292,6 +292,6 @@ def test_a_file_that_lacks_numbers_is_one_line(change, workdirs, tmp_path):
     ways = json.loads(kept.read_text())
     change(ways)
     kept.write_text(json.dumps(ways))
-    with pytest.raises(UserError, match=r"kept\.json: (must be a file|holds no way)") as error:
+    with pytest.raises(UserError, match=r"kept\.json: (must be a file|holds no runs)") as error:
         compare.read_ways([kept])
     assert "\n" not in str(error.value)

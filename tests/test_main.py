@@ -59,6 +59,10 @@ MISTAKES = {
         [f"--config={DIGITS}", "--config.optimizer.epoch=3"],
         r"--config.optimizer.epochs",
     ),
+    "no field of a similar name": (
+        [f"--config={DIGITS}", "--config.optimizer.lr=3"],
+        r"--config.optimizer.lr: unknown field: config.optimizer has .*learning_rate, ",
+    ),
     "section instead of a field": (
         [f"--config={DIGITS}", "--config.dataset=digits"],
         r"--config.dataset: must name one of its fields, such as dataset\.",
@@ -92,7 +96,7 @@ MISTAKES = {
     ),
     "unknown mode": ([f"--config={DIGITS}", "--mode=trian"], r"--mode=trian.*train"),
     "unknown flag": ([f"--config={DIGITS}", "--wrkdir=x"], r"wrkdir.*workdir"),
-    "stray argument": ([f"--config={DIGITS}", "train"], r"'train': not understood"),
+    "stray argument": ([f"--config={DIGITS}", "train"], r"'train': unexpected argument"),
     "nothing to evaluate": ([f"--config={DIGITS}", "--mode=evaluate"], r"no checkpoint.*train"),
 }
 

@@ -119,7 +119,7 @@ def test_the_table_names_class_confidence_exit_and_savings(command, folder, caps
         assert (of_exits, saved) in {("1/3", "75%"), ("2/3", "50%"), ("3/3", "0%")}
     assert shown.err.splitlines() == [
         f"{folder / '2_broken.png'}: is no image that can be decoded",
-        "skipped what is no image file: 1 .txt",
+        "skipped files that are not images: 1 .txt",
     ]
 
 

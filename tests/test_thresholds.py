@@ -74,13 +74,15 @@ def test_thresholds_are_shown_as_probabilities_however_sure_the_network_is(tmp_p
     evaluation = write_run(tmp_path)
     first_choice = chosen_in(tmp_path, "--q=0.5")
     p = np.sort(evaluation.held_out.confidences[0])[-int(3000 * exit_shares(0.5, 3)[0])]
-    assert capsys.readouterr().out.startswith(f"thresholds: {p:.4f}, ")
+    assert capsys.readouterr().out.startswith(f"thresholds, as probabilities: {p:.4f}, ")
     surer = dataclasses.replace(evaluation.held_out, log_odds=evaluation.held_out.log_odds + 30)
     write_run(tmp_path, held_out=surer)
     second_choice = chosen_in(tmp_path, "--q=0.5")
     assert second_choice["thresholds"][0] == pytest.approx(first_choice["thresholds"][0] + 30)
     doubt = np.exp(-second_choice["thresholds"][0])
-    assert capsys.readouterr().out.startswith(f"thresholds: 1 - {doubt:.1e}, 1 - ")
+    assert capsys.readouterr().out.startswith(
+        f"thresholds, as probabilities: 1 - {doubt:.1e}, 1 - "
+    )
 
 
 def test_shares_that_were_not_got_are_pointed_out(tmp_path, capsys):
@@ -92,7 +94,7 @@ def test_shares_that_were_not_got_are_pointed_out(tmp_path, capsys):
     scores[0, ::2] = scores.max()
     evaluation.save(tmp_path)
     assert chosen_in(tmp_path, "--q=2")["expected"]["share_1"] == 0.5
-    assert "  but q=2 asks for shares of 14% 29% 57%" in capsys.readouterr().out
+    assert "  but q=2 asked for shares of 14% 29% 57%" in capsys.readouterr().out
 
 
 def test_patience_is_one_of_the_rules(run):
@@ -209,7 +211,7 @@ def test_a_file_that_cannot_be_written_is_named(run, tmp_path):
         (["--q=0"], "'0' is not allowed: must be a positive number"),
         (["--q=1k"], "'1k' is not allowed: must be a positive number"),
         (["--accuracy=0.99"], r"--accuracy=0\.99 is not allowed: must be in percent, more than 1"),
-        (["--q=1", "--confidence=0.9"], "--confidence: is not allowed without --risk"),
+        (["--q=1", "--confidence=0.9"], "--confidence: is allowed with --risk only"),
         (["--mul-adds=many"], "'many' is not allowed: .* such as 250000, 300k, 20M"),
         (["--q=1e50"], "--q=1e\\+50 is not allowed: .* must be a positive float32"),
         (["--q=1", "--rule=luck"], "--rule: invalid choice: 'luck' .*patience"),

@@ -71,9 +71,7 @@ def main(argv: Sequence[str], started: float) -> None:
         raise UserError(f"--steps: {arguments.steps} is not allowed: must be at least 1")
     if arguments.early_exit:
         if arguments.workdir is None or config_arguments:
-            raise UserError(
-                "--early-exit: --workdir=RUN is required, and no argument of a configuration"
-            )
+            raise UserError("--early-exit: needs --workdir=RUN and takes no --config")
         from l2w_jax.benchmark.early_exit import benchmark_early_exit
         from l2w_jax.benchmark.runtimes import checked_runtimes
 
@@ -82,7 +80,7 @@ def main(argv: Sequence[str], started: float) -> None:
         return
     if arguments.input:
         if config_arguments:
-            raise UserError("--input: takes no argument of a configuration")
+            raise UserError("--input: takes no --config")
         if arguments.steps < 2:
             raise UserError("--steps: 1 is not allowed: must be at least 2 with --input")
         from l2w_jax.benchmark.input import benchmark_input
@@ -140,13 +138,17 @@ def _read(path: Path) -> dict[str, Any]:
 def _parser() -> argparse.ArgumentParser:
     parser = command_line.ArgumentParser("benchmark", __doc__, allow_abbrev=False)
     add = parser.add_argument
-    add("--steps", type=int, default=10, help="updates or batches to time; 10")
+    add("--steps", type=int, default=10, help="updates or batches to time; default: 10")
     add("--no-cache", action="store_true", help="compile anew")
-    add("--compare", type=Path, help="an earlier output, to print the ratios to")
+    add("--compare", type=Path, help="a file of earlier output, to print ratios to it")
     add("--topology", help="TPUs or GPUs to compile for, such as v5e:2x2 or h100:8")
     add("--against", choices=["plain"], help="compile plain training beside it")
     add("--early-exit", action="store_true", help="time leaving early, of an evaluated run")
-    add("--runtime", default="jax", help="what runs the network, several with commas; jax")
+    add(
+        "--runtime",
+        default="jax",
+        help="what runs the network, names with commas between; default: jax",
+    )
     add("--input", action="store_true", help="time reading images")
     add("--workdir", type=Path, help="folder of an evaluated run, for --early-exit")
     return parser

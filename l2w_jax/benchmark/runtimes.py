@@ -113,7 +113,7 @@ def in_torch(
         UserError: PyTorch is not installed, or the network is no MSDNet.
     """
     if not isinstance(model, MSDNet):
-        raise UserError(f"--runtime: {name!r} is not allowed: must be of an MSDNet")
+        raise UserError(f"--runtime={name}: runs MSDNets only, and this network is another")
     try:
         import torch
     except ImportError as error:

@@ -57,7 +57,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     if not isinstance(values.config, ConfigDict):
         raise UserError(f"--config={config_argument}: get_config() must return a ConfigDict")
     if surplus:
-        raise UserError(f"{surplus[0]!r}: not understood; arguments begin with --")
+        raise UserError(f"{surplus[0]!r}: unexpected argument; all begin with --")
     return Arguments(
         config=values.config,
         workdir=(
@@ -125,12 +125,20 @@ def _check_overrides(argv: Sequence[str]) -> None:
         if section:
             faults.append(f"--config.{match[1]}: must name one of its fields, such as {section[0]}")
         elif match and match[1] not in known:
-            nearest = difflib.get_close_matches(match[1], known, n=1, cutoff=0)[0]
-            faults.append(
-                f"--config.{match[1]}: unknown field: the nearest that exists is --config.{nearest}"
-            )
+            faults.append(f"--config.{match[1]}: unknown field: {_similar_field(match[1], known)}")
     if faults:
         raise UserError("\n".join(faults))
+
+
+def _similar_field(name: str, known: Sequence[str]) -> str:
+    """Says which fields there are where one of this name was looked for."""
+    section, _, _ = name.rpartition(".")
+    beside = [other for other in known if other.rpartition(".")[0] == section]
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0 if not beside else 0.8)
+    if nearest:
+        return f"the nearest that exists is --config.{nearest[0]}"
+    fields_beside = ", ".join(other.rpartition(".")[2] for other in beside)
+    return f"config.{section} has {fields_beside}" if section else f"there are {fields_beside}"
 
 
 def _of_wrong_type(argv: Sequence[str]) -> str:

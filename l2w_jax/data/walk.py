@@ -95,4 +95,4 @@ def ending(name: str) -> str:
 def skipped_line(skipped: Counter[str]) -> str:
     """Says how many files were skipped because they are no images, by their endings."""
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in skipped.most_common())
-    return f"skipped what is no image file: {kinds}"
+    return f"skipped files that are not images: {kinds}"

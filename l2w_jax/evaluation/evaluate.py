@@ -168,7 +168,8 @@ def summary_lines(evaluation: Evaluation) -> list[str]:
     choice = evaluation.without_loss
     point = evaluation.outcome(evaluation.test, choice.thresholds)
     lines.append(
-        f"images leaving early: {point['top1']:.2f}% with {point['mul_adds'] / 1e6:.2f} M "
+        f"images leaving early: {point['top1']:.2f}% (last exit: "
+        f"{100 * evaluation.test.correct[-1].mean():.2f}%) with {point['mul_adds'] / 1e6:.2f} M "
         f"mul-adds ({100 * point['mul_adds'] / evaluation.mul_adds[-1]:.0f}% of the last exit's), "
         f"with the cheapest thresholds that lose no accuracy on the "
         f"{len(evaluation.held_out.labels)} images of {evaluation.thresholds_from!r}"

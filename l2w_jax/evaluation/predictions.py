@@ -283,7 +283,7 @@ def _predictions(rows: Arrays, split: str, num_images: int) -> Predictions:
         raise UserError(
             f"evaluation: for {np.count_nonzero(~finite.all(axis=1))} of {len(order)} images of "
             f"split {split!r} the network's answer is not finite (exits {exits.tolist()}); these "
-            "parameters are of no use"
+            "parameters cannot be used"
         )
     return Predictions(
         positions=positions,

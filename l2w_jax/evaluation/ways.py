@@ -165,8 +165,8 @@ def _read_way(name: str, workdirs: Sequence[Path], images: str) -> Way:
         if seeds[place] in seeds[:place]:
             other = workdirs[seeds.index(seeds[place])]
             raise UserError(
-                f"{workdir}: a run of seed {seeds[place]} is given already, {other}: they differ "
-                "in nothing that changes a number"
+                f"{workdir}: has the seed ({seeds[place]}) and the configuration of {other}: give "
+                "one of them"
             )
         if images == "holdout" and evaluation.thresholds_from != "holdout":
             raise UserError(
@@ -275,12 +275,12 @@ def _read_numbers(path: Path, images: str) -> list[Way]:
     except (ValueError, KeyError, TypeError, UserError) as error:
         raise UserError(f"{path}: must be a file that --save wrote ({error})") from error
     if not ways:
-        raise UserError(f"{path}: holds no way")
+        raise UserError(f"{path}: holds no runs")
     for way in ways:
         if way.images != images:
             raise UserError(
-                f"{path}: holds numbers of --images={way.images}, which --images={images} does not "
-                "go with"
+                f"{path}: was saved with --images={way.images}: give that too, not "
+                f"--images={images}"
             )
     return ways
 

@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> None:
 
     arguments = _parse(argv)
     if arguments.quantize and arguments.format != "onnx":
-        raise UserError(f"--quantize: not allowed with --format={arguments.format}: must be onnx")
+        raise UserError(f"--quantize: needs --format=onnx, not {arguments.format}")
     write, loader = writer(arguments.format)
     config = stored.read_config(arguments.workdir)
     evaluation = Evaluation.load(arguments.workdir)
@@ -136,7 +136,9 @@ def _images_of(
     check_to_judge_by(source, workdir, step)
     split = config.dataset.thresholds_from
     if split == "holdout" and not source.num_holdout:
-        raise UserError("--quantize: thresholds are set anew, but this run holds no images out")
+        raise UserError(
+            "--quantize: sets thresholds anew by held-out images, and this run has none"
+        )
 
     def images_of(split: str) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
         images = list(source.spread_images(split, MOST_IMAGES))
@@ -283,7 +285,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = command_line.ArgumentParser("interop.export", __doc__)
     parser.add_argument("--workdir", type=Path, required=True, help="folder of an evaluated run")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
-    parser.add_argument("--format", choices=("stablehlo", "onnx"), default="stablehlo")
+    parser.add_argument(
+        "--format", choices=("stablehlo", "onnx"), default="stablehlo", help="default: stablehlo"
+    )
     parser.add_argument("--quantize", action="store_true", help="8 bits, with --format=onnx")
     parser.add_argument("--thresholds", type=Path, help="a file that l2w_jax.thresholds wrote")
     return parser.parse_args(argv)

@@ -37,8 +37,8 @@ def main(argv: Sequence[str]) -> None:
     from l2w_jax.training import create_train_state
 
     parser = command_line.ArgumentParser("interop.export_torch", __doc__)
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument("file", type=Path, help="checkpoint of PyTorch to write")
+    parser.add_argument("--workdir", type=Path, required=True, help="folder of a run")
     arguments = parser.parse_args(argv)
     config = stored.read_config(arguments.workdir)
     template = create_train_state(config, jax.random.key(config.seed))

@@ -108,10 +108,10 @@ def parse_file_argument(
         UserError: there is none.
     """
     parser = command_line.ArgumentParser(f"interop.{command}", description, allow_abbrev=False)
-    parser.add_argument("file", type=Path)
+    parser.add_argument("file", type=Path, help="checkpoint of PyTorch to read")
     # Named here too, so that their values are not taken for the file.
-    parser.add_argument("--config")
-    parser.add_argument("--workdir")
+    parser.add_argument("--config", help="configuration of the network in it")
+    parser.add_argument("--workdir", help="folder of the run to make")
     arguments, others = parser.parse_known_args(argv)
     given = {"--config": arguments.config, "--workdir": arguments.workdir}
     named = [f"{name}={value}" for name, value in given.items() if value is not None]

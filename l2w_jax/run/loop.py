@@ -63,7 +63,7 @@ def train(config: ConfigDict, source: Source, workdir: Path) -> TrainState:
     first_step = int(state.step)
     images.check_to_train_on(source, workdir, first_step)
     if first_step >= last_step:
-        say(f"{workdir}: trained to its last step, {last_step}, before")
+        say(f"{workdir}: is trained to its last step, {last_step}, already")
         return state
     say("splits: " + "; ".join(f"{split}: {origin}" for split, origin in source.origins.items()))
     say(

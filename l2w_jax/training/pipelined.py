@@ -1,4 +1,4 @@
-"""The meta-update one half-step late, for a forward pass less: `weighting.schedule` "pipelined".
+"""The meta-update one half-step late, two forward passes cheaper: `weighting.schedule` "pipelined".
 
 A variant of Han et al., ECCV 2022, section 3, of this project. In the symbols of `meta.py`, with t
 counting half-steps: the paper makes θ̂ from θ_t only to see how it does on the other half, then

@@ -63,7 +63,7 @@ def noting(calls):
     ("arguments", "message"),
     [
         (["--input", "--workdir=x"], "--workdir: is not allowed with --input"),
-        (["--input", "--config=x.py"], "--input: takes no argument of a configuration"),
+        (["--input", "--config=x.py"], "--input: takes no --config"),
         (["--config=x.py", "--workdir=x"], "--workdir: is not allowed without --early-exit"),
         (["--config=x.py", "--runtime=onnx"], "--runtime: is not allowed without --early-exit"),
         (["--early-exit", "--no-cache"], "--no-cache: is not allowed with --early-exit"),

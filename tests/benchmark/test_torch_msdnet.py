@@ -60,5 +60,5 @@ def test_stops_where_the_predictor_does(name):
 
 
 def test_other_networks_are_told_apart(tiny_network):
-    with pytest.raises(UserError, match="--runtime: 'torch' is not allowed: must be of an MSDNet"):
+    with pytest.raises(UserError, match="--runtime=torch: runs MSDNets only"):
         RUNTIMES["torch"](*tiny_network, ImageFormat(8, 1.0, [0.5] * 3, [0.25] * 3))

@@ -159,7 +159,7 @@ def test_odd_images_become_the_pixels_that_pillow_shows(folder, augmentation, ca
 
     replace_test_images(folder, write)
     seen = red_test_images(open_source(folder_config(folder, augmentation=augmentation)))
-    assert "skipped what is no image file: 1 .txt" in caplog.text
+    assert "skipped files that are not images: 1 .txt" in caplog.text
     shown = {
         name: np.asarray(image.convert("RGB"), float).mean(axis=(0, 1))
         for name, image in ODD_IMAGES.items()

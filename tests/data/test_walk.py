@@ -34,7 +34,7 @@ def test_what_is_no_image_is_counted_by_its_ending(folder):
     found(folder, skipped)
     assert skipped == {".txt": 2, "without an ending": 1}
     assert walk.skipped_line(skipped) == (
-        "skipped what is no image file: 2 .txt, 1 without an ending"
+        "skipped files that are not images: 2 .txt, 1 without an ending"
     )
 
 

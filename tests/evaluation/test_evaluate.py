@@ -171,9 +171,11 @@ def test_a_long_tailed_data_set_gets_its_table(config, source, state, tiny_netwo
 def test_the_summary_names_a_choice_made_on_the_images_that_set_thresholds():
     evaluation = made_evaluation()
     point = evaluation.outcome(evaluation.test, evaluation.without_loss.thresholds)
+    last_exit = 100 * evaluation.test.correct[-1].mean()
     *_, line = evaluate.summary_lines(evaluation)
     assert line.startswith(
-        f"images leaving early: {point['top1']:.2f}% with {point['mul_adds'] / 1e6:.2f} M mul-adds"
+        f"images leaving early: {point['top1']:.2f}% (last exit: {last_exit:.2f}%) "
+        f"with {point['mul_adds'] / 1e6:.2f} M mul-adds"
     )
     assert line.endswith("lose no accuracy on the 180 images of 'holdout'")
 

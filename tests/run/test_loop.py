@@ -236,7 +236,7 @@ def test_all_checkpoints_damaged_stops_before_training(config, undisturbed, tmp_
 def test_a_finished_run_is_not_trained_again(config, undisturbed, capsys):
     workdir, state = undisturbed
     assert_bit_identical(train(config, workdir), state)
-    assert "trained to its last step, 20, before" in capsys.readouterr().out
+    assert "is trained to its last step, 20, already" in capsys.readouterr().out
 
 
 def test_checkpoints_by_steps_go_on_too(config, undisturbed, tmp_path):
