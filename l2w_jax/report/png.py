@@ -136,7 +136,7 @@ def _draw_key_of_ranges(axes: Axes) -> None:
     square = Line2D([], [], color=GREY, linestyle="", marker="s", label="all images at one exit")
     axes.legend(
         handles=[line, square],
-        title="means of all runs, and their range",
+        title="means and ranges of runs, side by side",
         loc="lower right",
         alignment="left",
         fontsize=10,
