@@ -31,7 +31,9 @@ class BadImages:
         if name not in self._cut:
             self._cut.add(name)
             _logger.warning(
-                "used although its last bytes are missing: %s (%d so far)", name, len(self._cut)
+                "used although its last bytes are missing: %s (%d so far)",
+                _in_one_line(name),
+                len(self._cut),
             )
 
     def add(self, name: str, reason: str) -> None:
@@ -43,10 +45,15 @@ class BadImages:
         if name in self._names:
             return
         self._names.add(name)
-        _logger.warning("skipped a bad image: %s: %s", name, reason)
+        _logger.warning("skipped a bad image: %s: %s", _in_one_line(name), reason)
         if len(self._names) > math.ceil(self._max_share * self._total):
             raise UserError(
                 f"data set: at least {len(self._names)} of {self._total} images cannot be read, "
                 f"more than config.dataset.max_bad_share {self._max_share} allows, so reading "
-                f"stopped at {name}: {reason}"
+                f"stopped at {_in_one_line(name)}: {reason}"
             )
+
+
+def _in_one_line(name: str) -> str:
+    """The name of a file, which may hold line breaks, for a message."""
+    return name if name.isprintable() else repr(name)

@@ -90,9 +90,10 @@ def open_image_folder(config: ConfigDict) -> Source:
         )
     if config.dataset.augmentation == "resized_crop":
         source = StreamingSource(config, complete.images, class_names, complete.origins)
+        used = complete.images
     else:
-        source = _read_into_memory(config, complete, class_names)
-    source.train_digest = _digest(complete.images["train"], found.root)
+        source, used = _read_into_memory(config, complete, class_names)
+    source.digests = {split: _digest(images, found.root) for split, images in used.items()}
     return source
 
 
@@ -125,8 +126,9 @@ def list_images(folder: Path) -> FoundImages:
 
 def _digest(images: ImageFiles, root: Path) -> str:
     """Of the images' paths below the root, and of their labels, in their order."""
-    above = len(os.fsencode(root))
-    digest = hashlib.sha256(b"\0".join(path[above:] for path in images.paths))
+    # Of the folder that one is in, whose path is ".", nothing stands before "train/...".
+    above = len(os.fsencode(root / "x")) - 1
+    digest = hashlib.sha256(b"\0".join(b"/" + path[above:] for path in images.paths))
     digest.update(images.labels.astype("<i4").tobytes())
     return digest.hexdigest()
 
@@ -221,8 +223,15 @@ def complete_splits(config: ConfigDict, found: FoundImages) -> CompleteSplits:
 
 def _read_into_memory(
     config: ConfigDict, complete: CompleteSplits, class_names: tuple[str, ...]
-) -> Source:
-    """Reads all images, each made square by its centre; those that cannot be read are left out."""
+) -> tuple[Source, dict[str, ImageFiles]]:
+    """Reads all images, each made square by its centre; those that cannot be read are left out.
+
+    Returns:
+        The source, and the files of each split that are in it.
+
+    Raises:
+        UserError: too many cannot be read, or none of a split or of a class to train on can.
+    """
     total = sum(map(len, complete.images.values()))
     size, max_pixels = config.dataset.image_size, config.dataset.max_pixels
     if total * size * size * 3 > _MOST_BYTES_IN_MEMORY:
@@ -231,14 +240,32 @@ def _read_into_memory(
             f"{total} images of {size} pixels, which do not fit into memory: must be 'resized_crop'"
         )
     bad = BadImages(total, config.dataset.max_bad_share)
-    read = {
-        split: _read_split(images, size, max_pixels, bad)
-        for split, images in complete.images.items()
-    }
-    return MemorySource(config, read, class_names, complete.origins, num_bad=len(bad))
+    read, used = {}, {}
+    for split, images in complete.images.items():
+        read[split], used[split] = _read_split(images, size, max_pixels, bad)
+        _check_none_is_lost(config, split, images, used[split], class_names)
+    source = MemorySource(config, read, class_names, complete.origins, num_bad=len(bad))
+    return source, used
 
 
-def _read_split(images: ImageFiles, size: int, max_pixels: int, bad: BadImages) -> LabelledImages:
+def _check_none_is_lost(
+    config: ConfigDict,
+    split: str,
+    listed: ImageFiles,
+    used: ImageFiles,
+    class_names: tuple[str, ...],
+) -> None:
+    lost = np.setdiff1d(listed.labels, used.labels)
+    if len(lost) and (split == "train" or not len(used)):
+        raise UserError(
+            f"{config.dataset.data_dir}: split {split!r}: no image can be read of: "
+            + _some([class_names[label] for label in lost])
+        )
+
+
+def _read_split(
+    images: ImageFiles, size: int, max_pixels: int, bad: BadImages
+) -> tuple[LabelledImages, ImageFiles]:
     rows = list(order.evaluation_rows(len(images), max(1, min(_BATCH_SIZE, len(images)))))
     pixels = np.empty((len(images), size, size, 3), np.uint8)
     is_read = np.zeros(len(images), bool)
@@ -247,8 +274,11 @@ def _read_split(images: ImageFiles, size: int, max_pixels: int, bad: BadImages) 
         pixels[read] = batch.pixels[batch.is_read]
         is_read[read] = True
     read = LabelledImages(pixels, images.labels)
-    # To choose among them would copy them.
-    return read if is_read.all() else read.rows(np.flatnonzero(is_read))
+    if is_read.all():
+        # To choose among them would copy them.
+        return read, images
+    kept = np.flatnonzero(is_read)
+    return read.rows(kept), images.rows(kept)
 
 
 def _some(names: Sequence[str]) -> str:

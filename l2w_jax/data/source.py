@@ -2,6 +2,7 @@
 
 import abc
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +25,7 @@ class Source(abc.ABC):
         num_classes: C.
         class_names: one name for each class.
         origins: for each split, where its images come from and how many they are, for a person.
-        train_digest: tells the images of "train" from any others; None of a data set that is always
+        digests: of each split, tells its images from any others; empty of a data set that is always
             the same.
         num_bad: images that could not be read so far. What reads from the disk trains on others in
             their places and leaves them out of evaluation; a `MemorySource` has them in no split.
@@ -36,7 +37,7 @@ class Source(abc.ABC):
     num_classes: int
     class_names: tuple[str, ...]
     origins: Mapping[str, str]
-    train_digest: str | None = None
+    digests: Mapping[str, str] = MappingProxyType({})
     num_bad: int = 0
 
     @property

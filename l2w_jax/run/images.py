@@ -13,7 +13,7 @@ from l2w_jax.run import checkpoints, processes
 
 def identity(source: Source) -> dict[str, Any]:
     """What a checkpoint's record says of the images that it was trained on."""
-    return {"num_train": source.num_train, "train_digest": source.train_digest}
+    return {"num_train": source.num_train, "train_digest": source.digests.get("train")}
 
 
 def check_to_train_on(source: Source, workdir: Path, step: int) -> None:
@@ -47,7 +47,7 @@ def check_to_judge_by(source: Source, workdir: Path, step: int) -> None:
     """
     cut = [split for split in ("holdout", "test") if "cut from" in source.origins[split]]
     before = checkpoints.trained_on(workdir, step)
-    if cut and before["train_digest"] not in (None, source.train_digest):
+    if cut and before["train_digest"] not in (None, source.digests.get("train")):
         raise UserError(
             f"--workdir={workdir}: trained on {before['num_train']:,} images, but split 'train' "
             f"has {source.num_train:,} others now, and {' and '.join(map(repr, cut))}, cut from "
@@ -63,10 +63,10 @@ def check_alike_in_all_processes(source: Source) -> None:
         UserError: in every process, where one has others.
     """
     counts = (source.num_train, source.num_holdout, source.num_test)
-    digest = hashlib.sha256(repr((counts, source.train_digest)).encode()).digest()
+    digest = hashlib.sha256(repr((counts, dict(source.digests))).encode()).digest()
     if not processes.have_all(digest):
         raise UserError(
             f"process {jax.process_index()} has {counts[0]:,} training, {counts[1]:,} held-out and "
             f"{counts[2]:,} test images, and not all processes have the same: their copies of the "
-            "data set must be alike"
+            "data set must be alike, file by file"
         )

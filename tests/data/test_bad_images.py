@@ -97,6 +97,28 @@ def test_a_broken_image_is_left_out_of_a_folder_in_memory(folder, caplog):
     assert len(caplog.records) == 1
 
 
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ("train/red/*", "split 'train': no image can be read of: 'red'"),
+        ("test/*/*", "split 'test': no image can be read of: 'blue', 'green', 'red'"),
+    ],
+)
+def test_a_folder_in_memory_loses_no_class_and_no_split(files, message, folder):
+    for path in folder.glob(files):
+        path.write_bytes(b"no image")
+    with pytest.raises(UserError, match=message):
+        open_source(folder_config(folder, holdout=0, augmentation="crop", max_bad_share=0.9))
+
+
+def test_a_name_with_a_line_break_is_told_in_one_line(folder, caplog):
+    (folder / "train" / "red" / "two\nlines.jpg").write_bytes(b"no image")
+    open_source(folder_config(folder, augmentation="crop", max_bad_share=0.05))
+    (message,) = caplog.messages
+    assert len(message.splitlines()) == 1
+    assert r"two\nlines.jpg" in message
+
+
 def test_too_many_broken_images_stop_with_one_line(folder):
     for path in (folder / "train" / "red").iterdir():
         path.write_bytes(b"no image")

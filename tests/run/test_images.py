@@ -92,7 +92,7 @@ def test_checkpoints_that_say_less_are_taken_at_their_word(workdir):
     writer.save(State(np.int32(STEP)))
     writer.close()
     origins = dict.fromkeys(("train", "holdout", "test"), "cut from train")
-    source = SimpleNamespace(num_train=30, train_digest="of them", origins=origins)
+    source = SimpleNamespace(num_train=30, digests={"train": "of them"}, origins=origins)
     images.check_to_train_on(source, workdir, STEP)
     images.check_to_judge_by(source, workdir, STEP)
     source.num_train = 31
@@ -103,8 +103,48 @@ def test_checkpoints_that_say_less_are_taken_at_their_word(workdir):
 @pytest.mark.parametrize("augmentation", ["none", "resized_crop"])
 def test_images_on_disk_and_in_memory_are_told_apart_alike(folder, augmentation):
     config = folder_config(folder, augmentation=augmentation)
-    before = open_source(config).train_digest
-    assert open_source(config).train_digest == before
+    before = open_source(config).digests
+    assert open_source(config).digests == before
+    assert set(before) == {"train", "holdout", "test"}
     assert len(COLOURS) == config.dataset.num_classes
     rename_one(folder)
-    assert open_source(config).train_digest != before
+    assert open_source(config).digests["train"] != before["train"]
+
+
+def test_a_folder_is_the_same_however_its_path_is_spelled(folder, monkeypatch):
+    before = open_source(folder_config(folder, augmentation="none")).digests
+    monkeypatch.chdir(folder)
+    for spelling in (".", "./", f"../{folder.name}/"):
+        assert open_source(folder_config(spelling, augmentation="none")).digests == before
+
+
+def test_as_many_images_are_others_where_another_one_cannot_be_read(folder, workdir):
+    def spoil(path):
+        content = path.read_bytes()
+        path.write_bytes(b"no image")
+        return content
+
+    splits = {"val": 3, "test": 3}
+    for split, per_class in splits.items():
+        write_split(folder / split, per_class, seed=50)
+    first, second = folder / "train" / "blue" / "00.jpg", folder / "train" / "red" / "09.jpg"
+    content = spoil(first)
+    reopened = trained(folder, workdir, max_bad_share=0.1)
+    images.check_to_train_on(reopened(), workdir, STEP)
+    first.write_bytes(content)
+    spoil(second)
+    with pytest.raises(UserError, match="has 29 others now"):
+        images.check_to_train_on(reopened(), workdir, STEP)
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_processes_tell_the_images_of_every_split_from_others(split, folder, monkeypatch):
+    for other in ("val", "test"):
+        write_split(folder / other, 3, seed=50)
+    told = []
+    monkeypatch.setattr(images.processes, "have_all", lambda digest: told.append(digest) or True)
+    images.check_alike_in_all_processes(open_source(folder_config(folder)))
+    images.check_alike_in_all_processes(open_source(folder_config(folder)))
+    (folder / split / "blue" / "00.jpg").rename(folder / split / "blue" / "zz.jpg")
+    images.check_alike_in_all_processes(open_source(folder_config(folder)))
+    assert told[0] == told[1] != told[2]
