@@ -34,9 +34,10 @@ install_project() {
     if cmp --silent pyproject.toml "$stamp"; then
         return
     fi
-    if [ ! -x "$environment/bin/python" ]; then
+    # Where its making was interrupted, there is a Python without pip.
+    if [ ! -x "$environment/bin/pip" ]; then
         python=$(find_python)
-        "$python" -m venv "$environment"
+        "$python" -m venv "$environment" --clear
     fi
     echo "Installing into $environment; the first time this takes some minutes." >&2
     "$environment/bin/python" -m pip install --quiet --disable-pip-version-check \

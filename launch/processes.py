@@ -3,8 +3,8 @@
     python launch/processes.py N --config=configs/NAME.py [...]
 
 The processes share each batch, as on N hosts. Their output is prefixed with their number. The first
-that fails ends all; so do SIGTERM and SIGINT, which every process gets. The exit status is the
-first failure's. Device settings (JAX_PLATFORMS, XLA_FLAGS) are each process's own.
+that fails ends all; so do SIGTERM, SIGINT and SIGHUP, which every process gets. The exit status is
+the first failure's. Device settings (JAX_PLATFORMS, XLA_FLAGS) are each process's own.
 """
 
 import os
@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import IO
 
 # How long the others have to end once one process failed. After a signal they may take their time.
@@ -32,33 +32,41 @@ def main(argv: Sequence[str]) -> int:
 
 def run(count: int, command: Sequence[str]) -> int:
     """Runs a command as `count` processes to its end; returns the exit status."""
-    processes = start(count, command)
+    processes: list[subprocess.Popen[str]] = []
+    received: list[int] = []
+
+    def forward(number: int, frame: object) -> None:
+        del frame
+        received.append(number)
+        for process in processes:
+            process.send_signal(number)
+
+    # Before the first starts: a signal that ended this process alone would leave them behind.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        # Under `nohup` SIGHUP is ignored.
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, forward)
+    for process in start(count, command):
+        processes.append(process)
+        for number in received:
+            process.send_signal(number)
     printers = [
         threading.Thread(target=print_prefixed, args=(f"[{index}] ", process.stdout))
         for index, process in enumerate(processes)
     ]
     for printer in printers:
         printer.start()
-
-    def forward(number: int, frame: object) -> None:
-        del frame
-        for process in processes:
-            process.send_signal(number)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, forward)
     status = wait_for_all(processes)
     for printer in printers:
         printer.join()
     return status
 
 
-def start(count: int, command: Sequence[str]) -> list[subprocess.Popen[str]]:
-    """Starts the processes, which find each other at a free port of this machine."""
+def start(count: int, command: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
+    """Starts the processes one by one, which find each other at a free port of this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    processes = []
     for index in range(count):
         environment = os.environ | {
             "JAX_COORDINATOR_ADDRESS": address,
@@ -66,20 +74,17 @@ def start(count: int, command: Sequence[str]) -> list[subprocess.Popen[str]]:
             "JAX_PROCESS_ID": str(index),
             "PYTHONUNBUFFERED": "1",
         }
-        processes.append(
-            subprocess.Popen(
-                command,
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                # A file's name need not be UTF-8.
-                errors="backslashreplace",
-                # A Ctrl-C of the terminal reaches them through this process only.
-                start_new_session=True,
-            )
+        yield subprocess.Popen(
+            command,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            # A file's name need not be UTF-8.
+            errors="backslashreplace",
+            # A Ctrl-C of the terminal reaches them through this process only.
+            start_new_session=True,
         )
-    return processes
 
 
 def print_prefixed(prefix: str, stream: IO[str]) -> None:

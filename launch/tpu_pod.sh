@@ -91,7 +91,8 @@ ensure_slice() {
         tpu delete --quiet
     fi
     # After a pre-emption a zone often has no room for a while.
-    until tpu create --accelerator-type="$type" --version="$version" "${spot[@]}"; do
+    # A Mac's bash takes an empty array for one that is not set.
+    until tpu create --accelerator-type="$type" --version="$version" ${spot[@]+"${spot[@]}"}; do
         $existed || exit 1
         echo "The slice $name could not be made; it is tried again."
         sleep "${SECONDS_TO_SETTLE:-60}"
@@ -101,7 +102,7 @@ ensure_slice() {
 
 install_on_hosts() {
     local archive
-    archive=$(mktemp --suffix=.tar.gz)
+    archive=$(mktemp)
     run tar --create --gzip --file="$archive" --exclude-vcs --exclude=./.venv --exclude=./runs .
     run gcloud compute tpus tpu-vm scp "$archive" "$name:l2w_jax.tar.gz" \
         --zone="$zone" --worker=all

@@ -20,6 +20,8 @@ echo "${GLIBC_TUNABLES-}" > "$CALLS.tunables"
 if [ "$1 $2" = "-m venv" ]; then
     mkdir -p "$3/bin"
     cp "$0" "$3/bin/python"
+    [ -n "${INTERRUPTED-}" ] && exit 130
+    cp "$0" "$3/bin/pip"
 fi
 case "$*" in *"-m pip"*) exit "${PIP_STATUS:-0}" ;; esac
 """
@@ -73,7 +75,7 @@ def test_a_python_that_is_not_supported_is_passed_over(clone, unsupported):
     add_python(clone, "python3.12", "3.12")
     completed, calls = launch(clone, "local.sh")
     assert completed.returncode == 0, completed.stderr
-    assert calls[0] == "-m venv .venv"
+    assert calls[0] == "-m venv .venv --clear"
 
 
 def test_the_supported_pythons_are_those_of_the_project():
@@ -122,6 +124,14 @@ def test_a_failed_installation_is_tried_again(clone):
     assert not any("l2w_jax.main" in call for call in calls)
     _, calls = launch(clone, "local.sh")
     assert [call.split()[1] for call in calls] == ["pip", "l2w_jax.main"]
+
+
+def test_an_environment_whose_making_was_interrupted_is_made_anew(clone):
+    add_python(clone)
+    completed, _ = launch(clone, "local.sh", INTERRUPTED="1")
+    assert completed.returncode == 130
+    _, calls = launch(clone, "local.sh")
+    assert [call.split()[1] for call in calls] == ["venv", "pip", "l2w_jax.main"]
 
 
 def test_extras_are_installed_beside(clone):

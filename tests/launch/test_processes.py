@@ -182,6 +182,27 @@ def test_a_process_that_nobody_reads_or_that_prints_other_bytes_ends_all_the_sam
         assert run_printing(lines) == 0
 
 
+def test_a_signal_leaves_none_behind_that_starts_later(monkeypatch):
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    start, started_all = processes.start, []
+
+    def start_interrupted(count, command):
+        for process in start(count, command):
+            started_all.append(process)
+            yield process
+            if len(started_all) == 1:
+                signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(processes, "start", start_interrupted)
+    try:
+        status = processes.run(3, [sys.executable, "-c", "import time; time.sleep(60)"])
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert status == 128 + signal.SIGTERM
+    assert [process.poll() for process in started_all] == [-signal.SIGTERM] * 3
+
+
 def test_a_wrong_number_is_refused():
     completed = subprocess.run(
         [sys.executable, str(ROOT / "launch" / "processes.py"), "two"],

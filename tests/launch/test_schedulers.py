@@ -10,6 +10,7 @@ import yaml
 from kubeflow_trainer_api.models import JobsetV1alpha2JobSet
 
 from l2w_jax import main
+from l2w_jax.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 
@@ -87,6 +88,10 @@ def test_the_job_set_starts_one_process_a_host_with_arguments_that_main_takes(mo
     hosts = chips // container["resources"]["limits"]["google.com/tpu"]
     assert spec["parallelism"] == spec["completions"] == hosts
     assert pod["restartPolicy"] == "Never", "the set is started again as a whole"
+    (rule,) = spec["podFailurePolicy"]["rules"]
+    assert rule["action"] == "FailJob"
+    assert rule["onExitCodes"]["containerName"] == container["name"]
+    assert rule["onExitCodes"]["values"] == [UserError.exit_status], "bad input is not tried again"
     assert {"name": "L2W_DISTRIBUTED", "value": "auto"} in container["env"]
     monkeypatch.chdir(ROOT)
     arguments = main.parse(["main", *container["args"]])
