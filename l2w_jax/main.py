@@ -12,6 +12,7 @@ Exit status: 0 done; 1 the run failed; 2 bad input, with which the same command 
 stopped by SIGTERM or SIGINT, after saving: run the same command again.
 """
 
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -35,12 +36,12 @@ def main(argv: Sequence[str]) -> int:
     if {"--help", "-h"} & set(argv):
         print(__doc__)
         return 0
-    try:
-        with stop_signals.ending_at_once():
+    with stop_signals.ending_at_once():
+        try:
             run(parse(argv))
-    except UserError as error:
-        print(error, file=sys.stderr, flush=True)
-        return error.exit_status
+        except UserError as error:
+            print(error, file=sys.stderr, flush=True)
+            return error.exit_status
     return 0
 
 
@@ -80,7 +81,7 @@ def _train_or_evaluate(arguments: Arguments) -> None:
 
     from l2w_jax.evaluation import evaluate
     from l2w_jax.report import __main__ as report
-    from l2w_jax.run import images, loop, parts, restore
+    from l2w_jax.run import images, log, loop, parts, restore
 
     if mode == "train":
         config = parts.with_parts_that_fit(config, loop.total_steps(config, source))
@@ -94,9 +95,15 @@ def _train_or_evaluate(arguments: Arguments) -> None:
         evaluation = evaluate.evaluate(config, state, source, workdir)
         if processes.is_first():
             page = report.write_report([workdir])
-            print("\n".join(evaluate.summary_lines(evaluation)))
-            print(f"written to {workdir}, of the checkpoint of step {evaluation.step}; open {page}")
+            log.say("\n".join(evaluate.summary_lines(evaluation)))
+            log.say(
+                f"written to {workdir}, of the checkpoint of step {evaluation.step}; open {page}"
+            )
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    status = main(sys.argv)
+    # The first process of a run to end may have the others sent SIGTERM, as with srun; one that has
+    # saved and is ending keeps its status.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(status)

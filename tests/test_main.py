@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from image_folders import write_split
+from programs import ENVIRONMENT
 
 from l2w_jax import main
 from l2w_jax.config import from_json
@@ -161,7 +162,7 @@ def test_a_workdir_that_is_a_file_stays_as_it_is(workdir, capsys):
 def test_a_workdir_of_another_config_is_refused(workdir, capsys):
     arguments = main.parse(["main", f"--config={DIGITS}", f"--workdir={workdir}"])
     with run_folder.exclusive_use(arguments.config, workdir):
-        pass
+        (workdir / "checkpoints" / "5").mkdir(parents=True)
     before = (workdir / "config.json").read_text()
     assert run_main(f"--config={DIGITS}:baseline", f"--workdir={workdir}") == 2
     error = capsys.readouterr().err
@@ -292,3 +293,14 @@ def test_training_needs_training_images_and_says_so(tmp_path, workdir, capsys):
     assert status == 2
     assert f"{tmp_path / 'data'}: split 'train' is missing" in capsys.readouterr().err
     assert not workdir.exists()
+
+
+def test_a_signal_that_comes_as_the_program_ends_does_not_change_its_status():
+    """As where one process of several has ended, and its scheduler sends the others SIGTERM."""
+    lines = (
+        "import atexit, os, runpy, signal, sys; "
+        "atexit.register(lambda: os.kill(os.getpid(), signal.SIGTERM)); "
+        "sys.argv = ['main', 'stray']; runpy.run_module('l2w_jax.main', run_name='__main__')"
+    )
+    completed = subprocess.run([sys.executable, "-c", lines], env=ENVIRONMENT, cwd=ROOT)
+    assert completed.returncode == 2

@@ -120,7 +120,9 @@ def _reliability(title: str, points: Iterable[Sequence[Sequence[float]]]) -> Cha
         Series(f"exit {k + 1}", [(100 * x, 100 * y) for x, y in of_exit], k, marked=True)
         for k, of_exit in enumerate(points)
     ]
-    calibrated = Series("perfectly calibrated", [(0.0, 0.0), (100.0, 100.0)], len(series), dashed=True)
+    calibrated = Series(
+        "perfectly calibrated", [(0.0, 0.0), (100.0, 100.0)], len(series), dashed=True
+    )
     percent = {"unit": "%", "digits": ".1f", "highest": 100.0}
     return Chart(
         title,

@@ -137,6 +137,15 @@ class CheckpointWriter:
                 force=True,
             )
 
+    def check(self) -> None:
+        """Looks, without waiting, how the last save has ended if it has.
+
+        Raises:
+            RunFailed: it failed.
+        """
+        if not self._manager.is_saving_in_progress():
+            self.wait()
+
     def wait(self) -> None:
         """Returns when everything is on disk.
 

@@ -9,6 +9,8 @@ import importlib
 import json
 import logging
 import math
+import os
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -87,9 +89,10 @@ class RunLog(SilentLog):
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self._json_lines.close()
         with self._background:
             try:
+                with self._told_if_unwritable():
+                    self._json_lines.close()
                 with self._tensorboard() as tensorboard:
                     tensorboard.writer.close()
             except RunFailed:
@@ -199,9 +202,15 @@ class RunLog(SilentLog):
             ) from error
 
     def _write_json(self, line: Mapping[str, Any]) -> None:
-        try:
+        with self._told_if_unwritable():
             self._json_lines.write(json.dumps(line, allow_nan=False) + "\n")
             self._json_lines.flush()
+
+    @contextlib.contextmanager
+    def _told_if_unwritable(self) -> Iterator[None]:
+        """Makes an error in writing metrics.jsonl a RunFailed."""
+        try:
+            yield
         except OSError as error:
             raise RunFailed(
                 f"{self._json_lines.name}: cannot be written: {error.strerror}; {_GOES_ON}"
@@ -276,7 +285,11 @@ _AVERAGED = ("loss", "top1", "weighted_loss", "meta_loss", "learning_rate", "met
 def say(line: str) -> None:
     """Prints a line for the person who watches the run; of several processes the first does."""
     if processes.is_first():
-        print(line, flush=True)
+        try:
+            print(line, flush=True)
+        except OSError:
+            # Who watched it, through a pipe or a terminal, is gone; the run goes on.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _reopen_json_lines(path: Path, first_step: int) -> Any:

@@ -96,6 +96,8 @@ def train(config: ConfigDict, source: Source, workdir: Path) -> TrainState:
                 say(f"first step after {time.monotonic() - started:.1f} s")
                 watched.finish()
                 log.start_clock()
+            if _is_due(step, config.log.every_steps):
+                writer.check()
             if _is_due(step, config.log.check_replicas):
                 _check_replicas(step, state, writer)
             stopping = bool(signals.received) or processes.asked_to_stop(step)

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: a run that has something to save saves it first, any other ends at once.
+"""SIGTERM, SIGINT, SIGHUP: a run with something to save saves it first, any other ends at once.
 
 Python runs a signal's handler between two of its own instructions, and so not while XLA compiles,
 which takes longer than many machines wait before they send SIGKILL. Python's C code however writes
@@ -16,7 +16,7 @@ from typing import Any
 
 from l2w_jax.errors import RunInterrupted
 
-_NUMBERS = (signal.SIGTERM, signal.SIGINT)
+_NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 # Of the C library's `struct sigaction`; more than any system's has.
 _ACTION_BYTES = 512
@@ -40,14 +40,18 @@ class StopSignals:
         A second SIGINT raises RunInterrupted: what the run waits for may never come.
 
         Args:
-            listener: hears SIGTERM in place of this object, and SIGINT is made one.
+            listener: hears SIGTERM in place of this object, and the others are made one.
         """
         self._deferred = True
         if listener is not None:
             listener.listen()
             if self.received:
+                # Its processes stop at one step together, which the listener tells to all.
+                self.received.clear()
                 signal.raise_signal(signal.SIGTERM)
-            signal.signal(signal.SIGINT, lambda *_: signal.raise_signal(signal.SIGTERM))
+            for number in _handled():
+                if number != signal.SIGTERM:
+                    signal.signal(number, lambda *_: signal.raise_signal(signal.SIGTERM))
 
     def note(self, number: int, frame: Any) -> None:
         """Python's handler. Before `defer`, `watch` ends the process meanwhile."""
@@ -70,7 +74,7 @@ class StopSignals:
 
 @contextlib.contextmanager
 def ending_at_once() -> Iterator[StopSignals]:
-    """Within, SIGTERM and SIGINT end the process in a moment, with status 75, until `defer`.
+    """Within, these signals end the process in a moment, with status 75, until `defer`.
 
     For the main thread: Python lets no other set handlers. Of nested contexts the innermost counts.
     """
@@ -78,7 +82,7 @@ def ending_at_once() -> Iterator[StopSignals]:
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     previous_pipe = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    previous = {number: signal.signal(number, signals.note) for number in _NUMBERS}
+    previous = {number: signal.signal(number, signals.note) for number in _handled()}
     watcher = threading.Thread(target=signals.watch, args=(reading,), daemon=True)
     watcher.start()
     try:
@@ -90,6 +94,12 @@ def ending_at_once() -> Iterator[StopSignals]:
         os.close(writing)
         watcher.join()
         os.close(reading)
+
+
+def _handled() -> list[signal.Signals]:
+    """The signals; not SIGHUP under `nohup`, which has it ignored."""
+    hangs_up = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
+    return [number for number in _NUMBERS if hangs_up or number != signal.SIGHUP]
 
 
 class Listener:

@@ -25,14 +25,13 @@ def check(config: ConfigDict, workdir: Path) -> None:
     """
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir={workdir}: is a file; give a folder, which need not exist")
-    stored = workdir / "config.json"
-    if not stored.exists():
-        if saved_steps(workdir):
-            raise UserError(
-                f"--workdir={workdir}: holds checkpoints but not the config.json of their run; "
-                "choose another --workdir"
-            )
+    if not _has_results(workdir):
         return
+    if not (workdir / "config.json").exists():
+        raise UserError(
+            f"--workdir={workdir}: holds checkpoints but not the config.json of their run; "
+            "choose another --workdir"
+        )
     changes = [
         line
         for line in run_config.differences(run_config.read_config(workdir), config)
@@ -58,11 +57,16 @@ def with_parts_found(config: ConfigDict, workdir: Path) -> ConfigDict:
     Raises:
         UserError: the folder's config.json cannot be read.
     """
-    if config.optimizer.accumulation or not (workdir / "config.json").is_file():
+    if config.optimizer.accumulation or not _has_results(workdir):
         return config
     config = config.copy_and_resolve_references()
     config.optimizer.accumulation = run_config.read_config(workdir).optimizer.accumulation
     return config
+
+
+def _has_results(workdir: Path) -> bool:
+    """Whether a folder belongs to a run; one stopped before its first checkpoint leaves it free."""
+    return bool(saved_steps(workdir)) or (workdir / "evaluation.json").exists()
 
 
 def saved_steps(workdir: Path) -> list[int]:
@@ -80,8 +84,8 @@ def exclusive_use(config: ConfigDict, workdir: Path) -> Iterator[None]:
     """Holds a run folder for this process alone; makes it, with its config.json, where needed.
 
     The lock ends with the process, however that ends, so a killed run leaves nothing to clean up.
-    Where the file system has no locks, a warning says so and nothing keeps a second run out. A new
-    folder whose run ends with an error before its first checkpoint belongs to no configuration yet:
+    Where the file system has no locks, a warning says so and nothing keeps a second run out. A
+    folder whose run ended, however, before its first checkpoint belongs to no configuration yet:
     the mended command goes on there.
 
     Raises:
@@ -101,17 +105,10 @@ def exclusive_use(config: ConfigDict, workdir: Path) -> Iterator[None]:
             holder.write(f"process {os.getpid()} on {socket.gethostname()}\n")
             holder.flush()
         check(config, workdir)
-        stored = workdir / "config.json"
-        is_new = not stored.exists()
-        if is_new:
+        if not _has_results(workdir):
             with told_if_unwritable(workdir, "--workdir="):
-                write_atomically(stored, run_config.to_json(config))
-        try:
-            yield
-        except Exception:
-            if is_new and not saved_steps(workdir):
-                stored.unlink()
-            raise
+                write_atomically(workdir / "config.json", run_config.to_json(config))
+        yield
 
 
 def _open_lock(workdir: Path) -> TextIO:

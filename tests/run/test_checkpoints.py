@@ -4,6 +4,7 @@ import os
 import re
 import resource
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -224,9 +225,13 @@ def test_a_save_that_fails_says_so_and_leaves_the_last_good_one(run_copy):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
     try:
+        writer.save(make_state(40))
+        # The run goes on meanwhile, and looks now and then.
+        deadline = time.monotonic() + 30
         with pytest.raises(RunFailed, match=r"of step 40 could not be saved.*of step 30"):
-            writer.save(make_state(40))
-            writer.wait()
+            while time.monotonic() < deadline:
+                writer.check()
+                time.sleep(0.01)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     writer.close()

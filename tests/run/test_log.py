@@ -158,6 +158,46 @@ def test_events_that_cannot_be_written_end_the_run_with_a_line(config, tmp_path,
         write_log(config, tmp_path, 0, map(iteration, (1, 2, 4)))
 
 
+class _FullFile:
+    """A file whose last lines do not fit on the disk."""
+
+    name = "metrics.jsonl"
+
+    def close(self):
+        raise OSError(28, "No space left on device")
+
+
+def test_metrics_that_cannot_be_written_to_the_end_are_one_line(config, tmp_path):
+    source = SimpleNamespace(num_train=43, num_bad=7)
+    told = pytest.raises(RunFailed, match=r"metrics.jsonl: cannot be written: No space left")
+    with told, RunLog(tmp_path, config, source, 0) as run_log:
+        run_log._json_lines = _FullFile()
+    with pytest.raises(RunFailed, match="before"), RunLog(tmp_path, config, source, 0) as run_log:
+        run_log._json_lines = _FullFile()
+        raise RunFailed("before")
+
+
+def test_a_run_goes_on_where_nobody_reads_its_lines_any_more():
+    lines = (
+        "import sys; from l2w_jax.run.log import say; say('first'); sys.stdin.readline(); "
+        "[say('more') for _ in range(3)]; print('on', file=sys.stderr)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", lines],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+    ) as process:
+        assert process.stdout.readline() == "first\n"
+        process.stdout.close()
+        process.stdin.write("go on\n")
+        process.stdin.close()
+        assert process.stderr.read() == "on\n"
+    assert process.returncode == 0
+
+
 def test_what_ends_the_run_first_is_told(config, tmp_path, monkeypatch):
     monkeypatch.setattr(log, "_TensorBoard", lambda *_: _FullDisk())
     source = SimpleNamespace(num_train=43, num_bad=7)

@@ -14,10 +14,10 @@ from l2w_jax.run import stop_signals
 ROOT = Path(__file__).parents[2]
 
 
-def start(*arguments):
+def start(*arguments, before=()):
     """Starts a program that compiles slowly, and returns it when it does."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.run.slow_compilation", *arguments],
+        [*before, sys.executable, "-m", "tests.run.slow_compilation", *arguments],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -27,7 +27,7 @@ def start(*arguments):
     return process
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_with_nothing_to_save_a_signal_ends_a_compilation(number):
     with start() as process:
         sent = time.monotonic()
@@ -40,11 +40,23 @@ def test_with_nothing_to_save_a_signal_ends_a_compilation(number):
     assert len(error.splitlines()) == 1
 
 
-def test_with_something_to_save_a_signal_is_noted():
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_with_something_to_save_a_signal_is_noted(number):
     with start("later") as process:
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
         output, error = process.communicate()
-    assert (process.returncode, output, error) == (0, "SIGTERM\n", "")
+    assert (process.returncode, output, error) == (0, f"{number.name}\n", "")
+
+
+def test_under_nohup_a_terminal_that_closes_stops_nothing():
+    with start(before=["nohup"]) as process:
+        process.send_signal(signal.SIGHUP)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=1)
+        process.send_signal(signal.SIGTERM)
+        _, error = process.communicate()
+    assert process.returncode == 75
+    assert error.splitlines()[-1].startswith("stopped by SIGTERM with nothing to save; ")
 
 
 def test_the_handlers_from_before_are_back_afterwards():
@@ -88,7 +100,8 @@ def test_a_signal_that_comes_just_before_there_is_something_to_save_is_noted():
 
 def test_a_listener_hears_of_a_signal_that_came_just_before_it():
     heard = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
 
     class Listener:
         def listen(self):
@@ -100,7 +113,11 @@ def test_a_listener_hears_of_a_signal_that_came_just_before_it():
         assert heard == []
         signals.note(signal.SIGTERM, None)
         signals.defer(Listener())
+        assert heard == [signal.SIGTERM]
+        # Else this process alone would stop at a step that it does not agree on with the others.
+        assert signals.received == []
+        signal.raise_signal(signal.SIGHUP)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    assert heard == [signal.SIGTERM]
+    assert heard == [signal.SIGTERM, signal.SIGTERM]
