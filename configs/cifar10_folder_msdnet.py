@@ -29,8 +29,8 @@ def get_config(variant: str = "") -> ConfigDict:
 
     Args:
         variant: parts with commas between them: one of the ways of training, none for the exact
-            method; "long" for 10 epochs; "long_tailed" for 40, of as many updates in all, on
-            classes of 5,000 to 50 images.
+            method; "long" for 10 epochs and random crops; "long_tailed" for 40 epochs, of as many
+            updates in all, on classes of 5,000 to 50 images ("long,long_tailed" is the protocol's).
     """
     parts = split_variant(variant, [*_WAYS, "long", "long_tailed"], one_of=[_WAYS])
     config = default_config()

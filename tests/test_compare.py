@@ -189,6 +189,15 @@ def test_training_images_are_not_taken_for_held_out_ones(workdirs):
         compare.read_ways(workdirs, "holdout")
 
 
+def test_runs_evaluated_with_other_thresholds_are_not_one_way(workdirs):
+    """Of one way, evaluated once more with thresholds from training images."""
+    summary = json.loads((workdirs[0] / "evaluation.json").read_text())
+    before = {way.name for way in compare.read_ways(workdirs)}
+    summary["thresholds_from"] = "train"
+    (workdirs[0] / "evaluation.json").write_text(json.dumps(summary))
+    assert len(compare.read_ways(workdirs)) > len(before)
+
+
 def test_runs_without_a_curve_are_kept_too(tmp_path, capsys):
     write_config(tmp_path, 0, "meta")
     anytime = [{"exit": k + 1, "mul_adds": 1e6 * (k + 1), "top1": 50.0} for k in range(2)]

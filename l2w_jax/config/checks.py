@@ -198,6 +198,13 @@ def _model_faults(config: ConfigDict) -> Iterator[str]:
     if fault := step_mode_fault(model.name, model.step_mode):
         yield fault
         return
+    if model.reduction * (model.growth_rate + 1) < 1:
+        yield not_allowed(
+            "model.reduction",
+            model.reduction,
+            f"at least 1/{model.growth_rate + 1} with model.growth_rate {model.growth_rate}, so "
+            "that each transition keeps a channel",
+        )
     if model.name == "msdnet":
         yield from _msdnet_faults(model)
         num_scales = len(model.growth_factors)
@@ -291,9 +298,22 @@ def _training_faults(config: ConfigDict) -> Iterator[str]:
             "",
             "the workdir of a run with weighting.kind 'meta' where weighting.kind is 'frozen'",
         )
-    equilibrium = config.imta.gradient_equilibrium
+    if config.weighting.checkpoint and config.weighting.kind != "frozen":
+        yield not_allowed(
+            "weighting.checkpoint",
+            config.weighting.checkpoint,
+            f"'' with weighting.kind {config.weighting.kind!r}: only 'frozen' weights come from it",
+        )
+    # What collaboration adds is trained without it.
+    equilibrium = config.imta.gradient_equilibrium and not config.imta.collaboration
     if fault := schedule_fault(config.weighting.schedule, equilibrium):
         yield fault
+    if config.imta.checkpoint and not config.imta.collaboration:
+        yield not_allowed(
+            "imta.checkpoint",
+            config.imta.checkpoint,
+            "'' without imta.collaboration, whose network is trained from it",
+        )
     if config.imta.collaboration and not config.imta.checkpoint:
         yield not_allowed(
             "imta.checkpoint",

@@ -16,6 +16,7 @@ FREE_FIELDS = (
     "dataset.data_dir",
     "dataset.eval_batch_size",
     "dataset.max_bad_share",
+    "dataset.thresholds_from",
     "log.",
 )
 

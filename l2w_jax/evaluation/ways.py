@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -87,29 +87,30 @@ def read_ways(paths: Sequence[Path], images: str = "test") -> list[Way]:
             raise UserError(f"{path}: is given twice; a run counts once")
     # In the order of what is given: the configuration of a way to be read, or one that was kept.
     ways: list[str | Way] = []
-    groups: dict[str, list[Path]] = {}
+    groups: dict[str, list[_Run]] = {}
     for path in paths:
         if path.suffix == ".json":
             ways += _read_numbers(path, images)
             continue
-        config = to_json(_config_of_way(stored.read_config(path)))
+        run = _read_run(path)
+        config = to_json(_config_of_way(run.config))
         if config not in groups:
             groups[config] = []
             ways.append(config)
-        groups[config].append(path)
-    names = {config: _without_number(group[0].absolute().name) for config, group in groups.items()}
+        groups[config].append(run)
+    names = {
+        config: _without_number(group[0].workdir.absolute().name)
+        for config, group in groups.items()
+    }
     of_one_name = Counter(names.values())
     names = {
-        config: name if of_one_name[name] == 1 else str(groups[config][0])
+        config: name if of_one_name[name] == 1 else str(groups[config][0].workdir)
         for config, name in names.items()
     }
     # Runs of a way that was kept go by its name.
     names |= {to_json(way.config): way.name for way in ways if isinstance(way, Way) and way.config}
     return _joined(
-        [
-            way if isinstance(way, Way) else _read_way(names[way], groups[way], images)
-            for way in ways
-        ]
+        [way if isinstance(way, Way) else _way_of(names[way], groups[way], images) for way in ways]
     )
 
 
@@ -147,8 +148,12 @@ def _config_of_way(config: ConfigDict) -> ConfigDict:
     free = {
         name: value
         for name, value in stored.fields(default_config())
-        if name in names and (name == "seed" or name.startswith(stored.FREE_FIELDS))
+        if name in names
+        and (name == "seed" or name.startswith(stored.FREE_FIELDS))
+        # It changes no number of training, but those of early exit.
+        and name != "dataset.thresholds_from"
     }
+    config = config.copy_and_resolve_references()
     config.update_from_flattened_dict(free)
     return config
 
@@ -158,12 +163,26 @@ def _without_number(name: str) -> str:
     return re.sub(r"[-_]\d+$", "", name) or name
 
 
-def _read_way(name: str, workdirs: Sequence[Path], images: str) -> Way:
-    evaluations = [Evaluation.load(workdir) for workdir in workdirs]
-    seeds = [stored.read_config(workdir).seed for workdir in workdirs]
-    for place, (workdir, evaluation) in enumerate(zip(workdirs, evaluations, strict=True)):
+class _Run(NamedTuple):
+    """What a run folder holds."""
+
+    workdir: Path
+    config: ConfigDict
+    evaluation: Evaluation
+
+
+def _read_run(workdir: Path) -> _Run:
+    config, evaluation = stored.read_config(workdir), Evaluation.load(workdir)
+    # It may be evaluated with another than it was begun with.
+    config.dataset.thresholds_from = evaluation.thresholds_from
+    return _Run(workdir, config, evaluation)
+
+
+def _way_of(name: str, runs: Sequence[_Run], images: str) -> Way:
+    seeds = [run.config.seed for run in runs]
+    for place, (workdir, _, evaluation) in enumerate(runs):
         if seeds[place] in seeds[:place]:
-            other = workdirs[seeds.index(seeds[place])]
+            other = runs[seeds.index(seeds[place])].workdir
             raise UserError(
                 f"{workdir}: has the seed ({seeds[place]}) and the configuration of {other}: give "
                 "one of them"
@@ -174,15 +193,15 @@ def _read_way(name: str, workdirs: Sequence[Path], images: str) -> Way:
                 f"{evaluation.thresholds_from!r}, and no held-out ones were evaluated"
             )
     read = _of_test_images if images == "test" else _of_held_out_images
-    anytime, budgeted = zip(*map(read, evaluations), strict=True)
+    anytime, budgeted = zip(*(read(run.evaluation) for run in runs), strict=True)
     return Way(
         name=name,
         seeds=seeds,
-        mul_adds=np.asarray(evaluations[0].mul_adds, np.float64),
+        mul_adds=np.asarray(runs[0].evaluation.mul_adds, np.float64),
         anytime=np.array(anytime),
         budgeted=budgeted,
         images=images,
-        config=_config_of_way(stored.read_config(workdirs[0])),
+        config=_config_of_way(runs[0].config),
     )
 
 

@@ -96,6 +96,7 @@ def main(argv: Sequence[str]) -> None:
     if arguments.quantize:
         from l2w_jax.interop.export_onnx import export_quantized
 
+        config.dataset.thresholds_from = evaluation.thresholds_from
         images = _images_of(config, arguments.workdir, evaluation.step)
         with told_if_unwritable(arguments.output, "--output="):
             summary = export_quantized(*exported, rule, *images, evaluation.mul_adds)

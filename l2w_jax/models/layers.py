@@ -269,7 +269,7 @@ class Stem(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
-        """[N, H, W, 3] -> [N, H, W, features], or [N, H/4, W/4, features] for "imagenet"."""
+        """[N, H, W, 3] -> [N, H, W, features]; for "imagenet" ceil(H/4) and ceil(W/4)."""
         if self.kind == "cifar":
             return ConvBNReLU(self.features, 3, self.options, name="scale_0")(images, train)
         bias_init = torch_default(7**2 * images.shape[-1])

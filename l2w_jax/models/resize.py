@@ -17,6 +17,10 @@ def resize_align_corners(x: jax.Array, height: int, width: int) -> jax.Array:
     """
     if x.shape[1:3] == (height, width):
         return x
+    # A single pixel is all corners at once.
+    rows = height if x.shape[1] == 1 else x.shape[1]
+    columns = width if x.shape[2] == 1 else x.shape[2]
+    x = jnp.broadcast_to(x, (x.shape[0], rows, columns, x.shape[3]))
     scale = jnp.array([_corner_scale(x.shape[1], height), _corner_scale(x.shape[2], width)])
     return jax.image.scale_and_translate(
         x,
@@ -31,4 +35,4 @@ def resize_align_corners(x: jax.Array, height: int, width: int) -> jax.Array:
 
 def _corner_scale(size: int, new_size: int) -> float:
     """Distance of neighbours after over that before, where the first and last pixels stay put."""
-    return (new_size - 1) / (size - 1) if size > 1 and new_size > 1 else float(new_size)
+    return (new_size - 1) / (size - 1) if new_size > 1 else 1.0

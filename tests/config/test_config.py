@@ -166,6 +166,7 @@ IMPOSSIBLE = [
     ("model.growth_factors", (1, 2, 0)),
     ("model.bottleneck_factors", (1, 2)),
     ("model.reduction", 0.0),
+    ("model.reduction", 0.02),
     ("model.reduction", 1.5),
     ("model.prune", "none"),
     ("model.stem", "svhn"),
@@ -178,6 +179,8 @@ IMPOSSIBLE = [
     ("weighting.magnitude", -0.1),
     ("weighting.hidden", 0),
     ("weighting.num_layers", 0),
+    ("weighting.checkpoint", "runs/other"),
+    ("imta.checkpoint", "runs/first_stage"),
     ("weighting.q", 0.0),
     ("weighting.q", -1.0),
     ("weighting.q", float("nan")),
@@ -253,6 +256,10 @@ def test_collaboration_needs_a_run_to_start_from():
     (line,) = faults_of(config)
     assert line.startswith("config.imta.checkpoint: '' is not allowed: must be the workdir")
     config.imta.checkpoint = "runs/first_stage"
+    validate(config)
+    # Of the trained network below nothing is trained, so that no gradient of it is rescaled.
+    config.imta.gradient_equilibrium = True
+    config.weighting.schedule = "pipelined"
     validate(config)
 
 

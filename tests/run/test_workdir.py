@@ -134,6 +134,7 @@ def test_what_changes_no_number_may_change(tmp_path):
     config.checkpoint.keep += 1
     config.dataset.data_dir = "/elsewhere"
     config.dataset.eval_batch_size *= 2
+    config.dataset.thresholds_from = "train"
     run_folder.check(config, tmp_path)
 
 
