@@ -1,10 +1,21 @@
 """Image files as the network exported to this folder sees them; needs numpy and Pillow."""
 
+import math
+
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
+
+_ORIENTATION = 0x0112  # EXIF's
+
+# Orientations at which an image is stored from right to left, and from bottom to top; from 5 on
+# its rows and columns are then interchanged.
+_RIGHT_TO_LEFT = (2, 3, 7, 8)
+_BOTTOM_TO_TOP = (3, 4, 6, 7)
 
 # Pillow gives them in numbers of 32 bits.
 _GREY_OF_16_BITS = {("I", "PNG"), ("I", "PPM")}
+
+_WITH_ALPHA = {"LA", "La", "PA", "RGBA", "RGBa"}
 
 
 def read_image(path, size, centre_share):
@@ -12,40 +23,96 @@ def read_image(path, size, centre_share):
 
     As training saw it: of halved or unscaled images every pixel, of others to 1 of 255 levels.
     """
+    square, orientation = centre(path, centre_share)
+    # The large square is not turned: to copy it in another order takes as long as to decode it.
+    return turned((resized(square, size) + 0.5).clip(0, 255).astype(np.uint8), orientation)
+
+
+def centre(path, share):
+    """The square of this share of the shorter side, as stored, and the EXIF orientation.
+
+    Uint8 [s, s, 3], over white; of the upright image it begins at floor((length - s) / 2).
+    """
     with Image.open(path) as image:
-        has_16_bits = (
-            image.mode.startswith("I;16") or (image.mode, image.format) in _GREY_OF_16_BITS
-        )
-        image = ImageOps.exif_transpose(image)
-        if image.mode[0] in "IF":
-            image = grey_in_8_bits(np.asarray(image), has_16_bits)
-        image = image.convert("RGBA")
-    white = Image.new("RGBA", image.size, "white")
-    pixels = np.asarray(Image.alpha_composite(white, image).convert("RGB"), np.float32)
-    side = max(1, round(centre_share * min(image.size)))
-    top, left = ((length - side) // 2 for length in pixels.shape[:2])
-    weights = resize_weights(side, size)
-    square = np.tensordot(weights, pixels[top : top + side, left : left + side], 1)
-    return (weights @ square + 0.5).clip(0, 255).astype(np.uint8)
-
-
-def grey_in_8_bits(values, has_16_bits):
-    """Of 16 bits the upper ones; numbers of 32 bits must be levels from 0 to 255."""
+        image.load()
+        kind = image.mode, image.format
+        orientation = image.getexif().get(_ORIENTATION)
+    has_16_bits = image.mode.startswith("I;16") or kind in _GREY_OF_16_BITS
+    if image.mode in ("I", "F") and not has_16_bits:
+        image = levels(image)
+    side = max(1, round(share * min(image.size)))
+    left = (image.width - side + (orientation in _RIGHT_TO_LEFT)) // 2
+    top = (image.height - side + (orientation in _BOTTOM_TO_TOP)) // 2
+    image = image.crop((left, top, left + side, top + side))
     if has_16_bits:
-        return Image.fromarray((values >> 8).astype(np.uint8))
+        image = upper_8_bits(image)
+    return np.asarray(over_white(image)), orientation
+
+
+def levels(image):
+    """An image of 32-bit numbers, which must be levels from 0 to 255, in 8 bits."""
+    values = np.asarray(image)
     least, most = values.min(), values.max()
-    if least < 0 or most > 255 or (values.dtype.kind == "f" and 0 < most <= 1):
+    if least < 0 or most > 255 or (image.mode == "F" and 0 < most <= 1):
         found = f"{least:g} to {most:g}"
         raise ValueError(f"has pixels from {found}, must be of 8 or 16 bits or from 0 to 255")
     return Image.fromarray(values.astype(np.uint8))
 
 
-def resize_weights(old, new):
-    """How much each of `old` pixels counts in each of `new` ones, [new, old]."""
-    pixels, scale = np.arange(old), old / new
+def upper_8_bits(image):
+    """The upper 8 of 16 bits of grey."""
+    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+
+
+def over_white(image):
+    """An image as RGB, composed over white where it is transparent."""
+    if image.mode not in _WITH_ALPHA and "transparency" not in image.info:
+        return image.convert("RGB")
+    if image.mode == "La":
+        image = image.convert("LA")
+    image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image).convert("RGB")
+
+
+def turned(pixels, orientation):
+    """Stored pixels upright; an orientation that EXIF does not know, such as None, is upright."""
+    if orientation in _RIGHT_TO_LEFT:
+        pixels = pixels[:, ::-1]
+    if orientation in _BOTTOM_TO_TOP:
+        pixels = pixels[::-1]
+    return pixels.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else pixels
+
+
+def resized(square, size):
+    """A square uint8 [s, s, 3] as float32 [size, size, 3]: W square Wᵀ, W of `windows`."""
+    parts = windows(len(square), size)
+    return columns_first(columns_first(square, parts), parts)
+
+
+def columns_first(pixels, parts):
+    """The weighted sum of rows in each of the windows, [s, t, 3] -> float32 [t, windows, 3]."""
+    sums = [
+        weights @ pixels[part].reshape(len(weights), -1).astype(np.float32)
+        for part, weights in parts
+    ]
+    return np.stack(sums).reshape(len(parts), -1, 3).swapaxes(0, 1)
+
+
+def windows(old, new):
+    """Which of `old` pixels become each of `new` ones, and how much each counts: (slice, [n])."""
+    return [window(k, old, new) for k in range(new)]
+
+
+def window(k, old, new):
+    """That of the pixel k of `new` ones."""
+    scale = old / new
     if old > 2 * new:  # the mean of all pixels that become one
-        edges = np.arange(new + 1)[:, None] * scale
-        overlap = np.minimum(edges[1:], pixels + 1) - np.maximum(edges[:-1], pixels)
-        return np.float32(overlap.clip(0) / scale)
-    centres = ((np.arange(new)[:, None] + 0.5) * scale - 0.5).clip(0, old - 1)
-    return np.float32((1 - abs(centres - pixels)).clip(0))  # bilinear
+        start, end = k * scale, (k + 1) * scale
+        pixels = np.arange(int(start), min(math.ceil(end), old))
+        weights = (np.minimum(end, pixels + 1) - np.maximum(start, pixels)) / scale
+    else:  # bilinear
+        place = min(max((k + 0.5) * scale - 0.5, 0), old - 1)
+        pixels = np.arange(int(place), min(int(place) + 2, old))
+        weights = 1 - abs(place - pixels)
+    return slice(pixels[0], pixels[-1] + 1), np.float32(weights)

@@ -17,9 +17,6 @@ from flax import linen as nn
 from PIL import Image
 from small_networks import between, lively_variables, network, scores_of, thresholds_between
 
-from l2w_jax.config import default_config
-from l2w_jax.data.resize import resize
-from l2w_jax.data.single import evaluated_share, read_image
 from l2w_jax.early_exit import EarlyExitPredictor, rules
 from l2w_jax.early_exit.calibration import calibrated
 from l2w_jax.errors import UserError
@@ -200,56 +197,6 @@ def test_files_are_classified_alone(folder, tmp_path):
         f"{CLASSES[label]}\t{100 * confidence:.1f}%\texit {exit_index + 1}\t{file}"
         for label, exit_index, confidence, file in zip(*decisions, files, strict=True)
     ]
-
-
-@pytest.mark.parametrize("shape", [(32, 32), (40, 30), (61, 90), (200, 151)])
-def test_images_are_prepared_as_by_predict(folder, shape, tmp_path):
-    generator = np.random.default_rng(1)
-    pixels = generator.integers(0, 256, (*shape, 3)).astype(np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "image.png")
-    side = min(shape)
-    top, left = (shape[0] - side) // 2, (shape[1] - side) // 2
-    expected = np.empty((32, 32, 3), np.uint8)
-    resize(np.ascontiguousarray(pixels[top : top + side, left : left + side]), expected)
-    found = load_program(folder[0], "image_files.py").read_image(tmp_path / "image.png", 32, 1.0)
-    # OpenCV computes with fewer digits.
-    assert np.abs(found.astype(int) - expected).max() <= 1
-
-
-@pytest.mark.parametrize("side", [32, 64])
-def test_pixels_of_a_jpeg_are_those_of_predict(folder, side, tmp_path):
-    pixels = np.random.default_rng(side).integers(0, 256, (8, 8, 3)).astype(np.uint8)
-    path = tmp_path / "image.jpg"
-    Image.fromarray(pixels).resize((side, side)).save(path)
-    config = default_config()
-    config.dataset.image_size = 32
-    found = load_program(folder[0], "image_files.py").read_image(path, 32, evaluated_share(config))
-    np.testing.assert_array_equal(found, read_image(path, config))
-
-
-def test_files_that_are_turned_transparent_or_of_16_bits_are_seen_as_people_see_them(
-    folder, tmp_path
-):
-    read_image = load_program(folder[0], "image_files.py").read_image
-    pixels = np.zeros((8, 8, 3), np.uint8)
-    pixels[:4] = 200
-    turned = Image.fromarray(pixels)
-    exif = turned.getexif()
-    exif[0x0112] = 6
-    turned.save(tmp_path / "turned.png", exif=exif)
-    seen = read_image(tmp_path / "turned.png", 8, 1.0)
-    np.testing.assert_array_equal(seen, np.rot90(pixels, -1))
-    transparent = np.zeros((8, 8, 4), np.uint8)
-    Image.fromarray(transparent).save(tmp_path / "transparent.png")
-    assert (read_image(tmp_path / "transparent.png", 8, 1.0) == 255).all()
-    Image.fromarray(np.full((8, 8), 0x1234, np.uint16)).save(tmp_path / "grey.png")
-    assert (read_image(tmp_path / "grey.png", 8, 1.0) == 0x12).all()
-    for kind in (np.int32, np.float32):
-        Image.fromarray(np.full((8, 8), 77, kind)).save(tmp_path / "levels.tiff")
-        assert (read_image(tmp_path / "levels.tiff", 8, 1.0) == 77).all()
-    Image.fromarray(np.full((8, 8), 0.5, np.float32)).save(tmp_path / "fractions.tiff")
-    with pytest.raises(ValueError, match=r"has pixels from 0.5 to 0.5"):
-        read_image(tmp_path / "fractions.tiff", 8, 1.0)
 
 
 @pytest.mark.parametrize(
