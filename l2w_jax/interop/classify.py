@@ -46,12 +46,12 @@ def classify_files(network, paths):
 
     status = 0
     image_format = network.description["image_format"]
+    about = [image_format[name] for name in ("size", "centre_share", "max_pixels")]
     for start in range(0, len(paths), BATCH):
         images = []
         for path in paths[start : start + BATCH]:
             try:
-                image = read_image(path, image_format["size"], image_format["centre_share"])
-                images.append((path, image))
+                images.append((path, read_image(path, *about)))
             except Exception as error:  # Pillow raises many kinds
                 reason = getattr(error, "strerror", None) or error
                 print(f"{path}: cannot be read as an image: {reason}", file=sys.stderr)

@@ -82,7 +82,11 @@ def main(argv: Sequence[str]) -> None:
     state = restore_evaluated(config, arguments.workdir, evaluation)
     mean, deviation = channel_statistics(config.dataset.name)
     image_format = ImageFormat(
-        config.dataset.image_size, evaluated_share(config), mean.tolist(), deviation.tolist()
+        config.dataset.image_size,
+        evaluated_share(config),
+        mean.tolist(),
+        deviation.tolist(),
+        config.dataset.max_pixels,
     )
     exported = (
         arguments.output,

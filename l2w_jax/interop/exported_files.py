@@ -7,7 +7,7 @@ from pathlib import Path
 FOLDER = Path(__file__).parent
 
 # Of network.json and of what the stages take and give; programs read no other.
-FORMAT = 1
+FORMAT = 2
 
 
 def read_description(folder):

@@ -12,15 +12,28 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
+from l2w_jax.data import cut_jpeg
 from l2w_jax.early_exit.budget import EVERYBODY_LEAVES, NOBODY_LEAVES
 from l2w_jax.files import write_atomically
 from l2w_jax.interop.exported_files import FORMAT
 from l2w_jax.models.preprocessing import normalize
 
-# What the programs are made of, each of which runs where this package is not.
-_MODULES = ("classify.py", "exported_files.py", "image_files.py")
+_HERE = Path(__file__).parent
 
-_OTHER_FILES = (*_MODULES, "run_exported.py", "run_onnx.py", "variables.npz")
+# What the programs are made of, each of which runs where this package is not.
+_MODULES = (
+    _HERE / "classify.py",
+    Path(cut_jpeg.__file__),
+    _HERE / "exported_files.py",
+    _HERE / "image_files.py",
+)
+
+_OTHER_FILES = (
+    *(module.name for module in _MODULES),
+    "run_exported.py",
+    "run_onnx.py",
+    "variables.npz",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,12 +45,14 @@ class ImageFormat:
         centre_share: share of the shorter side of the original image that this square shows.
         mean, deviation: of pixels on a scale of 0 to 1, [3] each. The first stage subtracts and
             divides by them.
+        max_pixels: that an image file may have.
     """
 
     size: int
     centre_share: float
     mean: Sequence[float]
     deviation: Sequence[float]
+    max_pixels: int = 89_478_485  # Pillow's own limit
 
     def preprocess(self, images: jax.Array) -> jax.Array:
         """`normalize` of stored images by this mean and deviation."""
@@ -77,8 +92,8 @@ def remove_earlier_export(folder: Path) -> None:
 
 def write_programs(folder: Path, loader: str) -> None:
     """Copies the program of this name, and the modules that it is made of, into a folder."""
-    for name in (loader, *_MODULES):
-        write_atomically(folder / name, (Path(__file__).parent / name).read_text())
+    for module in (_HERE / loader, *_MODULES):
+        write_atomically(folder / module.name, module.read_text())
 
 
 def load_program(folder: Path, loader: str) -> ModuleType:
@@ -91,6 +106,6 @@ def load_program(folder: Path, loader: str) -> ModuleType:
     finally:
         sys.path.remove(str(folder))
         # Another folder may hold other ones.
-        for name in _MODULES:
-            sys.modules.pop(Path(name).stem, None)
+        for module in _MODULES:
+            sys.modules.pop(module.stem, None)
     return program

@@ -1,9 +1,17 @@
 """Image files as the network exported to this folder sees them; needs numpy and Pillow."""
 
+import io
 import math
+from pathlib import Path
 
 import numpy as np
+from cut_jpeg import with_end
 from PIL import Image
+
+# Every file is held against `max_pixels`, which may allow more than this does.
+Image.MAX_IMAGE_PIXELS = None
+
+_JPEG = b"\xff\xd8\xff"  # the first bytes of any
 
 _ORIENTATION = 0x0112  # EXIF's
 
@@ -18,22 +26,42 @@ _GREY_OF_16_BITS = {("I", "PNG"), ("I", "PPM")}
 _WITH_ALPHA = {"LA", "La", "PA", "RGBA", "RGBa"}
 
 
-def read_image(path, size, centre_share):
+def read_image(path, size, centre_share, max_pixels):
     """The centre of an image file, upright and over white, uint8 [size, size, 3].
 
-    As training saw it: of halved or unscaled images every pixel, of others to 1 of 255 levels.
+    To 1 of 255 levels as training saw it, but for one column. Of an upright JPEG training decodes
+    this square alone: where colours are stored at half the width and the picture goes on to the
+    right of the square, its last column lacks a neighbour, and may be tens of levels off.
+
+    A JPEG that lacks its last bytes is used if at most a hundredth of the picture is missing;
+    `predict` does not notice what is missing below the square.
+
+    Raises OSError for what is no image or incomplete, ValueError for one of more than `max_pixels`
+    or of levels that no picture has; Pillow raises other kinds too.
     """
-    square, orientation = centre(path, centre_share)
+    try:
+        square, orientation = centre(path, centre_share, max_pixels)
+    except OSError:
+        encoded = Path(path).read_bytes()
+        completed = with_end(encoded) if encoded.startswith(_JPEG) else None
+        if completed is None:
+            raise
+        square, orientation = centre(io.BytesIO(completed), centre_share, max_pixels)
     # The large square is not turned: to copy it in another order takes as long as to decode it.
     return turned((resized(square, size) + 0.5).clip(0, 255).astype(np.uint8), orientation)
 
 
-def centre(path, share):
+def centre(file, share, max_pixels):
     """The square of this share of the shorter side, as stored, and the EXIF orientation.
 
     Uint8 [s, s, 3], over white; of the upright image it begins at floor((length - s) / 2).
     """
-    with Image.open(path) as image:
+    with Image.open(file) as image:
+        if image.width * image.height > max_pixels:
+            raise ValueError(
+                f"{image.width} x {image.height} pixels are more than the {max_pixels} that "
+                "network.json's image_format.max_pixels allows"
+            )
         image.load()
         kind = image.mode, image.format
         orientation = image.getexif().get(_ORIENTATION)
@@ -60,8 +88,13 @@ def levels(image):
 
 
 def upper_8_bits(image):
-    """The upper 8 of 16 bits of grey."""
-    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    """The upper 8 of 16 bits of grey; the level that the file calls transparent is so."""
+    values = np.asarray(image)
+    grey = Image.fromarray((values >> 8).astype(np.uint8))
+    if "transparency" in image.info:
+        opaque = values != image.info["transparency"]
+        grey.putalpha(Image.fromarray(255 * opaque.astype(np.uint8)))
+    return grey
 
 
 def over_white(image):

@@ -113,7 +113,7 @@ def test_each_variable_is_stored_once_and_for_the_stages_that_read_it(tiny_folde
 @pytest.mark.parametrize(
     ("field", "value", "fault"),
     [
-        ("format", 0, "is not of format 1; export again"),
+        ("format", 0, "is not of format 2; export again"),
         ("stages", None, "damaged: 'stages' is missing; export again"),
         ("stages", 3, "damaged: 'stages' is no list; export again"),
         ("thresholds", "high", "'thresholds' must be 3 numbers, one for each stage"),
@@ -157,6 +157,7 @@ def run_folder(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
     config = make_config(TinyNetwork())
     config.checkpoint.every_epochs = config.optimizer.epochs
+    config.dataset.max_pixels = 123_456
     # Training leaves config.json to the command, and JSON has no word for a network of our own.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stored, "read_config", lambda folder: config)
@@ -180,6 +181,8 @@ def test_a_run_is_exported_and_runs_alone(run_folder, tmp_path, capsys):
     chosen.write_text(json.dumps({"thresholds": predictor.thresholds.tolist()}))
     export.main([f"--workdir={workdir}", f"--output={folder}", f"--thresholds={chosen}"])
     assert "3 stages" in capsys.readouterr().out
+    about_images = json.loads((folder / "network.json").read_text())["image_format"]
+    assert about_images["max_pixels"] == config.dataset.max_pixels
 
     np.save(tmp_path / "images.npy", IMAGES)
     files = [folder, tmp_path / "images.npy", tmp_path / "answers.npy"]
@@ -239,6 +242,7 @@ def test_a_run_is_exported_to_onnx(run_folder, tmp_path, capsys):
     assert capsys.readouterr().out == f"{tmp_path}: 3 stages of step 60, and run_onnx.py\n"
     assert {path.name for path in tmp_path.iterdir()} == {
         "classify.py",
+        "cut_jpeg.py",
         "exported_files.py",
         "image_files.py",
         "network.json",

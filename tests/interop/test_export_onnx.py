@@ -186,11 +186,16 @@ def test_files_are_classified_alone(folder, tmp_path):
     description["image_format"]["centre_share"] = 1.0
     (copy / "network.json").write_text(json.dumps(description))
     (tmp_path / "broken.png").write_bytes(b"no image")
-    command = [sys.executable, "-I", ALONE, copy / "run_onnx.py", *files]
-    done = subprocess.run(
-        [*map(str, command), str(tmp_path / "broken.png")], capture_output=True, text=True
+    Image.new("1", (10_000, 9000)).save(tmp_path / "large.png")
+    others = [tmp_path / "broken.png", tmp_path / "large.png"]
+    command = [sys.executable, "-I", ALONE, copy / "run_onnx.py", *files, *others]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True)
+    assert re.fullmatch(
+        r".*broken.png: cannot be read as an image: .*\n"
+        r".*large.png: cannot be read as an image: 10000 x 9000 pixels are more than the 89478485 "
+        r"that network.json's image_format.max_pixels allows\n",
+        done.stderr,
     )
-    assert re.fullmatch(r".*broken.png: cannot be read as an image: .*\n", done.stderr)
     assert done.returncode == 1
     decisions = predictor(images)
     assert done.stdout.splitlines() == [
@@ -208,7 +213,7 @@ def test_files_are_classified_alone(folder, tmp_path):
             f"stage_2.onnx: onnxruntime {onnxruntime.__version__} cannot load it",
         ),
         ("missing", "stage_2.onnx: No such file or directory; the folder needs it"),
-        ("format", "network.json: is not of format 1; export again"),
+        ("format", "network.json: is not of format 2; export again"),
         ("cut", "network.json: damaged: Unterminated string starting at: line 1 column 2 (char 1)"),
     ],
 )
@@ -229,7 +234,7 @@ def test_faults_are_told_in_one_line(folder, fault, message, tmp_path):
     elif fault == "cut":
         about.write_text('{"for')
     else:
-        about.write_text(json.dumps(json.loads(about.read_text()) | {"format": 2}))
+        about.write_text(json.dumps(json.loads(about.read_text()) | {"format": 1}))
     done = subprocess.run(
         [sys.executable, copy / "run_onnx.py", "image.png"], capture_output=True, text=True
     )

@@ -1,5 +1,6 @@
 """Files are prepared for an exported network as `predict` prepares them, with Pillow alone."""
 
+import functools
 import io
 import tracemalloc
 
@@ -13,6 +14,8 @@ from l2w_jax.config import default_config
 from l2w_jax.data import single
 from l2w_jax.interop.exported_folder import load_program, write_programs
 
+MAX_PIXELS = 10**6
+
 
 @pytest.fixture(scope="module")
 def image_files(tmp_path_factory):
@@ -22,9 +25,10 @@ def image_files(tmp_path_factory):
     return load_program(folder, "image_files.py")
 
 
-def seen_by_predict(path, share):
+def seen_by_predict(path, share, max_pixels=MAX_PIXELS):
     config = default_config()
     config.dataset.image_size = 32
+    config.dataset.max_pixels = max_pixels
     config.dataset.augmentation = "resized_crop" if share < 1 else "none"
     assert single.evaluated_share(config) == share
     return single.read_image(path, config)
@@ -56,13 +60,18 @@ def held(orientation):
 
 GREY = np.asarray(photo().convert("L"))
 GREY_OF_16_BITS = Image.fromarray(GREY.astype(np.uint16) * 200)
-# Colours at full resolution: of others the decoders differ.
+LEVEL = int(GREY_OF_16_BITS.getpixel((45, 30)))
+# Colours at full resolution: of others the decoders differ, see below.
 JPEG = {"format": "JPEG", "quality": 90, "subsampling": 0}
 FILES = {
     "RGB": (photo(), {"format": "PNG"}),
     "grey": (photo().convert("L"), {"format": "PNG"}),
     "grey with a transparent level": (photo().convert("L"), {"format": "PNG", "transparency": 99}),
     "grey of 16 bits": (GREY_OF_16_BITS, {"format": "PNG"}),
+    "grey of 16 bits, a level transparent": (
+        GREY_OF_16_BITS,
+        {"format": "PNG", "transparency": LEVEL},
+    ),
     "grey of 16 bits in a TIFF": (GREY_OF_16_BITS, {"format": "TIFF"}),
     "grey and alpha": (half_transparent().convert("LA"), {"format": "PNG"}),
     "RGBA": (half_transparent(), {"format": "PNG"}),
@@ -88,11 +97,55 @@ FILES = {
 def test_every_kind_is_seen_as_by_predict(image_files, kind, share, tmp_path):
     image, options = FILES[kind]
     image.save(tmp_path / "image", **options)
-    found = image_files.read_image(tmp_path / "image", 32, share)
+    found = image_files.read_image(tmp_path / "image", 32, share, MAX_PIXELS)
     expected = seen_by_predict(tmp_path / "image", share)
     assert expected.std() > 20
     # OpenCV computes with fewer digits.
     assert np.abs(found.astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("share", [0.875, 1.0])
+@pytest.mark.parametrize("subsampling", ["4:2:2", "4:2:0"])
+def test_of_colours_at_half_the_width_the_last_column_alone_differs(
+    image_files, subsampling, share, tmp_path
+):
+    noise = np.random.default_rng(1).integers(0, 256, (62, 91, 3), np.uint8)
+    path = tmp_path / "image.jpg"
+    Image.fromarray(noise).save(path, quality=90, subsampling=subsampling)
+    found = image_files.read_image(path, 32, share, MAX_PIXELS).astype(int)
+    differences = np.abs(found - seen_by_predict(path, share))
+    assert differences[:, :-1].max() <= 1 < differences[:, -1].max()
+
+
+@pytest.mark.parametrize("way", [{}, {"progressive": True}, {"restart_marker_rows": 1}])
+@pytest.mark.parametrize("missing", [1, 2, 6])
+def test_a_jpeg_that_lacks_its_last_bytes_is_seen_as_by_predict(
+    image_files, way, missing, tmp_path
+):
+    path = tmp_path / "cut.jpg"
+    path.write_bytes(encoded(photo(300, 200), "JPEG", **way)[:-missing])
+    found = image_files.read_image(path, 32, 1.0, MAX_PIXELS)
+    assert np.abs(found.astype(int) - seen_by_predict(path, 1.0)).max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_what_lacks_a_visible_part_is_refused(image_files, kind, tmp_path):
+    content = encoded(photo(300, 200), kind)
+    (tmp_path / "cut").write_bytes(content[: len(content) // 2])
+    with pytest.raises(single.UnreadableImage, match="truncated"):
+        seen_by_predict(tmp_path / "cut", 1.0)
+    with pytest.raises(OSError, match="truncated"):
+        image_files.read_image(tmp_path / "cut", 32, 1.0, MAX_PIXELS)
+
+
+def test_more_pixels_than_predict_takes_are_refused(image_files, tmp_path):
+    for path in (tmp_path / "image.png", tmp_path / "image.jpg"):
+        photo(30, 20).save(path)
+        assert image_files.read_image(path, 8, 1.0, 600).shape == (8, 8, 3)
+        with pytest.raises(single.UnreadableImage, match=r"30 x 20 pixels are more than"):
+            seen_by_predict(path, 1.0, max_pixels=599)
+        with pytest.raises(ValueError, match=r"^30 x 20 pixels are more than the 599 that .*$"):
+            image_files.read_image(path, 8, 1.0, 599)
 
 
 def test_levels_that_no_picture_has_are_refused_outside_the_centre_too(image_files, tmp_path):
@@ -103,7 +156,7 @@ def test_levels_that_no_picture_has_are_refused_outside_the_centre_too(image_fil
     with pytest.raises(single.UnreadableImage, match="has pixels from 77 to 256"):
         seen_by_predict(path, 0.875)
     with pytest.raises(ValueError, match="has pixels from 77 to 256"):
-        image_files.read_image(path, 8, 0.875)
+        image_files.read_image(path, 8, 0.875, MAX_PIXELS)
 
 
 def dense(old, new):
@@ -134,7 +187,7 @@ def test_what_is_not_seen_takes_no_memory(image_files, size, tmp_path):
     """Of the square a copy or two in 8 bits; in 32 bits only what became one side small."""
     photo(3000, 500).save(tmp_path / "image.png")
     tracemalloc.start()
-    image_files.read_image(tmp_path / "image.png", size, 1.0)
+    image_files.read_image(tmp_path / "image.png", size, 1.0, 10**7)
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert most < 3 * 500 * 500 * 3 + 2 * 500 * size * 3 * 4
@@ -152,7 +205,7 @@ def test_only_the_centre_of_what_is_transparent_is_composed(
 
     monkeypatch.setattr(Image, "alpha_composite", recorded)
     photo(300, 50).convert(mode).save(tmp_path / "image.png")
-    image_files.read_image(tmp_path / "image.png", 8, 1.0)
+    image_files.read_image(tmp_path / "image.png", 8, 1.0, MAX_PIXELS)
     assert sizes == composed
 
 
@@ -160,7 +213,7 @@ def test_only_the_centre_of_what_is_transparent_is_composed(
 def test_images_of_every_size_are_seen_as_by_predict(image_files, shape, tmp_path):
     pixels = np.random.default_rng(1).integers(0, 256, (*shape, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "image.png")
-    found = image_files.read_image(tmp_path / "image.png", 32, 1.0)
+    found = image_files.read_image(tmp_path / "image.png", 32, 1.0, MAX_PIXELS)
     # OpenCV computes with fewer digits.
     assert np.abs(found.astype(int) - seen_by_predict(tmp_path / "image.png", 1.0)).max() <= 1
 
@@ -170,14 +223,14 @@ def test_pixels_of_a_jpeg_of_once_or_twice_the_size_are_those_of_predict(
     image_files, side, tmp_path
 ):
     photo(side, side).save(tmp_path / "image.jpg")
-    found = image_files.read_image(tmp_path / "image.jpg", 32, 1.0)
+    found = image_files.read_image(tmp_path / "image.jpg", 32, 1.0, MAX_PIXELS)
     np.testing.assert_array_equal(found, seen_by_predict(tmp_path / "image.jpg", 1.0))
 
 
 def test_files_that_are_turned_transparent_or_of_16_bits_are_seen_as_people_see_them(
     image_files, tmp_path
 ):
-    read_image = image_files.read_image
+    read_image = functools.partial(image_files.read_image, max_pixels=MAX_PIXELS)
     pixels = np.zeros((8, 8, 3), np.uint8)
     pixels[:4] = 200
     turned = Image.fromarray(pixels)
