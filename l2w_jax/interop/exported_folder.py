@@ -68,6 +68,7 @@ def description(
     """What a loader must know: classes [C], images, and who leaves where, thresholds [K]."""
     return {
         "format": FORMAT,
+        "num_classes": len(class_names),
         "class_names": list(class_names),
         "image_format": dataclasses.asdict(image_format),
         "rule": rule,

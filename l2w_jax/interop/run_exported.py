@@ -12,20 +12,27 @@ import io
 import exported_files
 import jax
 import numpy as np
+from exported_files import ASCENDING_COUNTS, OBJECT, OBJECT_OR_NULL, TEXTS
 from jax import export
+
+FIELDS = {
+    "batch_sizes": ASCENDING_COUNTS,
+    "sha256": OBJECT,
+    "cpu_compiler_options": OBJECT_OR_NULL,
+}
 
 
 class ExportedNetwork:
     """What the folder holds, ready to run."""
 
     def __init__(self, folder=exported_files.FOLDER):
-        self.description = exported_files.read_description(folder)
+        self.description = exported_files.read_description(folder, FIELDS, {"variables": TEXTS})
         self._sizes = self.description["batch_sizes"]
         self._pack = jax.jit(lambda features, rows: [array[rows] for array in features])
         self._stages = []
 
         def load(name, make, library):
-            checksum = self.description["sha256"][name]
+            checksum = self.description["sha256"].get(name)
             return exported_files.load(folder / name, checksum, make, library)
 
         arrays = load("variables.npz", lambda content: np.load(io.BytesIO(content)), np)

@@ -9,6 +9,7 @@ onnxruntime and numpy, and Pillow for image files.
 import exported_files
 import numpy as np
 import onnxruntime
+from exported_files import TEXT
 
 BATCH = 256
 
@@ -17,7 +18,7 @@ class ExportedNetwork:
     """What the folder holds, ready to run; `threads` 0 lets the runtime choose."""
 
     def __init__(self, folder=exported_files.FOLDER, threads=0):
-        self.description = exported_files.read_description(folder)
+        self.description = exported_files.read_description(folder, {}, {"sha256": TEXT})
         self.thresholds = self.description["thresholds"]
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads

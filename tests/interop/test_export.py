@@ -115,9 +115,35 @@ def test_each_variable_is_stored_once_and_for_the_stages_that_read_it(tiny_folde
     [
         ("format", 0, "is not of format 2; export again"),
         ("stages", None, "damaged: 'stages' is missing; export again"),
-        ("stages", 3, "damaged: 'stages' is no list; export again"),
+        ("stages", 3, "'stages' must be a list of objects, not empty"),
+        ("stages", [], "'stages' must be a list of objects, not empty"),
+        ("stages", [{}], r"damaged: 'stages\[0\].file' is missing; export again"),
+        ("stages", [{"file": "a"}], r"damaged: 'stages\[0\].variables' is missing; export again"),
+        ("class_names", ["a", "b", "c"], "'class_names' must be 4 texts, one for each class"),
+        ("class_names", {}, "'class_names' must be 4 texts, one for each class"),
+        ("num_classes", "4", "'num_classes' must be a whole number from 0"),
+        ("image_format", 8, "'image_format' must be an object"),
+        ("image_format", {}, "damaged: 'image_format.size' is missing; export again"),
+        ("image_format", {"size": 0}, "'image_format.size' must be a whole number from 1"),
+        (
+            "image_format",
+            {"size": 8, "centre_share": 2},
+            "'image_format.centre_share' must be above 0, at most 1",
+        ),
+        (
+            "image_format",
+            {"size": 8, "centre_share": 1},
+            "damaged: 'image_format.max_pixels' is missing; export again",
+        ),
+        (
+            "batch_sizes",
+            [8, 1],
+            "'batch_sizes' must be a list of ascending whole numbers from 1, not empty",
+        ),
+        ("cpu_compiler_options", 3, "'cpu_compiler_options' must be an object or null"),
         ("thresholds", "high", "'thresholds' must be 3 numbers, one for each stage"),
         ("thresholds", [None, 1.0, 0.0], "'thresholds' must be 3 numbers, one for each stage"),
+        ("thresholds", [float("nan"), 1, 0], "'thresholds' must be 3 numbers, one for each stage"),
         ("thresholds", [True, 1.0, 0.0], "'thresholds' must be 3 numbers, one for each stage"),
         ("thresholds", [0.5, 0.5], "'thresholds' must be 3 numbers, one for each stage"),
     ],
@@ -132,6 +158,19 @@ def test_a_description_that_was_changed_wrongly_is_refused(
         del description[field]
     (folder / "network.json").write_text(json.dumps(description))
     with pytest.raises(ValueError, match=rf"network\.json: {fault}$"):
+        load(folder)
+
+
+def test_a_description_or_a_list_of_checksums_that_is_damaged_is_told(tiny_folder, tmp_path):
+    folder = shutil.copytree(tiny_folder[0], tmp_path / "damaged")
+    content = (folder / "network.json").read_bytes()
+    (folder / "network.json").write_bytes(content + b"\xff")
+    with pytest.raises(ValueError, match=r"network\.json: damaged: .*utf-8"):
+        load(folder)
+    description = json.loads(content)
+    del description["sha256"]["variables.npz"]
+    (folder / "network.json").write_text(json.dumps(description))
+    with pytest.raises(ValueError, match=r"variables\.npz: damaged, or of another export"):
         load(folder)
 
 

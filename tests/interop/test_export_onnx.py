@@ -210,10 +210,13 @@ def test_files_are_classified_alone(folder, tmp_path):
         ("damaged", "stage_2.onnx: damaged, or of another export"),
         (
             "unknown",
-            f"stage_2.onnx: onnxruntime {onnxruntime.__version__} cannot load it",
+            f"stage_2.onnx: onnxruntime {onnxruntime.__version__} cannot load it: "
+            "[ONNXRuntimeError] : 7 : INVALID_PROTOBUF : Failed to load model because protobuf "
+            "parsing failed.",
         ),
         ("missing", "stage_2.onnx: No such file or directory; the folder needs it"),
         ("format", "network.json: is not of format 2; export again"),
+        ("stage", "network.json: damaged: 'stages[1].sha256' is missing; export again"),
         ("cut", "network.json: damaged: Unterminated string starting at: line 1 column 2 (char 1)"),
     ],
 )
@@ -231,6 +234,10 @@ def test_faults_are_told_in_one_line(folder, fault, message, tmp_path):
         about.write_text(json.dumps(description))
     elif fault == "missing":
         stage.unlink()
+    elif fault == "stage":
+        description = json.loads(about.read_text())
+        del description["stages"][1]["sha256"]
+        about.write_text(json.dumps(description))
     elif fault == "cut":
         about.write_text('{"for')
     else:
