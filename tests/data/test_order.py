@@ -45,6 +45,17 @@ def test_epochs_and_seeds_have_their_own_order():
         assert (first != second).any()
 
 
+def test_order_and_augmentation_are_those_that_runs_were_begun_with():
+    """With others a run that goes on would see some images twice in its epoch, and some never.
+
+    Where a release of NumPy draws other numbers, that is to be known as well.
+    """
+    assert order.epoch_permutation(3, 7, 10).tolist() == [3, 4, 2, 6, 1, 9, 7, 0, 8, 5]
+    assert next(order.training_rows(3, 7 * 5 + 1, 10, 2)).tolist() == [2, 6]
+    generator = order.augmentation_generator(3, 7)
+    assert generator.integers(0, 1000, 4).tolist() == [182, 315, 487, 130]
+
+
 def test_steps_and_seeds_have_their_own_augmentation_and_it_does_not_follow_the_order():
     drawn = [
         order.augmentation_generator(seed, step).permutation(100)

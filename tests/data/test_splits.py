@@ -39,6 +39,19 @@ def test_a_choice_is_the_same_every_time():
     np.testing.assert_array_equal(splits.random_choice(500, 50), splits.random_choice(500, 50))
 
 
+def test_the_choices_are_those_that_runs_were_begun_with():
+    """With others a run that goes on would hold out images that it was trained on.
+
+    Where a release of NumPy draws other numbers, that is to be known as well.
+    """
+    labels = np.arange(60) % 3
+    assert splits.stratified_choice(labels, 6).tolist() == [10, 11, 14, 30, 42, 52]
+    assert splits.random_choice(60, 6).tolist() == [5, 11, 13, 36, 38, 42]
+    tail = splits.long_tailed_choice(labels, 10)
+    assert tail[labels[tail] == 1].tolist() == [7, 25, 28, 49, 52, 55]
+    assert tail[labels[tail] == 2].tolist() == [14, 35]
+
+
 def test_images_are_not_held_out_for_being_in_a_long_tail():
     """Drawn from the same numbers the tail's images would be those to hold out."""
     labels = np.arange(1000) % 2
