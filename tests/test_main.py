@@ -8,13 +8,19 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import pytest
 from image_folders import write_split
 from programs import ENVIRONMENT
 
 from l2w_jax import main
 from l2w_jax.config import from_json
+from l2w_jax.data import open_source
+from l2w_jax.errors import UserError
+from l2w_jax.evaluation import evaluate
+from l2w_jax.run import checkpoints, images
 from l2w_jax.run import workdir as run_folder
+from l2w_jax.training import create_train_state
 
 ROOT = Path(__file__).parents[1]
 DIGITS = str(ROOT / "configs" / "digits_msdnet.py")
@@ -279,6 +285,42 @@ def test_a_damaged_checkpoint_is_one_line_too(small_run):
     assert completed.returncode == 0, completed.stderr
     assert f"The checkpoint of step {evaluated} is not used" in completed.stderr
     assert len(completed.stderr.splitlines()) == 1
+
+
+def test_a_run_is_not_judged_by_images_that_it_may_have_been_trained_on(
+    tmp_path, workdir, capsys, monkeypatch
+):
+    write_split(tmp_path / "data" / "train", 10, 0)
+    dataset = {
+        "name": "image_folder",
+        "data_dir": tmp_path / "data",
+        "num_classes": 3,
+        "holdout": 6,
+        "batch_size": 8,
+    }
+    arguments = [
+        *(f"--config={DIGITS}", f"--workdir={workdir}", "--mode=evaluate"),
+        *(f"--config.dataset.{field}={value}" for field, value in dataset.items()),
+        *("--config.model.num_exits=1", "--config.model.channels=4"),
+    ]
+    config = main.parse(["main", *arguments]).config
+    with run_folder.exclusive_use(config, workdir):
+        writer = checkpoints.CheckpointWriter(workdir, 1, images.identity(open_source(config)))
+        writer.save(create_train_state(config, jax.random.key(0)))
+        writer.close()
+
+    def evaluated(*_):
+        raise UserError("evaluated")
+
+    monkeypatch.setattr(evaluate, "evaluate", evaluated)
+    assert run_main(*arguments) == 2
+    assert capsys.readouterr().err == "evaluated\n"
+    blue = tmp_path / "data" / "train" / "blue"
+    (blue / "00.jpg").rename(blue / "zz.jpg")
+    assert run_main(*arguments) == 2
+    error = capsys.readouterr().err
+    assert "'holdout' and 'test', cut from the same folder, may hold" in error
+    assert len(error.splitlines()) == 1
 
 
 def test_training_needs_training_images_and_says_so(tmp_path, workdir, capsys):
