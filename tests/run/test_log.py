@@ -85,6 +85,59 @@ def test_tensorboard_holds_the_same_numbers(config, tmp_path):
     np.testing.assert_allclose(scalar("train/learning_rate"), line["learning_rate"], rtol=1e-5)
 
 
+@pytest.fixture
+def clock(monkeypatch):
+    """The clock that the log reads, which stands still until it is moved."""
+    clock = SimpleNamespace(seconds=1000.0)
+    clock.monotonic = lambda: clock.seconds
+    monkeypatch.setattr(log, "time", clock)
+    return clock
+
+
+def test_speed_and_waiting_are_those_of_the_iterations_alone(config, tmp_path, clock, capsys):
+    """Of 2 s for 10 images half a second goes by waiting; what is done between counts nothing."""
+    with RunLog(tmp_path, config, SimpleNamespace(num_train=43, num_bad=7), 0) as run_log:
+        for step in range(1, 7):
+            run_log.start_clock()
+            with run_log.waiting():
+                clock.seconds += 0.5
+            clock.seconds += 1.5
+            run_log.add_step(step, iteration(step))
+            run_log.stop_clock()
+            with run_log.waiting():
+                clock.seconds += 100
+    written = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    assert [line["step"] for line in written] == [3, 6]
+    assert [line["images_per_second"] for line in written] == [5, 5]
+    assert [line["waiting_for_data"] for line in written] == [25, 25]
+    # Of eight iterations five are left, and then two.
+    assert [line.partition("%  ")[2] for line in told] == [
+        "5 images/s  10 s left",
+        "5 images/s  4 s left",
+    ]
+    events = EventAccumulator(str(tmp_path)).Reload()
+    for tag, value in {"images_per_second": 5, "waiting_for_data": 25}.items():
+        of_tag = [tensor_util.make_ndarray(event.tensor_proto) for event in events.Tensors(tag)]
+        assert of_tag == [value, value]
+
+
+def test_iterations_before_the_clock_starts_have_no_speed(config, tmp_path, clock, capsys):
+    """The first compiles."""
+    with RunLog(tmp_path, config, SimpleNamespace(num_train=43, num_bad=7), 0) as run_log:
+        for step in range(1, 7):
+            clock.seconds += 2 if step > 4 else 100
+            run_log.add_step(step, iteration(step))
+            if step == 4:
+                run_log.start_clock()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["images_per_second"] for line in lines] == [None, 5]
+    assert [line["waiting_for_data"] for line in lines] == [None, 0]
+    first, second = (line for line in capsys.readouterr().out.splitlines() if line[:5] == "step ")
+    assert first.endswith(" %")
+    assert second.endswith(" %  5 images/s  4 s left")
+
+
 def test_the_meta_loss_is_that_of_the_iterations_that_had_one(config, tmp_path):
     metrics = [iteration(1), iteration(2, 6.0), iteration(3, 3.0), *map(iteration, (4, 5, 6))]
     some, none = write_log(config, tmp_path, 0, metrics)[:2]
@@ -107,6 +160,13 @@ def test_a_resumed_run_drops_the_lines_of_steps_that_it_does_again(config, tmp_p
     assert [line["step"] for line in lines] == [3, 6, 8]
     # Of the window that was cut, the iterations since the resumption are there.
     assert lines[1]["weighted_loss"] == 3 * 5.5
+
+
+def test_a_run_that_goes_on_after_a_line_keeps_it(config, tmp_path):
+    begun = write_log(config, tmp_path, 0, map(iteration, range(1, 8)))
+    lines = write_log(config, tmp_path, 6, map(iteration, (7, 8)))
+    assert [line["step"] for line in lines] == [3, 6, 8]
+    assert lines[:2] == begun
 
 
 def test_damaged_lines_are_dropped_with_a_warning(config, tmp_path, caplog):
