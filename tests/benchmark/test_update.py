@@ -27,6 +27,10 @@ def test_report_has_both_steps_and_their_ratios(config, schedule):
     for name in ("gigaflops", "temporary_megabytes", "kernels", "seconds"):
         expected = report["weighted"][name] / report["plain"][name]
         assert report["ratio"][name] == pytest.approx(expected)
+    for step in ("weighted", "plain"):
+        # Both updates are on half of a batch: that of a weighted iteration makes two.
+        images = report[step]["images_per_second"] * report[step]["seconds"]
+        assert images == pytest.approx(report["images_per_update"])
     assert 2 < report["ratio"]["gigaflops"] < 4
     assert report["weighted"]["kernels"] > 1.5 * report["plain"]["kernels"] > 0
     spent = report["weighted"]["seconds_tracing"] + report["weighted"]["seconds_compiling"]
@@ -38,6 +42,8 @@ def test_plain_recipe_is_measured_alone(config):
     report = benchmark.measure(config, num_steps=1, started=time.monotonic())
     assert "weighted" not in report and "ratio" not in report
     assert report["images_per_update"] == 16
+    images = report["plain"]["images_per_second"] * report["plain"]["seconds"]
+    assert images == pytest.approx(report["images_per_update"])
 
 
 def test_ratios_are_of_the_numbers_that_both_have():

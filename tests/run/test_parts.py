@@ -1,5 +1,7 @@
 """A step is taken in as few parts as fit, found once for the whole run."""
 
+from types import SimpleNamespace
+
 import jax
 import pytest
 from conftest import TinyNetwork
@@ -61,6 +63,25 @@ def test_a_step_needs_what_its_program_holds(asking, schedule):
     arguments = sum(array.nbytes for array in jax.tree.leaves(state)) + batches * 16 * 8 * 8 * 3
     # Weighted updates keep at least the features of a part of four images.
     assert needed > arguments + 16 * 4 * batches + 4 * 8 * 8 * 3
+
+
+def test_a_step_needs_its_arguments_and_what_it_makes_but_its_state_once(asking, monkeypatch):
+    class Compiled:
+        """Stands in for the update of a step, also lowered."""
+
+        lower = staticmethod(lambda *_: Compiled)
+        compile = staticmethod(lambda: Compiled)
+        memory_analysis = staticmethod(
+            lambda: SimpleNamespace(
+                argument_size_in_bytes=300,
+                temp_size_in_bytes=50,
+                output_size_in_bytes=280,
+                alias_size_in_bytes=280,
+            )
+        )
+
+    monkeypatch.setattr(parts, "step_on_devices", lambda *_: SimpleNamespace(update=Compiled))
+    assert parts._needs(parts.with_parts(asking, 1), TOTAL_STEPS) == 350
 
 
 def test_what_the_compiler_refuses_does_not_fit_and_other_faults_are_told(asking, monkeypatch):
