@@ -1,6 +1,7 @@
 """What Slurm and Kubernetes are told: the same command, several processes, start again after 75."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -52,6 +53,19 @@ def test_slurm_starts_an_interrupted_run_again_and_no_other(tmp_path, status, re
     assert calls[0].startswith("srun auto 6 --kill-on-bad-exit=1 ")
     assert calls[0].endswith(" -m l2w_jax.main " + " ".join(arguments))
     assert calls[1:] == requeues
+
+
+def test_slurm_has_a_run_save_before_its_time_is_up_and_starts_it_again_when_preempted():
+    script = (ROOT / "launch" / "slurm.sbatch").read_text()
+    options = re.findall(r"^#SBATCH --([a-z-]+)=?(.*)$", script, re.MULTILINE)
+    assert len(options) == script.count("#SBATCH")
+    # To the run's processes, not with "B:" to the shell, which waits for them to start them again.
+    assert dict(options)["signal"] == "TERM@120"
+    assert ("requeue", "") in options
+    # Of what was printed before it was preempted nothing is lost.
+    assert ("open-mode", "append") in options
+    # After the first command Slurm reads no more options.
+    assert script.rindex("#SBATCH") < script.index("\nset ")
 
 
 def assert_part_of(part, whole):
