@@ -43,7 +43,10 @@ class Source(abc.ABC):
     @property
     @abc.abstractmethod
     def train_class_counts(self) -> np.ndarray:
-        """How many training images each class has, int64[C]."""
+        """How many training images each class has, int64[C].
+
+        Not of ImageNet, whose labels lie inside its records: no long tail is cut from it.
+        """
 
     @abc.abstractmethod
     def train_batches(

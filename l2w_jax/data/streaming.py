@@ -7,11 +7,9 @@ from ml_collections import ConfigDict
 
 from l2w_jax.data import augment, decode, order
 from l2w_jax.data.bad_images import BadImages
-from l2w_jax.data.cores import available_cores
 from l2w_jax.data.reading import Choice, read_batches, read_evaluation_batches, read_one
 from l2w_jax.data.source import ORIGINS, Batch, Source, check_batch, describe_origins
 from l2w_jax.data.stored import StoredImages
-from l2w_jax.data.tensorflow_import import tf
 from l2w_jax.errors import UserError
 
 # Batches of training.
@@ -57,21 +55,8 @@ class StreamingSource(Source):
 
     @property
     def train_class_counts(self) -> np.ndarray:
-        """How many training images each class has, int64[C]; reads all labels from the disk."""
-        images = self._splits["train"]
-        references = images.references(np.arange(len(images)))
-        labels = (
-            tf.data.Dataset.from_tensor_slices(tuple(column[:, None] for column in references))
-            .map(lambda *references: images.read(*references)[1], available_cores())
-            .batch(1024)
-        )
-        return sum(
-            (
-                np.bincount(batch.ravel(), minlength=self.num_classes)
-                for batch in labels.as_numpy_iterator()
-            ),
-            start=np.zeros(self.num_classes, np.int64),
-        )
+        """See `Source.train_class_counts`."""
+        return np.bincount(self._splits["train"].labels, minlength=self.num_classes)
 
     def train_batches(
         self, first_step: int, process_index: int = 0, process_count: int = 1
