@@ -19,7 +19,7 @@ from l2w_jax.benchmark.program import (
     num_kernels,
 )
 from l2w_jax.benchmark.update import TOTAL_STEPS, plain_training
-from l2w_jax.errors import UserError
+from l2w_jax.errors import UserError, first_line
 from l2w_jax.run.devices import step_on_stored
 from l2w_jax.run.parts import numbers_of_parts, with_parts
 from l2w_jax.training import create_train_state, pmap_train_step
@@ -272,9 +272,9 @@ def _devices_of(name: str, platform: str, *arguments: str, **options: str) -> li
         topology = topologies.get_topology_desc(*arguments, platform=platform, **options)
     except Exception as error:
         # Without the compiler, and for an arrangement that there is not, JAX raises what comes.
-        reason = str(error).partition("\n")[0]
         raise UserError(
-            f"--topology={name}: the compiler (pip install -e '.[{platform}]') says: {reason}"
+            f"--topology={name}: the compiler (pip install -e '.[{platform}]') says: "
+            f"{first_line(error)}"
         ) from error
     return list(topology.devices)
 
