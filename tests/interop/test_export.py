@@ -332,7 +332,7 @@ def test_faults_are_told_in_one_line(run_folder, tmp_path):
     with pytest.raises(UserError, match="no such file"):
         none = tmp_path / "none.json"
         export.main([f"--workdir={workdir}", f"--output={tmp_path}", f"--thresholds={none}"])
-    with pytest.raises(UserError, match="--quantize: not allowed with --format=stablehlo"):
+    with pytest.raises(UserError, match="--quantize: needs --format=onnx, not stablehlo"):
         export.main([f"--workdir={workdir}", f"--output={tmp_path}", "--quantize"])
     (tmp_path / "file").write_text("")
     for output in (tmp_path / "file", tmp_path / "file" / "inner"):
