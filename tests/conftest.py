@@ -58,3 +58,19 @@ def tiny_network():
         return {"params": variables["params"], **moved}
 
     return model, variables_that_have_seen(images)
+
+
+@pytest.fixture(scope="session")
+def written_calibrated_run(tiny_network, tmp_path_factory):
+    # Imported here: it brings Orbax, which takes seconds.
+    import calibrated_run
+
+    with pytest.MonkeyPatch.context() as patch:
+        return calibrated_run.write(tmp_path_factory.mktemp("calibrated"), tiny_network, patch)
+
+
+@pytest.fixture
+def calibrated_run(written_calibrated_run, monkeypatch):
+    """A run whose thresholds.json has temperatures and the rule "margin", where commands look."""
+    written_calibrated_run.put_in_place(monkeypatch)
+    return written_calibrated_run

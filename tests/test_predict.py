@@ -230,3 +230,23 @@ def test_who_leaves_is_as_given_or_as_set_for_the_run_or_loses_no_accuracy(evalu
     assert given.thresholds[0] == np.float32(0.9)
     with pytest.raises(UserError, match="no such file"):
         predict.choose_policy(tmp_path, tmp_path / "none.json", evaluation)
+
+
+def test_answers_are_those_that_the_thresholds_of_a_calibrated_run_promise(
+    calibrated_run, tmp_path, capsys
+):
+    images, labels = calibrated_run.splits["test"]
+    for place, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / f"{place:02}.png")
+    predict.main([f"--workdir={calibrated_run.workdir}", "--json", str(tmp_path)])
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    expected = calibrated_run.decisions("test")
+    exits = np.array([answer["exit"] - 1 for answer in answers])
+    np.testing.assert_array_equal(exits, expected.exits)
+    assert [answer["class"] for answer in answers] == ["abcd"[label] for label in expected.labels]
+    confidences = [answer["confidence"] for answer in answers]
+    np.testing.assert_allclose(confidences, expected.confidences, rtol=1e-5)
+    promised = calibrated_run.chosen["test"]
+    shares = np.bincount(exits, minlength=3) / len(images)
+    assert [promised[f"share_{k}"] for k in (1, 2, 3)] == shares.tolist()
+    assert promised["top1"] == pytest.approx(100 * (expected.labels == labels).mean())

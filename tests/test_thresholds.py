@@ -3,11 +3,13 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 from written_runs import made_evaluation, random_predictions, write_config
 
 from l2w_jax import thresholds
+from l2w_jax.early_exit import latency
 from l2w_jax.early_exit.budget import NOBODY_LEAVES, exit_shares, find_thresholds, first_exits
 from l2w_jax.early_exit.calibration import calibration_error
 from l2w_jax.errors import UserError
@@ -138,6 +140,36 @@ def test_a_latency_is_kept_by_measured_times(run, monkeypatch, capsys):
     assert result["chosen_by"]["expected_ms"] == pytest.approx(mean)
     assert 4 < mean <= 5
     assert f"expected: {mean:.2f} ms an image" in capsys.readouterr().out
+
+
+def test_times_are_those_of_one_image_as_the_run_takes_it(calibrated_run, tmp_path, monkeypatch):
+    seen = []
+
+    def watched(model, variables, images):
+        seen.append((variables["params"], images))
+        return milliseconds_per_exit(model, variables, images, repeats=1)
+
+    milliseconds_per_exit = latency.milliseconds_per_exit
+    monkeypatch.setattr(latency, "milliseconds_per_exit", watched)
+    output = tmp_path / "thresholds.json"
+    result = chosen_in(calibrated_run.workdir, "--latency-ms=1e6", output=output)
+    ((params, images),) = seen
+    assert (images.shape, images.dtype) == ((1, 8, 8, 3), np.float32)
+    jax.tree.map(np.testing.assert_array_equal, params, calibrated_run.network[1]["params"])
+    measured = result["chosen_by"]["measured_ms_of_exits"]
+    assert len(measured) == 3 and min(measured) > 0
+    shares = [result["expected"][f"share_{k}"] for k in (1, 2, 3)]
+    assert result["chosen_by"]["expected_ms"] == pytest.approx(np.dot(measured, shares))
+
+
+def test_images_that_the_run_may_have_been_trained_on_fit_no_temperature(
+    calibrated_run, tmp_path, monkeypatch
+):
+    calibrated_run.train_on_others(monkeypatch)
+    output = tmp_path / "thresholds.json"
+    with pytest.raises(UserError, match="'holdout', cut from the same folder, may hold some"):
+        chosen_in(calibrated_run.workdir, "--calibrate", "--q=1", output=output)
+    assert not output.exists()
 
 
 def test_a_promise_says_what_it_rests_on(run, capsys):

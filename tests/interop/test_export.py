@@ -20,6 +20,7 @@ from tiny_run import TinySource, make_config, train_and_evaluate
 from l2w_jax import data
 from l2w_jax.config import stored
 from l2w_jax.early_exit import EarlyExitPredictor, rules
+from l2w_jax.early_exit.budget import first_exits
 from l2w_jax.early_exit.calibration import calibrated
 from l2w_jax.errors import UserError
 from l2w_jax.interop import export
@@ -38,8 +39,8 @@ def preprocess(images):
     return normalize(images, np.float32(FORMAT.mean), np.float32(FORMAT.deviation))
 
 
-def load(folder):
-    return load_program(folder, export.LOADER).ExportedNetwork(folder)
+def load(folder, loader=export.LOADER):
+    return load_program(folder, loader).ExportedNetwork(folder)
 
 
 def check_same(exported, decisions):
@@ -338,3 +339,61 @@ def test_faults_are_told_in_one_line(run_folder, tmp_path):
     for output in (tmp_path / "file", tmp_path / "file" / "inner"):
         with pytest.raises(UserError, match=f"{output}: "):
             export.main([f"--workdir={workdir}", f"--output={output}"])
+
+
+@pytest.mark.parametrize(
+    ("file_format", "loader"), [("stablehlo", export.LOADER), ("onnx", "run_onnx.py")]
+)
+def test_a_calibrated_run_answers_in_each_format_as_its_thresholds_promise(
+    file_format, loader, calibrated_run, tmp_path
+):
+    if file_format == "onnx":
+        pytest.importorskip("onnxruntime")
+    command = [f"--workdir={calibrated_run.workdir}", f"--output={tmp_path}"]
+    export.main([*command, f"--format={file_format}"])
+    description = json.loads((tmp_path / "network.json").read_text())
+    assert description["rule"] == "margin"
+    assert description["thresholds"] == calibrated_run.chosen["thresholds"]
+    assert description["image_format"]["centre_share"] == 1.0
+    answers = load(tmp_path, loader)(calibrated_run.splits["test"].images)
+    check_same(answers, calibrated_run.decisions("test"))
+
+
+def test_of_images_that_are_trained_on_in_crops_the_centre_is_classified(
+    calibrated_run, tmp_path, monkeypatch
+):
+    calibrated_run.put_in_place(monkeypatch, augmentation="resized_crop")
+    export.main([f"--workdir={calibrated_run.workdir}", f"--output={tmp_path}"])
+    description = json.loads((tmp_path / "network.json").read_text())
+    assert description["image_format"]["centre_share"] == 0.875
+
+
+def test_in_8_bits_the_scores_of_held_out_images_are_the_thresholds(calibrated_run, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    quantize = pytest.importorskip("l2w_jax.interop.quantize")
+    scores = calibrated_run.scores("holdout")
+    thresholds = between(scores, 0.6)
+    before = first_exits(scores, thresholds)
+    chosen, folder = tmp_path / "thresholds.json", tmp_path / "exported"
+    chosen.write_text(json.dumps(calibrated_run.chosen | {"thresholds": thresholds.tolist()}))
+    command = [f"--workdir={calibrated_run.workdir}", f"--thresholds={chosen}"]
+    export.main([*command, f"--output={folder}", "--format=onnx", "--quantize"])
+    description = json.loads((folder / "network.json").read_text())
+    assert description["rule"] == "margin"
+    stages = [onnx.load(folder / stage["file"]) for stage in description["stages"]]
+    scores = quantize.answers(stages, calibrated_run.splits["holdout"].images).scores
+    anew = np.float32(description["thresholds"])
+    exits = first_exits(scores, anew)
+    np.testing.assert_array_equal(np.bincount(exits, minlength=3), np.bincount(before, minlength=3))
+    assert [scores[k, exits == k].min() for k in (0, 1)] == anew[:2].tolist()
+
+
+def test_images_that_the_run_may_have_been_trained_on_set_nothing_in_8_bits(
+    calibrated_run, tmp_path, monkeypatch
+):
+    pytest.importorskip("onnxruntime")
+    calibrated_run.train_on_others(monkeypatch)
+    command = [f"--workdir={calibrated_run.workdir}", f"--output={tmp_path}", "--format=onnx"]
+    with pytest.raises(UserError, match="'holdout', cut from the same folder, may hold some"):
+        export.main([*command, "--quantize"])
+    assert not list(tmp_path.iterdir())
