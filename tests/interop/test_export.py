@@ -397,3 +397,19 @@ def test_images_that_the_run_may_have_been_trained_on_set_nothing_in_8_bits(
     with pytest.raises(UserError, match="'holdout', cut from the same folder, may hold some"):
         export.main([*command, "--quantize"])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("file_format", "loader"), [("stablehlo", export.LOADER), ("onnx", "run_onnx.py")]
+)
+def test_an_image_whose_score_is_the_threshold_leaves(file_format, loader, tiny_network, tmp_path):
+    if file_format == "onnx":
+        pytest.importorskip("onnxruntime")
+    model, variables = tiny_network
+    # Says the same of every class, whatever it is shown: a margin of nothing.
+    undecided = jax.tree.map(np.zeros_like, variables["params"]["head_0"])
+    variables = {**variables, "params": {**variables["params"], "head_0": undecided}}
+    write, _ = export.writer(file_format)
+    write(tmp_path, model, variables, [0, 0, 0], FORMAT, "abcd", rule=rules.margin)
+    _, exits, _ = load(tmp_path, loader)(IMAGES[:5])
+    assert exits.tolist() == [0] * 5

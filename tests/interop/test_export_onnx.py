@@ -18,6 +18,7 @@ from PIL import Image
 from small_networks import between, lively_variables, network, scores_of, thresholds_between
 
 from l2w_jax.early_exit import EarlyExitPredictor, rules
+from l2w_jax.early_exit.budget import NOBODY_LEAVES
 from l2w_jax.early_exit.calibration import calibrated
 from l2w_jax.errors import UserError
 from l2w_jax.interop import export_onnx
@@ -268,3 +269,15 @@ def test_an_operation_without_a_word_is_named(tmp_path):
     with pytest.raises(UserError, match="stage 1 of this network needs the operation 'sort'"):
         export_onnx.export_network(tmp_path, model, variables, [0], image_format(8), CLASSES)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+def test_a_network_whose_answer_is_not_finite_is_refused(broken, tiny_network, tmp_path):
+    model, variables = tiny_network
+    head = jax.tree.map(lambda value: np.full_like(value, np.nan), variables["params"]["head_1"])
+    variables = {**variables, "params": {**variables["params"], f"head_{broken}": head}}
+    arguments = ([NOBODY_LEAVES] * 3, image_format(8), CLASSES[:4])
+    export_onnx.export_network(tmp_path, model, variables, *arguments)
+    run = load_program(tmp_path, export_onnx.LOADER).ExportedNetwork(tmp_path)
+    with pytest.raises(ValueError, match=f"answer at exit {broken + 1} is not finite"):
+        run(stored_images(3, 8))
