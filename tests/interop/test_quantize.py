@@ -90,3 +90,39 @@ def test_as_many_images_leave_at_thresholds_that_are_set_anew(count):
     anew = quantize.thresholds_as_before(thresholds, before, after)
     left = np.bincount(first_exits(before.scores, thresholds), minlength=3)
     np.testing.assert_array_equal(np.bincount(first_exits(after.scores, anew), minlength=3), left)
+
+
+def test_limits_are_taken_from_images_of_all_over_the_held_out_ones(
+    tiny_network, tmp_path, monkeypatch
+):
+    taken = []
+
+    def watched(stages, images):
+        taken.append(images)
+        return stages
+
+    monkeypatch.setattr(quantize, "quantized", watched)
+    # As in a folder, in order: by class, and here each in a brightness of its own.
+    count = 2 * quantize.CALIBRATION_IMAGES + 100
+    shades = np.linspace(0, 256, count, endpoint=False).astype(np.uint8)
+    held_out = np.broadcast_to(shades[:, None, None, None], (count, 8, 8, 3))
+    test = held_out[::100], np.zeros(len(held_out[::100]), np.int32)
+    image_format = ImageFormat(8, 1.0, [0.5] * 3, [0.25] * 3)
+    arguments = (tmp_path, *tiny_network, [0, 0, 0], image_format, "abcd", rules.log_odds)
+    export_quantized(*arguments, held_out, test, [1e6, 2e6, 3e6])
+    (images,) = taken
+    assert quantize.CALIBRATION_IMAGES <= len(images) < 2 * quantize.CALIBRATION_IMAGES
+    assert set(images[:, 0, 0, 0].tolist()) == set(range(256))
+
+
+def test_held_out_answers_set_the_thresholds_of_the_curve_that_is_told():
+    rng = np.random.default_rng(0)
+    labels = np.zeros((2, 50), np.int32)
+    held_out = quantize.Answers(labels, rng.random((2, 50)).astype(np.float32))
+    # Surer than any held-out image, so that all leave at the first exit.
+    test = quantize.Answers(labels, 1 + rng.random((2, 50)).astype(np.float32))
+    true_classes = np.repeat(np.int32([0, 1]), [40, 10])
+    rows = dict(quantize.outcome(held_out, test, true_classes, np.float32([9, 0]), [1e6, 2e6]))
+    of_curve = [value for name, value in rows.items() if name.startswith("q = ")]
+    assert of_curve == ["80.00% 1.0M"] * len(quantize.CURVE_QS_SHOWN)
+    assert rows["stopping early"] == "80.00% 2.0M"
