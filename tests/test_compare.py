@@ -253,6 +253,16 @@ def test_where_the_data_lay_and_what_was_logged_makes_no_other_way(workdirs):
     assert weighted.seeds == [0, 1]
 
 
+def test_runs_of_a_dearer_network_do_not_join_a_kept_way_of_their_name(workdirs, tmp_path):
+    kept = tmp_path / "kept.json"
+    compare.main([str(workdirs[0]), f"--save={kept}"])
+    ways = json.loads(kept.read_text())
+    ways[0]["mul_adds"][1] += 1
+    kept.write_text(json.dumps(ways))
+    with pytest.raises(UserError, match=r"weighted: .* two ways whose exits cost differently"):
+        compare.read_ways([kept, workdirs[1]])
+
+
 def test_ways_of_other_data_are_told(workdirs, capsys):
     compare.main(list(map(str, workdirs)))
     assert capsys.readouterr().err == ""

@@ -13,7 +13,13 @@ from l2w_jax.benchmark.runtimes import RUNTIMES, Runtime, checked_runtimes
 from l2w_jax.config import default_config, stored
 from l2w_jax.data.source import LabelledImages, MemorySource
 from l2w_jax.early_exit import EarlyExitPredictor, rules
-from l2w_jax.early_exit.budget import NOBODY_LEAVES
+from l2w_jax.early_exit.budget import (
+    NOBODY_LEAVES,
+    exit_shares,
+    find_thresholds,
+    first_exits,
+    operating_point,
+)
 from l2w_jax.early_exit.latency import all_leave_at
 from l2w_jax.errors import UserError
 from l2w_jax.evaluation import results
@@ -48,6 +54,17 @@ def test_every_exit_and_the_curve_are_timed_in_batches_in_each_runtime(tiny_netw
     assert all(row["ms"] > 0 for row in entry["exits"] + entry["budgeted"])
     # What runs early exit takes longer than what does nothing.
     assert sum(row["ms"] for row in other["budgeted"]) < sum(row["ms"] for row in entry["budgeted"])
+
+
+def test_the_curve_tells_what_test_images_come_to_by_thresholds_of_held_out_ones(evaluation):
+    runtime = Runtime("none", len, lambda thresholds: len)
+    (entry,) = time_network([runtime], np.zeros((2, 8, 8, 3)), 2, evaluation, 1)
+    for row in entry["budgeted"]:
+        shares = exit_shares(row["q"], 3)
+        thresholds = find_thresholds(evaluation.held_out.log_odds, shares)
+        exits = first_exits(evaluation.test.log_odds, thresholds)
+        point = operating_point(exits, evaluation.test.correct, evaluation.mul_adds)
+        assert (row["mul_adds"], row["top1"]) == (point["mul_adds"], point["top1"])
 
 
 def test_onnx_answers_as_jax_does(tiny_network):

@@ -3,6 +3,7 @@ import time
 import numpy as np
 import pytest
 
+from l2w_jax.early_exit import latency
 from l2w_jax.early_exit.latency import milliseconds, milliseconds_per_exit
 
 
@@ -27,3 +28,16 @@ def test_every_exit_is_timed(tiny_network):
     measured = milliseconds_per_exit(*tiny_network, images, repeats=2)
     assert measured.shape == (3,)
     assert (measured > 0).all()
+
+
+def test_what_is_timed_of_an_exit_is_images_that_stop_there(tiny_network, monkeypatch):
+    images = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
+    stopped = []
+
+    def exits_instead(functions, images, repeats):
+        stopped.extend(function(images).exits.tolist() for function in functions)
+        return np.zeros(len(functions))
+
+    monkeypatch.setattr(latency, "milliseconds", exits_instead)
+    milliseconds_per_exit(*tiny_network, images)
+    assert stopped == [[0] * 4, [1] * 4, [2] * 4]

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -50,6 +51,15 @@ def test_temperatures_are_fitted_on_images_that_set_no_threshold(run, calibratio
         expected = fit_temperature(log_probs[k], held_out.labels[fitting])
         assert temperature == pytest.approx(expected, rel=1e-3)
     np.testing.assert_array_equal(rest.labels, held_out.labels[rest.positions])
+
+
+@pytest.mark.parametrize(("split", "seed"), [("held_out", 2), ("test", 1)])
+def test_answers_are_those_with_temperatures(split, seed, calibration, tiny_network):
+    answers = getattr(calibration.evaluation, split)
+    images = TEST.images if split == "test" else images_of(seed, 90).images
+    log_probs = all_log_probs(tiny_network, images[answers.positions])
+    cooled = jax.nn.softmax(log_probs / np.reshape(calibration.temperatures, (-1, 1, 1)))
+    np.testing.assert_allclose(answers.confidences, cooled.max(axis=-1), rtol=1e-5)
 
 
 def test_errors_with_temperatures_are_those_of_the_calibrated_answers(run, calibration):

@@ -12,11 +12,12 @@ from tiny_images import TEST, all_log_probs, images_of
 from written_runs import made_evaluation, made_predictions
 
 from l2w_jax.data.source import ORIGINS, MemorySource
-from l2w_jax.early_exit import budgeted_curve, mul_adds_per_exit
+from l2w_jax.early_exit import budgeted_curve, exit_shares, find_thresholds, mul_adds_per_exit
+from l2w_jax.early_exit.budget import first_exits
 from l2w_jax.early_exit.calibration import calibration_error
 from l2w_jax.evaluation import evaluate
 from l2w_jax.training.state import TrainState
-from l2w_jax.training.weighting import create_predictor, create_weighting
+from l2w_jax.training.weighting import create_predictor, create_weighting, num_predictor_inputs
 
 
 @pytest.fixture
@@ -107,6 +108,34 @@ def test_weights_are_those_that_training_would_give(evaluated, config, state, ti
     assert sorted(losses[:, 0]) == sorted(evaluated.held_out.losses[0])
     expected = weighting(state.wpn_params, losses, np.zeros_like(losses))
     np.testing.assert_allclose(evaluated.sample_weights.weights, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("read", ["confidence", "both"])
+def test_weights_are_of_the_confidences_of_the_same_images(
+    read, config, source, state, tiny_network, tmp_path
+):
+    config.weighting.input = read
+    width = num_predictor_inputs(read, 3)
+    wpn = create_predictor(config.weighting, tiny_network[0])
+    params = wpn.init(jax.random.key(3), np.zeros((1, width)))["params"]
+    network_config = with_network(config, tiny_network[0])
+    found = evaluate.evaluate(network_config, state.replace(wpn_params=params), source, tmp_path)
+    losses = found.sample_weights.losses
+    place_of = {loss: place for place, loss in enumerate(found.held_out.losses[0])}
+    places = [place_of[loss] for loss in losses[:, 0]]
+    assert sorted(places) == list(range(30)) != places
+    weighting = create_weighting(config.weighting, tiny_network[0], axis_name=None)
+    expected = weighting(params, losses, found.held_out.confidences[:, places].T)
+    np.testing.assert_allclose(found.sample_weights.weights, expected, rtol=1e-6)
+
+
+def test_examples_leave_where_held_out_images_have_about_as_many_leave(evaluated):
+    thresholds = find_thresholds(evaluated.held_out.log_odds, exit_shares(1, 3))
+    exits = first_exits(evaluated.test.log_odds, thresholds)
+    place_of = {image.tobytes(): place for place, image in enumerate(TEST.images)}
+    places = [place_of[image.tobytes()] for image in evaluated.examples.images]
+    assert set(evaluated.examples.exits) == {0, 1, 2}
+    np.testing.assert_array_equal(evaluated.examples.exits, exits[places])
 
 
 def test_weights_are_of_the_smoothed_losses_that_training_reads(
