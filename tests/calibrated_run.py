@@ -42,7 +42,7 @@ class CalibratedRun(NamedTuple):
     def train_on_others(self, patch):
         """Has commands find other training images than those of the checkpoint."""
         others = copy.copy(self.source)
-        others.train_digest = "of others"
+        others.digests = {"train": "of others"}
         patch.setattr(data, "open_source", lambda config: others)
 
     def scores(self, split):
