@@ -14,7 +14,7 @@ class BrightnessNetwork:
 
     def __init__(self):
         names = ["black", "white"]
-        image_format = {"size": 8, "centre_share": 1.0}
+        image_format = {"size": 8, "centre_share": 1.0, "max_pixels": 64}
         self.description = {"class_names": names, "image_format": image_format}
         self.batches = []
 
