@@ -11,6 +11,12 @@ from collections.abc import Iterable, Sequence
 # Of what an axis spans, left free at each end, so that no mark is cut.
 MARGIN = 0.09
 
+# Of series that are told apart; from then on the colours come again, with the next of PATTERNS.
+SERIES_COLOURS = 6
+
+# Of lines, named as in CSS and in matplotlib.
+PATTERNS = ("solid", "dashed", "dotted")
+
 # Of what an axis spans, above the highest value there can be: room for half a mark.
 ROOM_ABOVE = 0.03
 
@@ -28,6 +34,7 @@ class Axis:
         least_range: it spans at least this much,
         highest: but hardly reaches beyond what no value can exceed.
         shown: values that it reaches anyway, so that several charts can be compared.
+        note: on its values, in a line of its own.
     """
 
     name: str
@@ -38,11 +45,13 @@ class Axis:
     least_range: float = 0.0
     highest: float = math.inf
     shown: tuple[float, ...] = ()
+    note: str = ""
 
     @property
     def label(self) -> str:
-        """Name and unit, as they stand along the axis."""
-        return f"{self.name} [{self.unit}]" if self.unit else self.name
+        """Name, unit and note, as they stand along the axis."""
+        name = f"{self.name} [{self.unit}]" if self.unit else self.name
+        return f"{name}\n({self.note})" if self.note else name
 
     def told(self, value: float) -> str:
         """A value in words."""
@@ -75,9 +84,9 @@ class Series:
         label: its name.
         points: (x, y), in the order in which a line joins them; those of a band, whose y is its
             thickness, by rising x.
-        colour: which of the colours, from 0; neighbours in number are told apart.
+        colour: which of the colours, from 0, told apart up to SERIES_COLOURS · len(PATTERNS).
         joined: whether a line joins the points; without one they are a cloud of small dots.
-        dashed: whether the line is dashed.
+        dashed: whether the line has the pattern after that of other series of its colour.
         marked: whether each point has a mark.
         names: of the points, if they have any.
         ranges: (low, high) around each y, where a point is a mean.
@@ -91,6 +100,21 @@ class Series:
     marked: bool = False
     names: Sequence[str] = ()
     ranges: Sequence[tuple[float, float]] = ()
+
+    @property
+    def hue(self) -> int:
+        """Which of SERIES_COLOURS colours."""
+        return self.colour % SERIES_COLOURS
+
+    @property
+    def turn(self) -> int:
+        """How often all colours were taken before; as often as there are PATTERNS, it is 0."""
+        return self.colour // SERIES_COLOURS % len(PATTERNS)
+
+    @property
+    def pattern(self) -> str:
+        """Of its line: one of PATTERNS."""
+        return PATTERNS[(self.turn + self.dashed) % len(PATTERNS)]
 
 
 @dataclasses.dataclass(frozen=True)

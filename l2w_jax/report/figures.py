@@ -163,7 +163,9 @@ def weight_panels(sampled: SampleWeights) -> list[Chart]:
     losses = np.maximum(sampled.losses, SMALLEST_LOSS_SHOWN)
     edges = np.geomspace(losses.min(), max(losses.max(), 2 * losses.min()), LOSS_RANGES + 1)
     shown = (float(losses.min()), float(losses.max()))
-    x = Axis("loss at the exit", "nats", ".2g", logarithmic=True, shown=shown)
+    is_cut = bool((sampled.losses < SMALLEST_LOSS_SHOWN).any())
+    note = f"below {SMALLEST_LOSS_SHOWN:g}: drawn at it" if is_cut else ""
+    x = Axis("loss at the exit", "nats", ".2g", logarithmic=True, shown=shown, note=note)
     return [
         Chart(
             f"exit {k + 1}",

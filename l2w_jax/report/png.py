@@ -6,17 +6,19 @@ needed and no figure outlives its function.
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.legend_handler import HandlerTuple
 from matplotlib.lines import Line2D
 from matplotlib.transforms import ScaledTranslation
 
 from l2w_jax.evaluation.results import Evaluation
-from l2w_jax.report import figures
+from l2w_jax.report import figures, labels
 from l2w_jax.report.charts import Chart, Series
 
 # Okabe and Ito's, told apart by every kind of colour vision, the first two in grey too. The page
@@ -25,8 +27,17 @@ COLOURS = ("#0072B2", "#D55E00", "#007A5A", "#B0568A", "#8A6D00", "#3B82A6")
 
 GREY = "#555555"
 
-# Between the exits of two ways of training that take as many mul-adds.
+# Of the exits of two ways of training that take as many mul-adds, and of the first and the last of
+# many, which should not come to those of the next cost.
 _POINTS_APART = 6
+_MOST_POINTS_APART = 60
+
+# Of marks, by `Series.turn`: points have no pattern to tell a colour that comes again.
+_MARKS = ("s", "^", "D")
+
+# Width of a chart by itself, and what its height is without the legend.
+_WIDTH, _HEIGHT = 7.5, 4.2
+_MOST_COLUMNS = 3
 
 # The files that the figures of an evaluation go to, where it has what they show.
 FIGURES = ("accuracy", "exits", "weights")
@@ -58,7 +69,7 @@ def of_run(evaluation: Evaluation) -> dict[str, Figure]:
 
 
 def figure(charts: Sequence[Chart], title: str = "") -> Figure:
-    """Charts side by side, in rows of at most three, with one legend.
+    """Charts side by side, in rows of at most three, with one legend that the height grows with.
 
     Args:
         charts: of the same axes and series, if there are several.
@@ -66,14 +77,14 @@ def figure(charts: Sequence[Chart], title: str = "") -> Figure:
     """
     columns = 2 if len(charts) in (2, 4) else min(len(charts), 3)
     rows = -(-len(charts) // columns)
-    size = (7.5, 5.0) if len(charts) == 1 else (1 + 3.2 * columns, 1.4 + 2.7 * rows)
+    size = (_WIDTH, _HEIGHT) if len(charts) == 1 else (1 + 3.2 * columns, 0.8 + 2.7 * rows)
     with matplotlib.rc_context(STYLE):
         drawn = Figure(figsize=size, layout="constrained")
         grid = drawn.subplots(rows, columns, squeeze=False, sharey=True).ravel()
-        told: dict[str, Artist] = {}
+        told: dict[str, tuple[Artist, ...]] = {}
         for axes, chart in zip(grid, charts, strict=False):
-            for label, artist in _draw(axes, chart).items():
-                told.setdefault(label, artist)
+            for label, artists in _draw(axes, chart).items():
+                told.setdefault(label, artists)
             if columns > 1 and not chart.x.logarithmic:
                 # The numbers of neighbours would run into each other.
                 axes.locator_params(axis="x", nbins=4)
@@ -90,13 +101,44 @@ def figure(charts: Sequence[Chart], title: str = "") -> Figure:
         drawn.suptitle(title, fontweight="bold")
         handles = list(told.values())
         # Between dollars matplotlib sets mathematics.
-        labels = [label.replace("$", r"\$") for label in told]
+        told_as = [label.replace("$", r"\$") for label in told]
         if charts[0].stacked:
             # The first is the lowest band: reversed, the legend reads in the order of the bands.
-            drawn.legend(handles[::-1], labels[::-1], loc="outside right upper")
+            drawn.legend(handles[::-1], told_as[::-1], loc="outside right upper")
         else:
-            drawn.legend(handles, labels, loc="outside lower left", ncols=columns, markerscale=1.5)
+            _draw_legend(drawn, handles, told_as, _MOST_COLUMNS if len(charts) == 1 else columns)
+        _place_names(drawn)
     return drawn
+
+
+def _draw_legend(
+    drawn: Figure, handles: Sequence[Any], names: Sequence[str], most_columns: int
+) -> None:
+    """Draws the legend below the charts, in as many columns as fit, and makes the figure taller."""
+    for columns in range(most_columns, 0, -1):
+        legend = drawn.legend(
+            handles,
+            names,
+            loc="outside lower left",
+            ncols=columns,
+            markerscale=1.5,
+            # So long that dashes show beside a mark.
+            handlelength=3,
+        )
+        size = legend.get_window_extent()
+        if size.width <= drawn.bbox.width or columns == 1:
+            break
+        legend.remove()
+    drawn.set_figheight(drawn.get_figheight() + size.height / drawn.dpi)
+
+
+def _place_names(drawn: Figure) -> None:
+    """Places the names of points, once it is known where their axes lie."""
+    named = [axes for axes in drawn.axes if axes.texts]
+    if named:
+        drawn.draw_without_rendering()
+    for axes in named:
+        labels.place(axes, axes.texts)
 
 
 def png(drawn: Figure) -> bytes:
@@ -107,60 +149,64 @@ def png(drawn: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _draw(axes: Axes, chart: Chart) -> dict[str, Artist]:
+def _draw(axes: Axes, chart: Chart) -> dict[str, tuple[Artist, ...]]:
     """Draws a chart; returns what its legend tells, by name.
 
-    What belongs to one name, such as a curve and the exits beside it, is told once.
+    What belongs to one name, such as a curve and the exits beside it, is told in one line.
     """
-    told: dict[str, Artist] = {}
+    told: dict[str, tuple[Artist, ...]] = {}
     axes.set_title(chart.title)
     if chart.x.logarithmic:
         axes.set_xscale("log")
     for rule in chart.rules:
         draw, place = (axes.axvline, rule.x) if rule.y is None else (axes.axhline, rule.y)
-        told[rule.label] = draw(place, color=GREY, linestyle=":", label=rule.label)
+        told[rule.label] = (draw(place, color=GREY, linestyle=":", label=rule.label),)
     if chart.stacked:
         told |= _draw_bands(axes, chart.series)
     else:
-        middle = max(series.colour for series in chart.series) / 2
+        last = max(series.colour for series in chart.series)
+        apart = min(_POINTS_APART, _MOST_POINTS_APART / max(last, 1))
         for series in chart.series:
-            told.setdefault(series.label, _draw_series(axes, series, series.colour - middle))
+            artist = _draw_series(axes, series, apart * (series.colour - last / 2))
+            told[series.label] = (*told.get(series.label, ()), artist)
         if any(series.ranges for series in chart.series):
-            _draw_key_of_ranges(axes)
+            _draw_key_of_ranges(axes, sorted({series.turn for series in chart.series}))
     axes.set_xlim(chart.x_limits)
-    return {label: artist for label, artist in told.items() if label}
+    return {label: artists for label, artists in told.items() if label}
 
 
-def _draw_key_of_ranges(axes: Axes) -> None:
-    line = Line2D([], [], color=GREY, linewidth=2, label="images leave early")
-    square = Line2D([], [], color=GREY, linestyle="", marker="s", label="all images at one exit")
+def _draw_key_of_ranges(axes: Axes, turns: Sequence[int]) -> None:
+    line = Line2D([], [], color=GREY, linewidth=2)
+    marks = tuple(Line2D([], [], color=GREY, linestyle="", marker=_MARKS[turn]) for turn in turns)
     axes.legend(
-        handles=[line, square],
+        [line, marks],
+        ["images leave early", "all images at one exit"],
         title="means and ranges of runs, side by side",
-        loc="lower right",
+        loc="best",
         alignment="left",
         fontsize=10,
         title_fontsize=10,
+        handler_map={tuple: HandlerTuple(ndivide=None)},
     )
 
 
-def _draw_bands(axes: Axes, bands: Sequence[Series]) -> dict[str, Artist]:
+def _draw_bands(axes: Axes, bands: Sequence[Series]) -> dict[str, tuple[Artist, ...]]:
     axes.grid(visible=False)
-    labels = [band.label for band in bands]
+    names = [band.label for band in bands]
     drawn = axes.stackplot(
         [x for x, _ in bands[0].points],
         [[y for _, y in band.points] for band in bands],
-        labels=labels,
+        labels=names,
         colors=[tuple(c) for c in matplotlib.colormaps["cividis"](np.linspace(0, 1, len(bands)))],
         edgecolor="white",
         linewidth=0.5,
     )
-    return dict(zip(labels, drawn, strict=True))
+    return {name: (band,) for name, band in zip(names, drawn, strict=True)}
 
 
-def _draw_series(axes: Axes, series: Series, place: float) -> Artist:
-    """Draws a series; ranges at single points stand side by side, `place` from -n/2 to n/2."""
-    colour = COLOURS[series.colour % len(COLOURS)]
+def _draw_series(axes: Axes, series: Series, aside: float) -> Artist:
+    """Draws a series; ranges at single points stand `aside` by so many points."""
+    colour = COLOURS[series.hue]
     x, y = np.reshape(series.points, (-1, 2)).T
     low, high = np.reshape(series.ranges, (-1, 2)).T
     if not series.joined and not series.marked:
@@ -169,12 +215,12 @@ def _draw_series(axes: Axes, series: Series, place: float) -> Artist:
         )
     beside = axes.transData
     if series.ranges and not series.joined:
-        beside += ScaledTranslation(_POINTS_APART * place / 72, 0, axes.figure.dpi_scale_trans)
+        beside += ScaledTranslation(aside / 72, 0, axes.figure.dpi_scale_trans)
     (line,) = axes.plot(
         x,
         y,
-        linestyle=("--" if series.dashed else "-") if series.joined else "",
-        marker="s" if series.marked else "" if series.ranges else ".",
+        linestyle=series.pattern if series.joined else "",
+        marker=_MARKS[series.turn] if series.marked else "" if series.ranges else ".",
         markersize=6 if series.marked else 5,
         linewidth=2,
         color=colour,
@@ -194,13 +240,9 @@ def _draw_series(axes: Axes, series: Series, place: float) -> Artist:
             transform=beside,
         )
     for name, point in zip(series.names, series.points, strict=False):
-        axes.annotate(
-            name,
-            point,
-            xytext=(7, -7),
-            textcoords="offset points",
-            va="top",
-            color=colour,
-            fontsize=10,
+        written = axes.annotate(
+            name, point, xytext=(0, 0), textcoords="offset points", color=colour, fontsize=10
         )
+        # It is placed when the axes have their size, which must not change again by it.
+        written.set_in_layout(False)
     return line

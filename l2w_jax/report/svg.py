@@ -1,6 +1,6 @@
 """Charts as SVG for a web page: they take the page's colours and scale with it.
 
-Series are told apart by colour, and by dashes and marks where a chart says so; colours are the CSS
+Series are told apart by colour and pattern, and by marks where a chart says so; colours are the CSS
 classes s0, s1 ... of the page, those of bands e0, e1 ... No chart of the page has ranges, so that
 they are not drawn.
 """
@@ -18,9 +18,6 @@ from l2w_jax.report.templating import render
 
 WIDTH, HEIGHT = 440, 300
 LEFT, RIGHT, TOP, BOTTOM = 60, 14, 10, 44
-
-# The page has so many colours; from then on they come again, dashed the other way round.
-SERIES_COLOURS = 6
 
 # So many points of a series say their values: more would lie on each other.
 MOST_MARKS = 100
@@ -77,9 +74,7 @@ def style_of(series: Series, stacked: bool = False) -> str:
     """The CSS classes that say how a series looks, in the chart and in its legend."""
     if stacked:
         return f"band e{series.colour}"
-    again = series.colour // SERIES_COLOURS % 2 == 1
-    dashed = " dashed" if series.dashed != again else ""
-    return f"s{series.colour % SERIES_COLOURS}{dashed}"
+    return f"s{series.hue} {series.pattern}"
 
 
 def _rules(chart: Chart, x: Scale, y: Scale) -> list[dict[str, Any]]:

@@ -100,6 +100,22 @@ def test_the_means_of_all_exits_are_those_of_the_panels():
     assert [series.points for series in figures.mean_weights(sampled).series] == means
 
 
+@pytest.mark.parametrize(
+    ("least", "label"),
+    [
+        (2e-4, "loss at the exit [nats]"),
+        (1e-5, "loss at the exit [nats]\n(below 0.0001: drawn at it)"),
+    ],
+)
+def test_losses_too_small_to_show_are_told_where_there_are_any(least, label):
+    sampled = sampled_weights()
+    losses = np.maximum(sampled.losses, 0.01)
+    losses[0, 0] = least
+    sampled = SampleWeights(losses, sampled.weights)
+    charts = [*figures.weight_panels(sampled), figures.mean_weights(sampled)]
+    assert {chart.x.label for chart in charts} == {label}
+
+
 def test_equal_losses_are_shown_too():
     chart = figures.mean_weights(SampleWeights(np.zeros((5, 2)), np.ones((5, 2))))
     assert [series.points for series in chart.series] == 2 * [[(pytest.approx(1e-4), 1.0)]]

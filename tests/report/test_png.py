@@ -42,6 +42,21 @@ def test_names_stand_at_their_points():
     ]
 
 
+@pytest.mark.parametrize("top1", [(50, 60, 80, 70, 71), (50, 80, 70, 60, 50), (80, 81, 80, 81, 80)])
+def test_names_cross_no_line_and_no_other_name(top1):
+    names = [f"exit {k}, above the curve" for k in range(5)]
+    exits = Series("a", list(enumerate(top1)), 1, dashed=True, marked=True, names=names)
+    curve = Series("b", [(x / 10, 50 + x / 4) for x in range(40)])
+    drawn = png.figure([Chart("Title", X, Y, [exits, curve])])
+    png.png(drawn)
+    (axes,) = drawn.axes
+    boxes = [text.get_window_extent() for text in axes.texts]
+    lines = [line.get_transform().transform_path(line.get_path()) for line in axes.lines]
+    assert not any(line.intersects_bbox(box, filled=False) for line in lines for box in boxes)
+    assert [box.count_overlaps(boxes) for box in boxes] == [1] * 5
+    assert all(axes.bbox.contains(*corner) for box in boxes for corner in box.corners())
+
+
 def test_rules_cross_the_chart():
     rules = [Rule("full", x=3.0), Rule("plain", y=75.0)]
     axes = axes_of(Series("a", [(1, 70), (2, 80)]), rules=rules)
@@ -75,6 +90,43 @@ def test_ways_at_the_same_place_are_drawn_side_by_side():
         "images leave early",
         "all images at one exit",
     ]
+
+
+def way(name, colour):
+    """The curve and the exits of a way of training."""
+    points, ranges = [(1, 70), (2, 71)], [(69, 72)] * 2
+    return [
+        Series(name, points, colour, ranges=ranges),
+        Series(name, points, colour, joined=False, marked=True, ranges=ranges),
+    ]
+
+
+def test_lines_and_marks_of_one_colour_differ():
+    axes = axes_of(*(series for k in range(18) for series in way(f"way {k}", k)))
+    lines = [line for line in axes.lines if line.get_label().startswith("way")]
+    curves = {(line.get_color(), line.get_linestyle()) for line in lines[::2]}
+    exits = {(line.get_color(), line.get_marker()) for line in lines[1::2]}
+    assert len(curves) == len(exits) == 18
+
+
+def drawn_ways(names):
+    series = [series for colour, name in enumerate(names) for series in way(name, colour)]
+    drawn = png.figure([Chart("Title", X, Y, series)])
+    png.png(drawn)
+    return drawn
+
+
+@pytest.mark.parametrize(
+    ("num_ways", "length", "columns"), [(2, 5, 2), (3, 5, 3), (8, 5, 3), (8, 22, 2), (16, 40, 1)]
+)
+def test_the_legend_has_columns_that_fit_and_takes_nothing_of_the_chart(num_ways, length, columns):
+    drawn = drawn_ways([f"{k:0{length}}" for k in range(num_ways)])
+    (legend,), (axes,) = drawn.legends, drawn.axes
+    lefts = {round(text.get_window_extent().x0) for text in legend.get_texts()}
+    assert len(lefts) == columns
+    assert legend.get_window_extent().x1 <= drawn.bbox.width
+    (of_one,) = drawn_ways(["a"]).axes
+    assert axes.bbox.height == pytest.approx(of_one.bbox.height, rel=0.02)
 
 
 def test_a_name_of_any_letters_stands_in_the_legend():

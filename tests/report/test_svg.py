@@ -85,7 +85,7 @@ def test_axes_and_chart_are_named():
 
 def test_points_of_a_line_without_marks_are_unseen_but_say_their_values():
     drawing = drawn(Series("a", [(1, 2), (3, 4)]))
-    assert [mark.get("class") for mark in drawing.iter("circle")] == 2 * ["mark s0 unseen"]
+    assert [mark.get("class") for mark in drawing.iter("circle")] == 2 * ["mark s0 solid unseen"]
     assert len(list(drawing.iter("title"))) == 2
 
 
@@ -120,9 +120,11 @@ def test_bands_say_their_shares_at_each_x():
     assert titles == ["x: 1 s\nhigh: 70%\nlow: 30%", "x: 2 s\nhigh: 40%\nlow: 60%"]
 
 
-def test_series_of_one_colour_are_told_apart_by_dashes():
-    styles = [style_of(Series("a", [], colour)) for colour in range(12)]
-    assert len(set(styles)) == 12
+def test_series_of_one_colour_are_told_apart_by_patterns():
+    styles = [style_of(Series("a", [], colour)) for colour in range(18)]
+    assert len(set(styles)) == 18
+    assert (styles[0], styles[6], styles[12]) == ("s0 solid", "s0 dashed", "s0 dotted")
+    assert style_of(Series("a", [], 0, dashed=True)) == "s0 dashed"
 
 
 @pytest.mark.parametrize("limits", [(4.0, 9.0), (0.2, 0.8), (1.2, 2.5), (0.01, 100.0)])
