@@ -1,5 +1,6 @@
 """Runs that differ in the seed alone are one way of training, told by mean and deviation."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,6 +10,7 @@ from written_runs import made_evaluation, made_predictions, write_config
 
 from l2w_jax import compare
 from l2w_jax.errors import UserError
+from l2w_jax.evaluation.results import Evaluation
 from l2w_jax.report import figures
 
 
@@ -196,6 +198,24 @@ def test_runs_evaluated_with_other_thresholds_are_not_one_way(workdirs):
     summary["thresholds_from"] = "train"
     (workdirs[0] / "evaluation.json").write_text(json.dumps(summary))
     assert len(compare.read_ways(workdirs)) > len(before)
+
+
+@pytest.mark.parametrize("num_images", [0, 1, 2])
+def test_held_out_images_too_few_to_halve_are_refused(num_images, workdirs):
+    held_out = made_predictions(np.full((2, num_images), 0.5), np.full((2, num_images), True))
+    few = dataclasses.replace(
+        Evaluation.load(workdirs[1]), held_out=held_out if num_images else None
+    )
+    few.save(workdirs[1])
+    if num_images == 2:
+        assert compare.read_ways(workdirs, "holdout")
+        return
+    with pytest.raises(UserError) as caught:
+        compare.read_ways(workdirs, "holdout")
+    assert str(caught.value) == (
+        f"{workdirs[1]}: --images=holdout is not allowed: was evaluated with {num_images} held-out "
+        "images, must be with at least 2, half of which set thresholds for the others"
+    )
 
 
 def test_runs_without_a_curve_are_kept_too(tmp_path, capsys):

@@ -187,10 +187,10 @@ def _way_of(name: str, runs: Sequence[_Run], images: str) -> Way:
                 f"{workdir}: has the seed ({seeds[place]}) and the configuration of {other}: give "
                 "one of them"
             )
-        if images == "holdout" and evaluation.thresholds_from != "holdout":
+        if images == "holdout" and (count := _num_held_out(evaluation)) < 2:
             raise UserError(
-                f"{workdir}: --images=holdout is not allowed: its thresholds are set by images of "
-                f"{evaluation.thresholds_from!r}, and no held-out ones were evaluated"
+                f"{workdir}: --images=holdout is not allowed: was evaluated with {count} held-out "
+                "images, must be with at least 2, half of which set thresholds for the others"
             )
     read = _of_test_images if images == "test" else _of_held_out_images
     anytime, budgeted = zip(*(read(run.evaluation) for run in runs), strict=True)
@@ -203,6 +203,13 @@ def _way_of(name: str, runs: Sequence[_Run], images: str) -> Way:
         images=images,
         config=_config_of_way(runs[0].config),
     )
+
+
+def _num_held_out(evaluation: Evaluation) -> int:
+    """How many images were held out: those that set thresholds, unless they are training images."""
+    if evaluation.held_out is None or evaluation.thresholds_from != "holdout":
+        return 0
+    return len(evaluation.held_out.labels)
 
 
 def _of_test_images(
