@@ -33,9 +33,9 @@ from numpy.typing import NDArray
 from l2w_jax import command_line
 from l2w_jax.config import stored
 from l2w_jax.early_exit import rules
-from l2w_jax.early_exit.budget import EVERYBODY_LEAVES, NOBODY_LEAVES, exit_shares
+from l2w_jax.early_exit.budget import EVERYBODY_LEAVES, NOBODY_LEAVES
 from l2w_jax.early_exit.calibration import calibration_table
-from l2w_jax.early_exit.guarantee import TooFewImages, guaranteed_thresholds
+from l2w_jax.early_exit.guarantee import SMALLEST_RISK, TooFewImages, guaranteed_thresholds
 from l2w_jax.early_exit.selection import (
     Candidate,
     are_shifted,
@@ -49,6 +49,7 @@ from l2w_jax.errors import UserError
 from l2w_jax.evaluation import results
 from l2w_jax.evaluation.calibrate import Calibration, calibrate
 from l2w_jax.files import told_if_unwritable, write_json
+from l2w_jax.models.exit_shares import exit_shares
 
 _CONFIDENCE = 0.95
 
@@ -264,9 +265,12 @@ def _by_accuracy(
 def _by_promise(
     evaluation: results.Evaluation, scores: NDArray[np.float32], risk: float, confidence: float
 ) -> Choice:
-    for name, value in (("risk", risk), ("confidence", confidence)):
-        if not 0 < value < 1:
-            raise UserError(f"--{name}={value:g} is not allowed: must be between 0 and 1")
+    if not SMALLEST_RISK <= risk < 1:
+        raise UserError(
+            f"--risk={risk:g} is not allowed: must be at least {SMALLEST_RISK:g} and below 1"
+        )
+    if not 0 < confidence < 1:
+        raise UserError(f"--confidence={confidence:g} is not allowed: must be between 0 and 1")
     if evaluation.thresholds_from != "holdout":
         raise UserError(
             "--risk: a promise needs images that the network was not trained on; train and "

@@ -10,11 +10,12 @@ from written_runs import made_evaluation, random_predictions, write_config
 
 from l2w_jax import thresholds
 from l2w_jax.early_exit import latency
-from l2w_jax.early_exit.budget import NOBODY_LEAVES, exit_shares, find_thresholds, first_exits
+from l2w_jax.early_exit.budget import NOBODY_LEAVES, find_thresholds, first_exits
 from l2w_jax.early_exit.calibration import calibration_error
 from l2w_jax.errors import UserError
 from l2w_jax.evaluation import results
 from l2w_jax.evaluation.calibrate import Calibration
+from l2w_jax.models.exit_shares import exit_shares
 
 MUL_ADDS = [1e6, 2e6, 4e6]
 
@@ -238,7 +239,9 @@ def test_a_file_that_cannot_be_written_is_named(run, tmp_path):
         (["--mul-adds=900k"], "--mul-adds=900000 is out of reach: .* takes 1M"),
         (["--accuracy=99.9"], "--accuracy=99.9 is out of reach: the most .*%"),
         (["--risk=0.0001"], "--risk: 3000 held-out images are too few .* are needed"),
-        (["--risk=2"], "--risk=2 is not allowed: must be between 0 and 1"),
+        (["--risk=1e-18"], r"--risk: 3000 held-out images are too few .*: \d{19} are needed"),
+        (["--risk=2"], "--risk=2 is not allowed: must be at least 1e-300 and below 1"),
+        (["--risk=1e-310"], "--risk=1e-310 is not allowed: must be at least 1e-300 and below 1"),
         (["--risk=0.1", "--confidence=1"], "--confidence=1 is not allowed"),
         (["--q=0"], "'0' is not allowed: must be a positive number"),
         (["--q=1k"], "'1k' is not allowed: must be a positive number"),

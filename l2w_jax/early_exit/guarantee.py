@@ -17,7 +17,6 @@ the top-1 of its last exit, so that of a run the promise holds but for what that
   reach 1/p with probability at most p.
 """
 
-import bisect
 import dataclasses
 import math
 
@@ -29,6 +28,9 @@ from l2w_jax.early_exit.selection import SEARCH_QS, thresholds_of
 
 # The part of the held-out images that sets thresholds; the others test them.
 DESIGN_SHARE = 1 / 3
+
+# A smaller one would need more images than a float can count.
+SMALLEST_RISK = 1e-300
 
 
 class TooFewImages(ValueError):
@@ -70,7 +72,13 @@ def images_needed(risk: float, confidence: float) -> int:
         unchanged = {-1: 0, 0: num_images - num_design, 1: 0}
         return _p_value(unchanged, risk, bet) <= 1 - confidence
 
-    return bound + bisect.bisect_left(range(bound, 100 * bound), True, key=passes)
+    too_few, enough = bound - 1, bound
+    while not passes(enough):
+        too_few, enough = enough, 2 * enough
+    while enough - too_few > 1:
+        middle = (too_few + enough) // 2
+        too_few, enough = (too_few, middle) if passes(middle) else (middle, enough)
+    return enough
 
 
 def _num_design(num_images: int) -> int:
@@ -91,17 +99,18 @@ def guaranteed_thresholds(
         confidences: held-out confidences [K, N].
         correct: whether each exit classifies each sample correctly, bool [K, N].
         costs: of stopping at each exit [K], in any unit.
-        risk: accuracy that may be lost against the last exit, as a fraction in (0, 1).
+        risk: accuracy that may be lost against the last exit, as a fraction in [1e-300, 1).
         confidence: probability with which no more is lost, in (0, 1).
         seed: of the division of the images; it must not depend on the outcome.
 
     Raises:
         TooFewImages: so few images would not pass even if stopping early changed no answer.
-        ValueError: risk or confidence is not in (0, 1), or the shapes do not match.
+        ValueError: risk or confidence is out of range, or the shapes do not match.
     """
-    for name, value in (("risk", risk), ("confidence", confidence)):
-        if not 0 < value < 1:
-            raise ValueError(f"{name} is {value}; it must be between 0 and 1")
+    if not SMALLEST_RISK <= risk < 1:
+        raise ValueError(f"risk is {risk}; it must be at least {SMALLEST_RISK} and below 1")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence is {confidence}; it must be between 0 and 1")
     num_images = correct.shape[1]
     needed = images_needed(risk, confidence)
     if num_images < needed:
