@@ -12,6 +12,8 @@ precision that thresholds are stored in, so that the same sample leaves at the s
 the decision is taken.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -143,26 +145,42 @@ def checked_thresholds(thresholds: ArrayLike, num_exits: int) -> NDArray[np.floa
     return thresholds
 
 
+class OperatingPoint(NamedTuple):
+    """What it costs and is worth that samples leave where they do.
+
+    Attributes:
+        cost: mean per sample, in the unit of the exits' costs.
+        top1: percent, 0 to 100.
+        shares: of the samples that leave at each exit, 0 to 1, [K].
+    """
+
+    cost: float
+    top1: float
+    shares: NDArray[np.float64]
+
+    def row(self) -> dict[str, float]:
+        """As a row of a table: mul_adds, which the cost must be in, top1, share_1 to share_K."""
+        shares = {f"share_{k}": float(share) for k, share in enumerate(self.shares, start=1)}
+        return {"mul_adds": self.cost, "top1": self.top1, **shares}
+
+
 def operating_point(
-    exits: NDArray[np.integer], correct: NDArray[np.bool_], mul_adds: ArrayLike
-) -> dict[str, float]:
+    exits: NDArray[np.integer], correct: NDArray[np.bool_], costs: ArrayLike
+) -> OperatingPoint:
     """Accuracy, cost and shares when sample i leaves at exit exits[i].
 
     Args:
         exits: exit of each sample [N], counted from 0.
         correct: whether each exit classifies each sample correctly [K, N].
-        mul_adds: cost of stopping at each exit [K], in multiply-adds per image.
-
-    Returns:
-        mul_adds (mean per image), top1 (percent, 0 to 100), share_1 to share_K (0 to 1).
+        costs: of stopping at each exit [K], in any unit.
     """
     num_exits, num_samples = correct.shape
     shares = np.bincount(exits, minlength=num_exits) / num_samples
-    return {
-        "mul_adds": float(shares @ np.asarray(mul_adds, dtype=np.float64)),
-        "top1": float((100.0 * correct[exits, np.arange(num_samples)]).mean()),
-        **{f"share_{k}": float(share) for k, share in enumerate(shares, start=1)},
-    }
+    return OperatingPoint(
+        cost=float(shares @ np.asarray(costs, dtype=np.float64)),
+        top1=float((100.0 * correct[exits, np.arange(num_samples)]).mean()),
+        shares=shares,
+    )
 
 
 def budgeted_curve_from_confidences(
@@ -204,7 +222,7 @@ def budgeted_curve_from_confidences(
     for q in CURVE_QS:
         thresholds = find_thresholds(val_confidences, exit_shares(q, num_exits))
         exits = first_exits(test_confidences, thresholds)
-        curve.append({"q": q, **operating_point(exits, test_correct, mul_adds)})
+        curve.append({"q": q, **operating_point(exits, test_correct, mul_adds).row()})
     return curve
 
 

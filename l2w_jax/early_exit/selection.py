@@ -15,11 +15,11 @@ from numpy.typing import ArrayLike, NDArray
 from l2w_jax.early_exit.budget import (
     EVERYBODY_LEAVES,
     NOBODY_LEAVES,
-    exit_shares,
     find_thresholds,
     first_exits,
     operating_point,
 )
+from l2w_jax.models.exit_shares import exit_shares
 
 # Falling, in equal ratios: beyond these nearly all samples leave at one end of the network.
 SEARCH_QS: tuple[float, ...] = tuple(float(q) for q in np.geomspace(20, 0.02, 120))
@@ -93,7 +93,7 @@ def candidates(
     for q in qs:
         thresholds = thresholds_of(q, confidences)
         point = operating_point(first_exits(confidences, thresholds), correct, costs)
-        found.append(Candidate(q, thresholds, point["mul_adds"], point["top1"]))
+        found.append(Candidate(q, thresholds, point.cost, point.top1))
     return found
 
 

@@ -72,7 +72,7 @@ def leaving_by_group(
             "name": name,
             "images": int(np.count_nonzero(group)),
             "top1_last": 100 * float(test.correct[-1, group].mean()),
-            **operating_point(exits[group], test.correct[:, group], evaluation.mul_adds),
+            **operating_point(exits[group], test.correct[:, group], evaluation.mul_adds).row(),
         }
         for name, group in members.items()
         if group.any()

@@ -143,7 +143,7 @@ class Evaluation:
     ) -> dict[str, float]:
         """mul_adds, top1 and share_1 to share_K of images that leave at a rule's thresholds [K]."""
         exits = first_exits(images.scores(rule), thresholds)
-        return operating_point(exits, images.correct, self.mul_adds)
+        return operating_point(exits, images.correct, self.mul_adds).row()
 
     def check_step(self, step: int, what: str) -> None:
         """Raises UserError if `what` is of another step than the one that was evaluated."""

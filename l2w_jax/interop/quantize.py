@@ -165,7 +165,7 @@ def outcome(
     shown = [point for point in curve if any(np.isclose(point["q"], q) for q in CURVE_QS_SHOWN)]
     return [
         *exits,
-        ("stopping early", _readable(chosen)),
+        ("stopping early", _readable(chosen.row())),
         *((f"q = {point['q']:g}", _readable(point)) for point in shown),
     ]
 

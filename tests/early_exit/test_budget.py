@@ -170,7 +170,8 @@ def test_curve_has_the_columns_of_its_table_and_its_shares_add_up_to_the_cost():
 def test_operating_point_counts_each_sample_at_its_own_exit():
     correct = np.array([[True, False, True], [False, True, False]])
     point = operating_point(np.array([0, 1, 1]), correct, [10, 40])
-    assert point == pytest.approx(
+    assert (point.cost, point.top1) == pytest.approx((30, 200 / 3))
+    assert point.row() == pytest.approx(
         {"mul_adds": 30, "top1": 200 / 3, "share_1": 1 / 3, "share_2": 2 / 3}
     )
 

@@ -42,7 +42,7 @@ def test_candidates_grow_cheaper_and_say_what_their_thresholds_do(held_out):
     confidences, correct = held_out
     for candidate in found:
         point = operating_point(first_exits(confidences, candidate.thresholds), correct, COSTS)
-        assert (candidate.cost, candidate.top1) == (point["mul_adds"], point["top1"])
+        assert (candidate.cost, candidate.top1) == (point.cost, point.top1)
 
 
 def test_a_budget_buys_the_most_accurate_that_it_can(held_out):
