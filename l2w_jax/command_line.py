@@ -1,6 +1,7 @@
 """What the commands have in common: set-up, arguments, and faults told in one line."""
 
 import argparse
+import codecs
 import contextlib
 import gc
 import logging
@@ -103,8 +104,10 @@ def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
         main: a function of the arguments, without the program's name.
     """
     set_up_libraries()
-    # A file's name need not be UTF-8; it is printed as it is on the disk.
-    sys.stdout.reconfigure(errors="surrogateescape")
+    # A file's name need not be UTF-8; in UTF-8 it is printed as it is on the disk. Other encodings
+    # lack letters, at which surrogateescape would fail.
+    is_utf8 = codecs.lookup(sys.stdout.encoding).name == "utf-8"
+    sys.stdout.reconfigure(errors="surrogateescape" if is_utf8 else "backslashreplace")
     try:
         with _told_if_without_devices():
             main(sys.argv[1:])

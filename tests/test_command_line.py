@@ -97,13 +97,20 @@ def test_a_fault_is_a_line_on_standard_error_and_status_2(capsys):
     assert capsys.readouterr().err == "a: wrong\n"
 
 
-def test_names_that_are_not_utf8_are_printed_as_they_are():
-    program = (
-        "from l2w_jax import command_line; command_line.run(lambda _: print('gr\\udcfcn.jpg'))"
-    )
+@pytest.mark.parametrize(
+    ("encoding", "printed"),
+    [
+        ("utf-8:strict", b"gr\xfcn \xe6\x97\xa5.jpg\n"),
+        ("latin-1", rb"gr\udcfcn \u65e5.jpg" + b"\n"),
+        ("ascii", rb"gr\udcfcn \u65e5.jpg" + b"\n"),
+    ],
+)
+def test_names_of_any_letters_are_printed_in_any_encoding(encoding, printed):
+    name = "gr\\udcfcn \\u65e5.jpg"
+    program = f"from l2w_jax import command_line; command_line.run(lambda _: print('{name}'))"
     completed = subprocess.run(
         [sys.executable, "-c", program],
-        env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"},
+        env=os.environ | {"PYTHONIOENCODING": encoding},
         capture_output=True,
     )
-    assert completed.stdout == b"gr\xfcn.jpg\n", completed.stderr
+    assert completed.stdout == printed, completed.stderr

@@ -3,6 +3,7 @@
 Needs numpy, and for image files Pillow.
 """
 
+import codecs
 import os
 import sys
 from pathlib import Path
@@ -25,9 +26,10 @@ def main(network_class):
         sys.exit(0)
     if not paths or paths[0].startswith("--") or (an_array and len(paths) > 1):
         sys.exit(usage)
-    # A file's name need not be UTF-8.
-    sys.stdout.reconfigure(errors="surrogateescape")
-    sys.stderr.reconfigure(errors="surrogateescape")
+    # A file's name need not be UTF-8; in UTF-8 it is printed as it is on the disk. Other encodings
+    # lack letters, at which surrogateescape would fail.
+    is_utf8 = codecs.lookup(sys.stdout.encoding).name == "utf-8"
+    sys.stdout.reconfigure(errors="surrogateescape" if is_utf8 else "backslashreplace")
     try:
         sys.exit((classify_array if an_array else classify_files)(network_class(), paths))
     except ValueError as error:
