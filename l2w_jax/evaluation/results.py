@@ -263,13 +263,27 @@ def read_latency(workdir: Path, evaluation: Evaluation) -> dict[str, Any] | None
     try:
         latency = json.loads(path.read_text())
         of_step = latency.get("step") == evaluation.step
-        if of_step and not isinstance(latency["batch_sizes"], dict | list):
-            raise ValueError("'batch_sizes'")
+        if of_step:
+            _check_latency(latency)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, AttributeError, KeyError) as error:
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise UserError(f"{path}: is damaged ({error}); delete it or measure again") from error
     return latency if of_step else None
+
+
+def _check_latency(latency: Mapping[str, Any]) -> None:
+    """Raises ValueError, KeyError, TypeError where what was measured lacks what is shown of it."""
+    if not isinstance(latency["device"], str) or not isinstance(latency["batch_sizes"], list):
+        raise ValueError("'device' must be a text, 'batch_sizes' a list")
+    for entry in latency["batch_sizes"]:
+        numbers = [entry["batch_size"], entry["full_ms"]]
+        numbers += [row["exit"] for row in entry["exits"]]
+        numbers += [
+            row[name] for row in (*entry["exits"], *entry["budgeted"]) for name in ("ms", "top1")
+        ]
+        if not all(isinstance(number, int | float) for number in numbers):
+            raise ValueError("an entry of 'batch_sizes' has a text in a number's place")
 
 
 def read_policy(path: Path, evaluation: Evaluation) -> rules.ExitPolicy:

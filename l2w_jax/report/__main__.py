@@ -17,7 +17,7 @@ from l2w_jax.config import stored
 from l2w_jax.errors import UserError
 from l2w_jax.evaluation import results
 from l2w_jax.files import told_if_unwritable, write_atomically
-from l2w_jax.report import png
+from l2w_jax.report import figures, png
 from l2w_jax.report.page import Run, page
 
 
@@ -95,14 +95,28 @@ def read_runs(workdirs: Sequence[Path]) -> list[Run]:
 
 def _read_json_lines(path: Path) -> list[dict[str, Any]]:
     # A run that is still going on may be half-way through its last line.
-    complete = path.read_text().split("\n")[:-1]
+    complete = path.read_bytes().split(b"\n")[:-1]
     lines = []
     for number, line in enumerate(complete, start=1):
         try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            lines.append(_checked(json.loads(line.decode())))
+        except (ValueError, LookupError, TypeError) as error:
             raise UserError(f"{path}: line {number} is damaged; take it out") from error
     return lines
+
+
+def _checked(line: Any) -> dict[str, Any]:
+    """A line of metrics.jsonl, if it has numbers where `figures.training` looks for them.
+
+    Raises:
+        LookupError, TypeError: it has not.
+    """
+    fields = [field for field, _, _ in figures.TRAINING if field in line]
+    # None is what a run writes for NaN.
+    for value in (line["step"], *(line[field][-1] or 0.0 for field in fields)):
+        if not isinstance(value, int | float):
+            raise TypeError(f"{value!r} is no number")
+    return line
 
 
 if __name__ == "__main__":

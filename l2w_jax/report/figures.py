@@ -30,6 +30,16 @@ LEAST_SAMPLES = 3
 ACCURACY = Axis("top-1 on test images", "%", ".2f", least_range=LEAST_ACCURACY_RANGE, highest=100.0)
 
 
+_TOP1 = Axis("top-1", "%", ".2f", highest=100.0)
+
+# Fields of metrics.jsonl, lists of a number for each exit, and how the last one is shown.
+TRAINING = (
+    ("loss", "Training loss of the last exit", Axis("loss", "nats")),
+    ("top1", "Training accuracy of the last exit", _TOP1),
+    ("holdout_top1", "Held-out accuracy of the last exit", _TOP1),
+)
+
+
 def accuracy(evaluations: Mapping[str, Evaluation]) -> Chart:
     """Top-1 over mul-adds: of every fixed exit, and with images leaving early.
 
@@ -254,20 +264,21 @@ def training(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Chart]:
         metrics: the lines of metrics.jsonl, by the names of their runs.
     """
     charts = []
-    top1 = Axis("top-1", "%", ".2f", highest=100.0)
-    for field, title, y in (
-        ("loss", "Training loss of the last exit", Axis("loss", "nats")),
-        ("top1", "Training accuracy of the last exit", top1),
-        ("holdout_top1", "Held-out accuracy of the last exit", top1),
-    ):
+    for field, title, y in TRAINING:
         series = [
             Series(run, points, i, marked=field == "holdout_top1")
             for i, (run, lines) in enumerate(metrics.items())
-            if (points := [(line["step"], line[field][-1]) for line in lines if field in line])
+            if (points := _logged(lines, field))
         ]
         if series:
             charts.append(Chart(title, Axis("step", digits=".0f"), y, series))
     return charts
+
+
+def _logged(lines: Sequence[Mapping[str, Any]], field: str) -> list[tuple[float, float]]:
+    """(step, value) of the last exit, where one was logged and was a number."""
+    values = [(line["step"], line[field][-1]) for line in lines if field in line]
+    return [(step, value) for step, value in values if value is not None]
 
 
 class WayOfTraining(Protocol):

@@ -142,6 +142,12 @@ def test_training_shows_what_was_logged_and_nothing_where_nothing_was():
     assert figures.training({"b": []}) == []
 
 
+def test_a_loss_that_was_no_number_is_not_shown():
+    lines = [{"step": 20, "loss": [1.0, None]}, {"step": 40, "loss": [0.5, 0.3]}]
+    (chart,) = figures.training({"a": lines})
+    assert chart.series[0].points == [(40, 0.3)]
+
+
 def test_reliability_is_the_accuracy_of_images_of_like_confidence():
     confidences = np.array([[0.61, 0.65, 0.91, 0.93], [0.5, 0.5, 0.5, 0.5]])
     correct = np.array([[True, False, True, True], [False] * 4])

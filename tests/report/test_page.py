@@ -194,7 +194,7 @@ def test_an_evaluation_without_images_for_thresholds_is_shown(two_runs):
     page = read(two_runs)
     assert ["learned", "3", "73.25", "4.50", "360", "none", "40"] in page.rows
     text = (folder / "report.html").read_text()
-    assert text.count("Evaluated without held-out images") == 4
+    assert text.count("evaluated without held-out images") == 4
     assert [path.name for path in (folder / "plots").iterdir()] == ["accuracy.png"]
 
 
@@ -206,12 +206,23 @@ def test_a_run_without_metrics_is_shown(two_runs):
 def test_damaged_and_unwritable_files_are_named(two_runs, tmp_path):
     with pytest.raises(UserError, match=f"{tmp_path}: cannot be written"):
         report.write_report(two_runs, tmp_path)
-    (two_runs[0] / "metrics.jsonl").write_text('{"step": 1}\n{half\n{"step": 3}\n')
-    with pytest.raises(UserError, match=r"metrics\.jsonl: line 2 is damaged"):
-        report.write_report(two_runs)
+    for line in (b"{half", b'{"step": "\xff"}', b"3", b'{"step": 2, "loss": 1}', b'{"top1": [2]}'):
+        (two_runs[0] / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 3}\n')
+        with pytest.raises(UserError, match=r"metrics\.jsonl: line 2 is damaged"):
+            report.write_report(two_runs)
     (two_runs[0] / "metrics.jsonl").unlink()
     step = Evaluation.load(two_runs[0]).step
-    for latency in ([], {"step": step}):
+    whole = measured(step)
+    (entry,) = whole["batch_sizes"]
+    for latency in (
+        [],
+        {"step": step},
+        whole | {"batch_sizes": [3]},
+        whole | {"batch_sizes": [{"full_ms": 1.0}]},
+        whole | {"batch_sizes": [entry | {"exits": [{"exit": 1, "ms": 1.0}]}]},
+        whole | {"batch_sizes": [entry | {"full_ms": "1.0"}]},
+        whole | {"batch_sizes": [entry | {"budgeted": None}]},
+    ):
         write_json(two_runs[0] / "latency.json", latency)
         with pytest.raises(UserError, match=r"latency\.json: is damaged"):
             report.write_report(two_runs)
