@@ -37,6 +37,7 @@ decoding the same crops alone takes on the same cores.
 import argparse
 import functools
 import json
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,11 +73,14 @@ def main(argv: Sequence[str], started: float) -> None:
     if arguments.early_exit:
         if arguments.workdir is None or config_arguments:
             raise UserError("--early-exit: needs --workdir=RUN and takes no --config")
-        from l2w_jax.benchmark.early_exit import benchmark_early_exit
+        from l2w_jax.benchmark.early_exit import LATENCY_PICTURE, benchmark_early_exit
         from l2w_jax.benchmark.runtimes import checked_runtimes
+        from l2w_jax.evaluation import results
 
         runtimes = checked_runtimes(arguments.runtime.split(","))
         print(json.dumps(benchmark_early_exit(arguments.workdir, runtimes), indent=2))
+        files = [arguments.workdir / results.LATENCY_FILE, arguments.workdir / LATENCY_PICTURE]
+        print("written to {} and {}".format(*files), file=sys.stderr)
         return
     if arguments.input:
         if config_arguments:

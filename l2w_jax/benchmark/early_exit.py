@@ -25,6 +25,8 @@ from l2w_jax.run.restore import restore_evaluated
 
 BATCH_SIZES = (1, 32, 256)
 
+LATENCY_PICTURE = Path("plots", "latency.png")
+
 # Points of the budgeted curve that are timed.
 TIMED_QS = (0.1, 0.3, 0.5, 0.7, 0.9, 1.1, 1.3, 1.6, 1.9)
 
@@ -81,7 +83,7 @@ def benchmark_early_exit(
     picture = png.png(png.figure(figures.latency(timed)))
     with told_if_unwritable(workdir):
         write_json(workdir / results.LATENCY_FILE, latency)
-        write_atomically(workdir / "plots" / "latency.png", picture)
+        write_atomically(workdir / LATENCY_PICTURE, picture)
     return latency
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from written_runs import made_evaluation, made_predictions
 
+from l2w_jax.benchmark import __main__ as benchmark_command
 from l2w_jax.benchmark import early_exit as early_exit_benchmark
 from l2w_jax.benchmark.early_exit import TIMED_QS, benchmark_early_exit, time_network
 from l2w_jax.benchmark.runtimes import RUNTIMES, Runtime, checked_runtimes
@@ -131,3 +132,11 @@ def test_files_lie_beside_the_run(tiny_network, evaluation, tmp_path, monkeypatc
     assert latency["device"] == jax.devices()[0].device_kind
     assert latency["step"] == 7
     assert (tmp_path / "plots" / "latency.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_command_prints_json_and_then_names_the_files(monkeypatch, capsys):
+    monkeypatch.setattr(early_exit_benchmark, "benchmark_early_exit", lambda *_: {"step": 7})
+    benchmark_command.main(["--early-exit", "--workdir=run"], 0.0)
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == {"step": 7}
+    assert printed.err.splitlines()[-1] == "written to run/latency.json and run/plots/latency.png"
