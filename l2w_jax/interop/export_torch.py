@@ -28,8 +28,8 @@ def main(argv: Sequence[str]) -> None:
     """Runs the command.
 
     Raises:
-        UserError: an argument is wrong, the folder holds no run or no good checkpoint, or the file
-            cannot be written.
+        UserError: an argument is wrong, the folder holds no run or no good checkpoint, what was
+            kept of an import is damaged, or the file cannot be written.
     """
     import jax
 
@@ -46,9 +46,7 @@ def main(argv: Sequence[str]) -> None:
     if state is None:
         raise UserError(f"--workdir={arguments.workdir}: no checkpoint to export; train first")
     checkpoint = state_to_torch(config, state)
-    extras = arguments.workdir / EXTRAS_FILE
-    if extras.exists():
-        checkpoint = _with_extras(checkpoint, json.loads(extras.read_text()), int(state.step))
+    checkpoint = with_extras(checkpoint, arguments.workdir / EXTRAS_FILE, int(state.step))
     write_torch_checkpoint(arguments.file, checkpoint)
     print(f"{arguments.file}: written from step {int(state.step)} of {arguments.workdir}")
 
@@ -62,15 +60,36 @@ def state_to_torch(config: ConfigDict, state: TrainState) -> TorchCheckpoint:
     )
 
 
-def _with_extras(checkpoint: TorchCheckpoint, extras: dict, step: int) -> TorchCheckpoint:
-    """The checkpoint with the counters and names that it was imported with.
+def with_extras(checkpoint: TorchCheckpoint, path: Path, step: int) -> TorchCheckpoint:
+    """The checkpoint with the counters and names that it was imported with, if it was.
 
     And without a predictor where that had none, and the one here has learned nothing since.
+
+    Args:
+        checkpoint: of the run.
+        path: the file that an import leaves in the run's folder.
+        step: of the run.
+
+    Raises:
+        UserError: the file is damaged.
     """
-    if step == 0 and not extras.get("has_predictor", True):
+    try:
+        extras = json.loads(path.read_bytes())
+        counters = {name: np.array(int(n), np.int64) for name, n in extras["counters"].items()}
+        prefixed, has_predictor = extras["prefixed"], extras.get("has_predictor", True)
+        if not isinstance(prefixed, bool) or not isinstance(has_predictor, bool):
+            raise ValueError("'prefixed' and 'has_predictor' must be true or false")
+    except FileNotFoundError:
+        return checkpoint
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path}: is damaged ({error}); import the checkpoint again into another folder"
+        ) from error
+    if step == 0 and not has_predictor:
         checkpoint = checkpoint._replace(predictor={})
-    counters = {name: np.array(count, np.int64) for name, count in extras["counters"].items()}
-    return checkpoint._replace(network=checkpoint.network | counters, prefixed=extras["prefixed"])
+    return checkpoint._replace(network=checkpoint.network | counters, prefixed=prefixed)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Such a file is a dictionary with "state_dict" and, where sample weights were lea
 PyTorch (the extra `torch`), which reads the tensors without executing what else a pickle may hold.
 """
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from l2w_jax.errors import UserError
+from l2w_jax.files import told_if_unwritable, write_atomically
 
 _PREFIX = "module."
 
@@ -60,7 +62,7 @@ def read_torch_checkpoint(path: Path) -> TorchCheckpoint:
 
 
 def write_torch_checkpoint(path: Path, checkpoint: TorchCheckpoint) -> None:
-    """Writes a file that the authors' programs, and `read_torch_checkpoint`, read.
+    """Writes a file that the authors' programs, and `read_torch_checkpoint`, read, atomically.
 
     Raises:
         UserError: PyTorch is not installed, or the file cannot be written.
@@ -74,10 +76,10 @@ def write_torch_checkpoint(path: Path, checkpoint: TorchCheckpoint) -> None:
     content = {"state_dict": tensors(checkpoint.network)}
     if checkpoint.predictor:
         content["meta_state_dict"] = tensors(checkpoint.predictor)
-    try:
-        torch.save(content, path)
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"{path}: cannot be written: {error}") from error
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    with told_if_unwritable(path):
+        write_atomically(path, buffer.getvalue())
 
 
 def _arrays(tensors: Any, where: str) -> dict[str, np.ndarray]:
