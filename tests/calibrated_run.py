@@ -82,7 +82,7 @@ def write(workdir, network, patch):
         for seed, split in enumerate(("train", "holdout", "test"))
     }
     source = MemorySource(config, splits, ("a", "b", "c", "d"))
-    source.train_digest = "of these"
+    source.digests = {"train": "of these"}
     state = create_train_state(config, jax.random.key(0)).replace(
         step=np.int32(STEP), params=variables["params"], batch_stats=variables["batch_stats"]
     )

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from l2w_jax.data import cut_jpeg
 from l2w_jax.interop import classify
 
 
@@ -27,7 +28,8 @@ class BrightnessNetwork:
 @pytest.fixture
 def network(monkeypatch):
     # The modules of an exported folder lie beside each other.
-    monkeypatch.syspath_prepend(Path(classify.__file__).parent)
+    for module in (classify, cut_jpeg):
+        monkeypatch.syspath_prepend(Path(module.__file__).parent)
     return BrightnessNetwork()
 
 
