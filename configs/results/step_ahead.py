@@ -18,7 +18,8 @@ from l2w_jax.models import create_network
 from l2w_jax.models.preprocessing import channel_statistics, normalize
 from l2w_jax.run.loop import total_steps
 from l2w_jax.run.restore import restore_best
-from l2w_jax.training.losses import confidences_of_logits, create_losses, training_forward
+from l2w_jax.training.forward import training_forward
+from l2w_jax.training.losses import confidences_of_logits, create_losses
 from l2w_jax.training.meta import meta_objective
 from l2w_jax.training.optimizers import create_sgd, descend, learning_rates
 from l2w_jax.training.step import half_of

@@ -30,9 +30,9 @@ from l2w_jax.models.platforms import apart_on_tpus
 from l2w_jax.training.ablations import vanilla_objective
 from l2w_jax.training.allocation import allocate_globally, allocated_mean
 from l2w_jax.training.collectives import mean_over
+from l2w_jax.training.forward import TrainingForward
 from l2w_jax.training.losses import (
     Batch,
-    TrainingForward,
     TrainingLosses,
     confidences_of_logits,
     weighted_loss,

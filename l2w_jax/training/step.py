@@ -16,14 +16,8 @@ from ml_collections import ConfigDict
 from l2w_jax.config.choices import schedule_fault
 from l2w_jax.models import create_network
 from l2w_jax.training.collectives import gather_rows, mean_over
-from l2w_jax.training.losses import (
-    Batch,
-    TrainingForward,
-    TrainingLosses,
-    correctness,
-    create_losses,
-    training_forward,
-)
+from l2w_jax.training.forward import TrainingForward, training_forward
+from l2w_jax.training.losses import Batch, TrainingLosses, correctness, create_losses
 from l2w_jax.training.meta import MetaLearner, create_meta_learner, meta_update
 from l2w_jax.training.optimizers import LearningRates, create_sgd, descend, learning_rates
 from l2w_jax.training.pipelined import late_meta_update, select, split_previous

@@ -16,7 +16,7 @@ from l2w_jax.benchmark.program import collectives
 from l2w_jax.config import default_config
 from l2w_jax.models.layers import BatchNorm, LayerOptions
 from l2w_jax.training import DEVICE_AXIS, create_train_state, make_train_step, pmap_train_step
-from l2w_jax.training.losses import training_forward
+from l2w_jax.training.forward import training_forward
 from l2w_jax.training.meta import meta_gradient, predictor_step
 
 DEVICES = 8

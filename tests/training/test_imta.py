@@ -9,12 +9,8 @@ from learners import create_learner
 
 from l2w_jax.models import create_network
 from l2w_jax.training import create_train_state, make_train_step
-from l2w_jax.training.losses import (
-    Distillation,
-    TrainingLosses,
-    create_distillation,
-    training_forward,
-)
+from l2w_jax.training.forward import training_forward
+from l2w_jax.training.losses import Distillation, TrainingLosses, create_distillation
 from l2w_jax.training.meta import meta_gradient
 from l2w_jax.training.optimizers import descend
 from l2w_jax.training.pipelined import gradient_through_last_step

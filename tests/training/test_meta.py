@@ -11,7 +11,8 @@ from learners import create_learner
 from l2w_jax.config.choices import CHOICES
 from l2w_jax.models import create_model
 from l2w_jax.training import create_train_state
-from l2w_jax.training.losses import confidences_of_logits, training_forward
+from l2w_jax.training.forward import training_forward
+from l2w_jax.training.losses import confidences_of_logits
 from l2w_jax.training.meta import every, meta_gradient, meta_objective
 from l2w_jax.training.weighting import create_weighting
 
