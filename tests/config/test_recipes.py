@@ -1,17 +1,142 @@
-"""The recipes in configs/ train on digits for two epochs, each with its own method and schedule."""
+"""The recipes in configs/: each is possible, its paper's, and lowers the loss of digits."""
 
+import importlib.util
 import json
+import re
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from l2w_jax import main
-from l2w_jax.config import validate
+from l2w_jax.config import differences, split_variant, validate
 from l2w_jax.data.digits import open_digits
+from l2w_jax.errors import UserError
 from l2w_jax.run import loop
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def read_module(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def load(name: str, variant: str = "") -> ConfigDict:
+    return read_module(name).get_config(variant)
+
+
+SHIPPED = {
+    "digits_msdnet": ["", "baseline"],
+    "cifar10_msdnet": ["", "baseline"],
+    "cifar100_msdnet": ["", "baseline"],
+    "cifar100_lt_msdnet": ["", "200", "100", "50", "20", "10,baseline"],
+    "cifar10_folder_msdnet": [
+        "",
+        "baseline",
+        "long",
+        "long,pipelined",
+        "long,vanilla_objective",
+        "long,hard_allocation",
+        "long_tailed",
+        "long_tailed,baseline",
+    ],
+    "cifar10_ranet": ["", "baseline"],
+    "cifar100_ranet": ["", "baseline"],
+    "cifar100_imta_msdnet": ["", "collaboration"],
+    "imagenet_ranet": ["", "channels=32", "channels=64", "baseline"],
+    "imagenet_msdnet": ["", "step=6", "step=7,smooth", "step=4,baseline"],
+    "ablations": ["", *read_module("ablations").ABLATIONS],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"), [(name, variant) for name in SHIPPED for variant in SHIPPED[name]]
+)
+def test_the_shipped_configurations_are_valid_on_one_to_four_devices(name, variant):
+    config = load(name, variant)
+    if config.dataset.name == "image_folder":
+        config.dataset.data_dir = "somewhere"
+    for devices in (1, 2, 4):
+        validate(config, device_count=devices)
+
+
+def test_every_shipped_configuration_is_tested():
+    assert {path.stem for path in CONFIGS.glob("*.py")} == set(SHIPPED)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_part_of_a_variant_is_tested(name):
+    with pytest.raises(UserError, match="must be one of") as raised:
+        load(name, "no_such_part")
+    allowed = re.search("must be one of (.*), or nothing", str(raised.value)).group(1)
+    tested = ",".join(SHIPPED[name]).split(",")
+    assert set(allowed.split(", ")) == set(filter(None, tested))
+
+
+def test_every_ablation_changes_what_its_name_says():
+    whole = load("cifar100_msdnet")
+    for name, changed in read_module("ablations").ABLATIONS.items():
+        lines = differences(whole, load("ablations", name))
+        expected = {f"weighting.{field}" for field in changed}
+        if name == "plain":
+            expected.add("dataset.batch_size")
+        assert {line.split(":")[0] for line in lines} == expected
+
+
+def test_the_imagenet_recipe_is_the_papers():
+    config = load("imagenet_msdnet", "step=7,smooth")
+    assert (config.model.base, config.model.step, config.model.channels) == (7, 7, 32)
+    assert (config.dataset.batch_size, config.dataset.holdout) == (4096, 50_000)
+    assert (config.weighting.magnitude, config.weighting.constraint) == (0.3, "mat")
+    assert (config.weighting.interval, config.optimizer.learning_rate) == (100, 0.8)
+    assert (config.optimizer.epochs, config.optimizer.label_smoothing) == (300, 0.1)
+    plain = load("imagenet_msdnet", "baseline")
+    assert (plain.dataset.batch_size, plain.optimizer.epochs) == (256, 90)
+
+
+def test_the_cifar_recipe_is_the_papers():
+    config = load("cifar100_msdnet")
+    assert config.weighting.kind == "meta"
+    assert (config.dataset.batch_size, config.optimizer.epochs) == (1024, 300)
+    assert (config.optimizer.learning_rate, config.weighting.learning_rate) == (0.8, 1e-4)
+    assert (config.weighting.magnitude, config.weighting.constraint) == (0.8, "col")
+    assert (config.weighting.q, config.weighting.interval) == (0.75, 1)
+    assert (config.weighting.hidden, config.weighting.num_layers) == (500, 1)
+    assert config.model.num_classes == 100
+
+
+def test_the_baseline_is_the_networks_own_recipe():
+    config = load("cifar10_msdnet", "baseline")
+    assert config.weighting.kind == "none"
+    assert (config.dataset.batch_size, config.optimizer.learning_rate) == (64, 0.1)
+    assert (config.optimizer.schedule, config.optimizer.milestones) == ("multistep", (0.5, 0.75))
+
+
+def test_an_unknown_variant_is_named_with_those_that_exist():
+    with pytest.raises(UserError, match="'basline' is not allowed: must be one of baseline"):
+        split_variant("basline", ["baseline"])
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [
+        ("cifar10_folder_msdnet", "baseline,hard_allocation"),
+        ("cifar100_lt_msdnet", "10,100"),
+        ("imagenet_msdnet", "step=4,step=7"),
+        ("imagenet_msdnet", "smooth,baseline"),
+        ("imagenet_ranet", "channels=32,channels=64"),
+    ],
+)
+def test_variants_that_contradict_each_other_are_refused(name, variant):
+    named = variant.replace(",", ", ")
+    with pytest.raises(UserError, match=f"'{variant}' is not allowed: must have one of {named}"):
+        load(name, variant)
+
 
 # Digits in place of the recipe's images, and steps that are few and so must be large.
 DIGITS = [
