@@ -6,14 +6,17 @@ import re
 from pathlib import Path
 from types import ModuleType
 
+import golden_files
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from l2w_jax import main
 from l2w_jax.config import differences, split_variant, validate
+from l2w_jax.config.stored import changes
 from l2w_jax.data.digits import open_digits
 from l2w_jax.errors import UserError
+from l2w_jax.models import create_model
 from l2w_jax.run import loop
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -88,6 +91,26 @@ def test_every_ablation_changes_what_its_name_says():
         assert {line.split(":")[0] for line in lines} == expected
 
 
+@pytest.mark.parametrize(
+    ("name", "variant", "golden", "changed"),
+    [
+        ("cifar100_msdnet", "", "msdnet_cifar100", {}),
+        ("cifar100_msdnet", "baseline", "msdnet_cifar100", {}),
+        ("cifar10_msdnet", "", "msdnet_cifar100", {"num_classes": 10}),
+        ("cifar10_ranet", "", "ranet_cifar10", {}),
+        ("cifar100_ranet", "", "ranet_cifar10", {"num_classes": 100}),
+        ("imagenet_msdnet", "", "msdnet_imagenet_step4", {}),
+        ("imagenet_msdnet", "step=6", "msdnet_imagenet_step4", {"base": 6, "step": 6}),
+        ("imagenet_ranet", "", "ranet_imagenet", {}),
+        ("imagenet_ranet", "channels=64", "ranet_imagenet", {"channels": 64}),
+    ],
+)
+def test_the_network_of_a_recipe_is_the_authors(name, variant, golden, changed):
+    authors = golden_files.config_of(golden_files.load("models")[golden]["config"])
+    expected = create_model(authors.model).clone(**changed)
+    assert create_model(load(name, variant).model) == expected
+
+
 def test_the_imagenet_recipe_is_the_papers():
     config = load("imagenet_msdnet", "step=7,smooth")
     assert (config.model.base, config.model.step, config.model.channels) == (7, 7, 32)
@@ -95,8 +118,18 @@ def test_the_imagenet_recipe_is_the_papers():
     assert (config.weighting.magnitude, config.weighting.constraint) == (0.3, "mat")
     assert (config.weighting.interval, config.optimizer.learning_rate) == (100, 0.8)
     assert (config.optimizer.epochs, config.optimizer.label_smoothing) == (300, 0.1)
-    plain = load("imagenet_msdnet", "baseline")
+    assert config.dataset.augmentation == "resized_crop"
+    # So large a batch may not fit: as few parts as do.
+    assert config.optimizer.accumulation == 0
+
+
+@pytest.mark.parametrize("name", ["imagenet_msdnet", "imagenet_ranet"])
+def test_the_imagenet_baseline_is_divided_by_ten_every_30_of_90_epochs(name):
+    plain = load(name, "baseline")
+    assert plain.weighting.kind == "none"
     assert (plain.dataset.batch_size, plain.optimizer.epochs) == (256, 90)
+    assert (plain.optimizer.schedule, plain.optimizer.learning_rate) == ("multistep", 0.1)
+    assert [90 * milestone for milestone in plain.optimizer.milestones] == [30, 60]
 
 
 def test_the_cifar_recipe_is_the_papers():
@@ -107,6 +140,9 @@ def test_the_cifar_recipe_is_the_papers():
     assert (config.weighting.magnitude, config.weighting.constraint) == (0.8, "col")
     assert (config.weighting.q, config.weighting.interval) == (0.75, 1)
     assert (config.weighting.hidden, config.weighting.num_layers) == (500, 1)
+    assert (config.optimizer.momentum, config.optimizer.weight_decay) == (0.9, 1e-4)
+    assert config.weighting.weight_decay == 1e-4
+    assert config.dataset.augmentation == "crop"
     assert config.model.num_classes == 100
 
 
@@ -115,6 +151,27 @@ def test_the_baseline_is_the_networks_own_recipe():
     assert config.weighting.kind == "none"
     assert (config.dataset.batch_size, config.optimizer.learning_rate) == (64, 0.1)
     assert (config.optimizer.schedule, config.optimizer.milestones) == ("multistep", (0.5, 0.75))
+
+
+@pytest.mark.parametrize(("variant", "factor"), [("", 100), ("200", 200), ("10", 10)])
+def test_the_long_tailed_recipe_is_the_balanced_one_on_other_images(variant, factor):
+    config = load("cifar100_lt_msdnet", variant)
+    changed = {change.field: change.new for change in changes(load("cifar100_msdnet"), config)}
+    assert changed == {
+        "dataset.imbalance_factor": str(factor),
+        "dataset.holdout": "0",
+        "dataset.thresholds_from": "'train'",
+    }
+
+
+def test_the_two_stages_of_imta_are_the_papers():
+    first, second = load("cifar100_imta_msdnet"), load("cifar100_imta_msdnet", "collaboration")
+    for config in (first, second):
+        assert (config.weighting.kind, config.optimizer.learning_rate) == ("none", 0.1)
+    assert (first.imta.gradient_equilibrium, first.imta.collaboration) == (True, False)
+    assert first.imta.distillation == 0
+    assert (second.imta.gradient_equilibrium, second.imta.collaboration) == (False, True)
+    assert (second.imta.distillation, second.imta.temperature) == (0.1, 1.0)
 
 
 def test_an_unknown_variant_is_named_with_those_that_exist():
