@@ -1,5 +1,7 @@
 """Initial values: their distribution, and that they are drawn without compiling."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from flax import linen as nn
 from flax import traverse_util
 from golden_files import config_of, load
+from small_networks import network
 
 from l2w_jax.models import WeightPredictor, create_model, initial_variables
 from l2w_jax.models.initializers import Normal, Uniform
@@ -28,18 +31,69 @@ def test_shapes_and_types_are_those_of_init(tiny):
         assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
 
 
-def test_weights_are_uniform_within_one_over_root_fan_in(tiny):
-    params = initial_variables(tiny, jax.random.key(3), IMAGES, train=False)["params"]
-    for path, value in traverse_util.flatten_dict(params).items():
-        if path[-1] == "scale":
-            assert np.all(value == 1), path
-        elif path[-2:] == ("bn", "bias"):
-            assert np.all(value == 0), path
-        elif path[-1] == "kernel":
-            bound = np.prod(value.shape[:-1]) ** -0.5
-            assert np.abs(value).max() <= bound, path
-            if value.size > 1000:
-                assert np.std(value) == pytest.approx(bound / np.sqrt(3), rel=0.1), path
+@functools.cache
+def initial_params(kind):
+    """By path. Of a thousand classes, so that biases are enough to tell how they are spread."""
+    model = network(kind, num_classes=1000)
+    variables = initial_variables(model, jax.random.key(3), IMAGES, train=False)
+    return traverse_util.flatten_dict(jax.device_get(variables["params"]))
+
+
+def layers_of(params):
+    """The path of each linear or convolutional layer, with its kernel and its bias or None."""
+    kernels = {path[:-1]: value for path, value in params.items() if path[-1] == "kernel"}
+    return [(path, kernel, params.get((*path, "bias"))) for path, kernel in kernels.items()]
+
+
+@pytest.mark.parametrize("kind", ["msdnet", "ranet", "imta"])
+def test_batch_norms_leave_what_they_have_normalised(kind):
+    params = initial_params(kind)
+    scales = [path[:-1] for path in params if path[-1] == "scale"]
+    assert len(scales) > 30
+    for path in scales:
+        assert np.all(params[(*path, "scale")] == 1), path
+        assert np.all(params[(*path, "bias")] == 0), path
+
+
+def assert_spread(value, expected, kurtosis, path):
+    """The root mean square of independent draws, to four of its standard errors."""
+    tolerance = 4 * ((kurtosis - 1) / (4 * value.size)) ** 0.5
+    assert np.sqrt(np.mean(value**2)) == pytest.approx(expected, rel=tolerance), path
+
+
+def assert_uniform(value, fan_in, path):
+    bound = fan_in**-0.5
+    assert np.abs(value).max() <= bound, path
+    assert_spread(value, bound / np.sqrt(3), 1.8, path)
+
+
+@pytest.mark.parametrize(("kind", "num_biases"), [("msdnet", 2), ("imagenet", 3), ("imta", 5)])
+def test_weights_and_biases_are_uniform_within_one_over_root_fan_in(kind, num_biases):
+    biases = []
+    for path, kernel, bias in layers_of(initial_params(kind)):
+        fan_in = np.prod(kernel.shape[:-1])
+        assert_uniform(kernel, fan_in, path)
+        if bias is not None:
+            assert_uniform(bias, fan_in, path)
+            biases.append(path)
+    assert len(biases) == num_biases
+
+
+def test_ranet_is_normal_by_fan_out_but_for_its_first_layer_and_the_linear_weights():
+    linear, normal = [], []
+    for path, kernel, bias in layers_of(initial_params("ranet")):
+        if path[-1] == "linear":
+            assert np.all(bias == 0), path
+            linear.append(path)
+        if path[-1] == "linear" or path[0] == "first_layer":
+            assert_uniform(kernel, np.prod(kernel.shape[:-1]), path)
+        else:
+            expected = np.sqrt(2 / (kernel.shape[0] ** 2 * kernel.shape[-1]))
+            assert_spread(kernel, expected, 3, path)
+            normal.append(kernel.ravel() / expected)
+    assert len(linear) == 3
+    within_one = np.mean(np.abs(np.concatenate(normal)) < 1)
+    assert within_one == pytest.approx(0.6827, abs=0.003)
 
 
 def test_values_depend_on_the_key_alone(tiny):
