@@ -37,6 +37,11 @@ def test_prune_min_keeps_scales_while_the_coarsest_can_still_be_reached():
     assert transitions(blocks) == [2, 4]
 
 
+def test_prune_min_has_transitions_after_a_third_and_two_thirds_of_the_layers_rounded_down():
+    assert transitions(plan_blocks([2, 2, 1], 3, 16, 6, 0.5, "min")) == [1, 3]
+    assert transitions(plan_blocks([2, 3, 2], 3, 16, 6, 0.5, "min")) == [2, 4]
+
+
 def test_transition_keeps_the_share_of_channels_of_reduction():
     (first, second), *_ = plan_blocks([2, 1], 2, 10, 3, 0.5, "max")
     assert first.transition_width is None and second.transition_width is None
