@@ -61,6 +61,14 @@ def test_multistep_divides_by_ten_at_each_milestone():
     np.testing.assert_allclose(rates, [1] * 4 + [0.1] * 2 + [0.01] * 2, rtol=1e-6)
 
 
+@pytest.mark.parametrize(("milestone", "total", "first"), [(0.29, 100, 29), (0.75, 9, 7)])
+def test_a_milestone_is_the_iteration_nearest_to_its_fraction(milestone, total, first):
+    # 0.29 · 100 is less than 29 by a rounding, and 0.75 · 9 is 6.75.
+    config = ConfigDict({"schedule": "multistep", "milestones": (milestone,)})
+    factor = learning_rate_factor(config, total)
+    assert [float(factor(first - 1)), float(factor(first))] == pytest.approx([1, 0.1])
+
+
 @pytest.mark.parametrize("schedule", ["cosine", "multistep"])
 def test_warm_up_rises_evenly_to_the_schedule(schedule):
     config = ConfigDict({"schedule": schedule, "milestones": (0.5,), "epochs": 10})
