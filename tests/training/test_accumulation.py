@@ -98,6 +98,22 @@ def test_with_batch_norm_each_part_is_a_batch_of_its_own(networks):
     assert np.abs(losses - whole(state.params, state.batch_stats, batch)[0]).max() > 1e-3
 
 
+def test_what_the_teacher_says_of_a_batch_is_the_mean_over_its_parts(small_config, make_batch, x64):
+    small_config.imta.update(collaboration=True, distillation=0.3)
+    state, batch = create_train_state(small_config, jax.random.key(0)), make_batch(0, 16)
+    model = create_network(small_config)
+    whole, _ = create_losses(small_config, model)
+    small_config.optimizer.accumulation = PARTS
+    in_parts, _ = create_losses(small_config, model)
+
+    def distilled(losses, batch):
+        return losses.with_distilled(state.params, state.batch_stats, batch)[0][1]
+
+    parts = [jax.tree.map(lambda x, i=i: x[4 * i : 4 * (i + 1)], batch) for i in range(PARTS)]
+    expected = np.mean([distilled(whole, part) for part in parts])
+    assert float(distilled(in_parts, batch)) == pytest.approx(expected, rel=1e-10)
+
+
 def test_running_means_are_those_of_the_whole_and_variances_are_smaller(networks):
     whole, in_parts, state, batch = networks
     _, (_, moved) = in_parts(state.params, state.batch_stats, batch)
