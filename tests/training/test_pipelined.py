@@ -1,9 +1,10 @@
 """The pipelined schedule: against a transcription that shares nothing between half-steps.
 
 Losses, weights, the meta objective and Adam are the package's, which other tests are of; SGD, the
-order of the half-steps and what is differentiated are written out.
+order of the half-steps, what is differentiated and what devices share are written out.
 """
 
+import functools
 import itertools
 import math
 
@@ -15,6 +16,7 @@ from compiled_step import compiled_step
 
 from l2w_jax.models import create_network
 from l2w_jax.training import create_train_state, make_train_step
+from l2w_jax.training.compiled import CompiledTrainStep
 from l2w_jax.training.losses import TrainingLosses, confidences_of_logits
 from l2w_jax.training.meta import meta_objective
 from l2w_jax.training.optimizers import adam
@@ -30,9 +32,9 @@ def config(small_config):
     return small_config
 
 
-def run(config, batches, steps):
-    """States after each of `steps` iterations, the initial one first."""
-    step = compiled_step(config, TOTAL_STEPS)
+def run(config, batches, steps, step=None):
+    """States after each of `steps` iterations, the initial one first, and the last metrics."""
+    step = step or compiled_step(config, TOTAL_STEPS)
     states, previous = [create_train_state(config, jax.random.key(0))], batches[0]
     for s in range(steps):
         state, metrics = step(states[-1], {**batches[s], "previous": previous})
@@ -41,11 +43,25 @@ def run(config, batches, steps):
     return states, metrics
 
 
-def transcription(config, batches, start):
+def step_of_devices(config, num_devices):
+    """An iteration on devices with a share of the batch each, after which they must agree."""
+    step = make_train_step(config, TOTAL_STEPS, "device")
+    over_devices = jax.vmap(step.update, in_axes=(None, 0, None), out_axes=None, axis_name="device")
+
+    @jax.jit
+    def update(state, batch, i):
+        shares = jax.tree.map(lambda x: x.reshape(num_devices, -1, *x.shape[1:]), batch)
+        return over_devices(state, shares, i)
+
+    return CompiledTrainStep(update, step.num_updates)
+
+
+def transcription(config, batches, start, num_devices=1):
     """θ, Θ and the meta losses after half-steps taken one after the other, as the text has them.
 
     The meta-gradient is `jax.grad` of the loss at θ_{t+1} as a function of Θ_t, forward passes and
-    all, with nothing shared between half-steps.
+    all, with nothing shared between half-steps. Losses, weights and the meta objective are each
+    device's own; θ, Θ and both losses that are differentiated are of all of them.
     """
     model = create_network(config)
     network = TrainingLosses(model, 0.0)
@@ -56,12 +72,18 @@ def transcription(config, batches, start):
     buffer = jax.tree.map(jnp.zeros_like, params)
 
     def losses_of(params, half):
-        losses, (logits, _) = network(params, start.batch_stats, half)
-        return losses, confidences_of_logits(logits)
+        """Of each device, [D, n, K]."""
+        losses, (logits, _) = jax.vmap(lambda x: network(params, start.batch_stats, x))(half)
+        return losses, jax.vmap(confidences_of_logits)(logits)
 
     def sgd(params, buffer, wpn_params, half, learning_rate):
-        weights = weigh(wpn_params, *losses_of(params, half))
-        gradient = jax.grad(lambda p: (weights * losses_of(p, half)[0]).mean(axis=0).sum())(params)
+        of_device = functools.partial(weigh, wpn_params)
+        weights = jax.vmap(of_device)(*losses_of(params, half))
+
+        def training_loss(params):
+            return (weights * losses_of(params, half)[0]).mean(axis=(0, 1)).sum()
+
+        gradient = jax.grad(training_loss)(params)
         buffer = jax.tree.map(
             lambda b, g, p: MOMENTUM * b + g + WEIGHT_DECAY * p, buffer, gradient, params
         )
@@ -71,16 +93,16 @@ def transcription(config, batches, start):
     def meta_gradient(wpn_params, before, half):
         def loss_of(wpn_params):
             params, _ = sgd(before[0], before[1], wpn_params, before[2], before[3])
-            return objective(*losses_of(params, half))
+            return jax.vmap(objective)(*losses_of(params, half)).mean()
 
         return jax.value_and_grad(loss_of)(wpn_params)
 
     before, meta_losses = None, []
     for s, batch in enumerate(batches):
         factor = (1 + math.cos(math.pi * s / TOTAL_STEPS)) / 2
-        size = len(batch["label"]) // 2
-        for rows in (slice(0, size), slice(size, None)):
-            half = {name: jnp.asarray(array[rows]) for name, array in batch.items()}
+        shares = jax.tree.map(lambda x: x.reshape(num_devices, 2, -1, *x.shape[1:]), batch)
+        for i in range(2):
+            half = {name: jnp.asarray(array[:, i]) for name, array in shares.items()}
             if before is not None:
                 meta_loss, gradient = meta_gradient(wpn_params, before, half)
                 update, wpn_opt_state = meta_optimizer.update(gradient, wpn_opt_state, wpn_params)
@@ -100,7 +122,18 @@ def test_learns_what_the_transcription_learns(config, make_batch, x64, weighting
     config.weighting.update(weighting)
     batches = [make_batch(s, 16) for s in range(3)]
     states, metrics = run(config, batches, 3)
-    params, wpn_params, meta_losses = transcription(config, batches, states[0])
+    assert_learned(states, metrics, transcription(config, batches, states[0]))
+
+
+def test_devices_by_themselves_learn_through_the_step_that_all_have_made(config, make_batch, x64):
+    config.weighting.update(scope="device", constraint="mat")
+    batches = [make_batch(s, 16) for s in range(2)]
+    states, metrics = run(config, batches, 2, step_of_devices(config, 2))
+    assert_learned(states, metrics, transcription(config, batches, states[0], num_devices=2))
+
+
+def assert_learned(states, metrics, expected):
+    params, wpn_params, meta_losses = expected
     np.testing.assert_allclose(metrics["meta_loss"], np.mean(meta_losses[-2:]), rtol=1e-10)
     for ours, theirs, start in (
         (states[-1].params, params, states[0].params),
