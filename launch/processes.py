@@ -44,7 +44,7 @@ def run(count: int, command: Sequence[str]) -> int:
     # Before the first starts: a signal that ended this process alone would leave them behind.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         # Under `nohup` SIGHUP is ignored.
-        if signal.getsignal(number) != signal.SIG_IGN:
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, forward)
     for process in start(count, command):
         processes.append(process)

@@ -65,7 +65,7 @@ def test_the_curve_tells_what_test_images_come_to_by_thresholds_of_held_out_ones
         thresholds = find_thresholds(evaluation.held_out.log_odds, shares)
         exits = first_exits(evaluation.test.log_odds, thresholds)
         point = operating_point(exits, evaluation.test.correct, evaluation.mul_adds)
-        assert (row["mul_adds"], row["top1"]) == (point["mul_adds"], point["top1"])
+        assert (row["mul_adds"], row["top1"]) == (point.cost, point.top1)
 
 
 def test_onnx_answers_as_jax_does(tiny_network):

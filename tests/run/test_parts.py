@@ -119,6 +119,7 @@ def test_a_run_goes_on_with_the_parts_that_it_found(tmp_path):
     found = parts.with_parts(asking, 4)
     assert run_folder.with_parts_found(asking, tmp_path) is asking
     (tmp_path / "config.json").write_text(to_json(found))
+    (tmp_path / "checkpoints" / "5").mkdir(parents=True)
     again = run_folder.with_parts_found(asking, tmp_path)
     assert again.optimizer.accumulation == 4
     run_folder.check(again, tmp_path)
