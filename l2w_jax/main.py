@@ -9,7 +9,7 @@ The same command again goes on where the run stopped. Training ends with the eva
 l2w_jax/config/defaults.py lists every field with its default.
 
 Exit status: 0 done; 1 the run failed; 2 bad input, with which the same command fails again; 75
-stopped by SIGTERM or SIGINT, after saving: run the same command again.
+stopped by SIGTERM, SIGINT or SIGHUP, after saving: run the same command again.
 """
 
 import signal

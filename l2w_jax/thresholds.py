@@ -13,10 +13,9 @@ confidence, for images of the kind that were held out (`early_exit.guarantee` sa
 taken over the held-out images of the run's last evaluation; --latency-ms is for images that come
 one at a time. --rule says what decides (`early_exit.rules`): the log-odds of the most probable
 class, its probability, the entropy, the margin to the second class, or patience, how many exits
-agree. With
---calibrate each exit gets a temperature, fitted on a third of the held-out images, so that its
-confidences mean how often it is right; the others set the thresholds; what that does to the
-calibration error of test images is added to RUN/evaluation.json. Writes RUN/thresholds.json (or
+agree. With --calibrate each exit gets a temperature, fitted on a third of the held-out images, so
+that its confidences mean how often it is right; the others set the thresholds; what that does to
+the calibration error of test images is added to RUN/evaluation.json. Writes RUN/thresholds.json (or
 --output), which the other commands take.
 """
 

@@ -66,6 +66,10 @@ MISTAKES = {
         [f"--config={DIGITS}", "--config.optimizer.epoch=3"],
         r"--config.optimizer.epochs",
     ),
+    "field without its section": (
+        [f"--config={DIGITS}", "--config.epochs=3"],
+        r"--config.epochs: unknown field: the nearest that exists is --config.optimizer.epochs",
+    ),
     "no field of a similar name": (
         [f"--config={DIGITS}", "--config.optimizer.lr=3"],
         r"--config.optimizer.lr: unknown field: config.optimizer has .*learning_rate, ",

@@ -42,7 +42,7 @@ def gain(run):
     family = candidates(held_out.log_odds, held_out.correct, costs)
     points = [run.outcome(run.test, member.thresholds) for member in family]
     curve = np.array(sorted((point["mul_adds"], point["top1"]) for point in points)).T
-    fitted, checked = np.split(np.random.default_rng(0).permutation(len(held_out.labels)), 2)
+    fitted, checked = np.array_split(np.random.default_rng(0).permutation(len(held_out.labels)), 2)
     gains = []
     for budget in costs[-1] * np.linspace(0.3, 0.8, 11):
         member = min(family, key=lambda member: abs(member.cost - budget))

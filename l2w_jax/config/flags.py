@@ -133,12 +133,13 @@ def _check_overrides(argv: Sequence[str]) -> None:
 def _similar_field(name: str, known: Sequence[str]) -> str:
     """Says which fields there are where one of this name was looked for."""
     section, _, _ = name.rpartition(".")
-    beside = [other for other in known if other.rpartition(".")[0] == section]
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0 if not beside else 0.8)
+    beside = [
+        other.removeprefix(f"{section}.") for other in known if other.startswith(f"{section}.")
+    ]
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.8 if beside else 0)
     if nearest:
         return f"the nearest that exists is --config.{nearest[0]}"
-    fields_beside = ", ".join(other.rpartition(".")[2] for other in beside)
-    return f"config.{section} has {fields_beside}" if section else f"there are {fields_beside}"
+    return f"config.{section} has {', '.join(beside)}"
 
 
 def _of_wrong_type(argv: Sequence[str]) -> str:

@@ -10,13 +10,10 @@ import io
 import numpy as np
 from PIL import Image, ImageOps
 
+from l2w_jax.data import rgb
+
 # Pillow knows their endings but cannot decode them, or only by starting another program.
 _NOT_DECODED = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
-
-_WITH_ALPHA = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
-
-# Kinds whose grey of 16 bits Pillow puts into the 32 of mode "I", some only in older versions.
-_GREY_OF_16_BITS = frozenset({"PNG", "PPM"})
 
 # Every file is held against `config.dataset.max_pixels`, which may allow more than this does.
 Image.MAX_IMAGE_PIXELS = None
@@ -63,9 +60,11 @@ def read_upright(encoded: bytes, max_pixels: int) -> np.ndarray:
         with Image.open(io.BytesIO(encoded)) as image:
             check_size(image.height, image.width, max_pixels)
             ImageOps.exif_transpose(image, in_place=True)
-            return np.asarray(_on_white(image))
+            return np.asarray(_in_rgb(image))
     except BadImage:
         raise
+    except rgb.WrongLevels as error:
+        raise BadImage(str(error)) from error
     except Image.UnidentifiedImageError as error:
         raise BadImage("is no image that can be decoded") from error
     # Pillow raises many kinds of errors.
@@ -85,41 +84,10 @@ def exif_orientation(encoded: bytes) -> int:
     return orientation if orientation in range(1, 9) else 1
 
 
-def _on_white(image: Image.Image) -> Image.Image:
+def _in_rgb(image: Image.Image) -> Image.Image:
     """Returns an image as RGB, composed over white where it is transparent."""
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in _GREY_OF_16_BITS):
-        image = _in_8_bits(image)
+    if rgb.has_16_bits(image):
+        image = rgb.upper_8_bits(image)
     if image.mode in ("I", "F"):
-        image = _levels(image)
-    if image.mode not in _WITH_ALPHA and "transparency" not in image.info:
-        return image.convert("RGB")
-    if image.mode == "La":
-        image = image.convert("LA")
-    image = image.convert("RGBA")
-    white = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(white, image).convert("RGB")
-
-
-def _levels(image: Image.Image) -> Image.Image:
-    """Returns an image of 32-bit numbers, which must be levels from 0 to 255, in 8 bits.
-
-    Pillow cuts what lies outside and drops fractions: many images become black or white.
-    """
-    values = np.asarray(image)
-    least, most = values.min(), values.max()
-    if least < 0 or most > 255 or (image.mode == "F" and 0 < most <= 1):
-        raise BadImage(
-            f"has pixels from {least:g} to {most:g}, must be of 8 or 16 bits or from 0 to 255"
-        )
-    return Image.fromarray(values.astype(np.uint8))
-
-
-def _in_8_bits(image: Image.Image) -> Image.Image:
-    """Returns the upper 8 of 16 bits of grey, as Pillow does of colour; grey it cuts at 255."""
-    values = np.asarray(image)
-    grey = Image.fromarray((values >> 8).astype(np.uint8))
-    transparent = image.info.get("transparency")
-    if transparent is not None:
-        alpha = np.where(values == transparent, 0, 255).astype(np.uint8)
-        grey.putalpha(Image.fromarray(alpha))
-    return grey
+        image = rgb.levels(image)
+    return rgb.over_white(image)

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from l2w_jax.data import cut_jpeg
+from l2w_jax.data import cut_jpeg, rgb
 from l2w_jax.early_exit.budget import EVERYBODY_LEAVES, NOBODY_LEAVES
 from l2w_jax.files import write_atomically
 from l2w_jax.interop.exported_files import FORMAT
@@ -26,6 +26,7 @@ _MODULES = (
     Path(cut_jpeg.__file__),
     _HERE / "exported_files.py",
     _HERE / "image_files.py",
+    Path(rgb.__file__),
 )
 
 _OTHER_FILES = (

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from cut_jpeg import with_end
 from PIL import Image
+from rgb import has_16_bits, levels, over_white, upper_8_bits
 
 # Every file is held against `max_pixels`, which may allow more than this does.
 Image.MAX_IMAGE_PIXELS = None
@@ -19,11 +20,6 @@ _ORIENTATION = 0x0112  # EXIF's
 # its rows and columns are then interchanged.
 _RIGHT_TO_LEFT = (2, 3, 7, 8)
 _BOTTOM_TO_TOP = (3, 4, 6, 7)
-
-# Pillow gives them in numbers of 32 bits.
-_GREY_OF_16_BITS = {("I", "PNG"), ("I", "PPM")}
-
-_WITH_ALPHA = {"LA", "La", "PA", "RGBA", "RGBa"}
 
 
 def read_image(path, size, centre_share, max_pixels):
@@ -63,49 +59,17 @@ def centre(file, share, max_pixels):
                 "network.json's image_format.max_pixels allows"
             )
         image.load()
-        kind = image.mode, image.format
+        is_of_16_bits = has_16_bits(image)
         orientation = image.getexif().get(_ORIENTATION)
-    has_16_bits = image.mode.startswith("I;16") or kind in _GREY_OF_16_BITS
-    if image.mode in ("I", "F") and not has_16_bits:
+    if image.mode in ("I", "F") and not is_of_16_bits:
         image = levels(image)
     side = max(1, round(share * min(image.size)))
     left = (image.width - side + (orientation in _RIGHT_TO_LEFT)) // 2
     top = (image.height - side + (orientation in _BOTTOM_TO_TOP)) // 2
     image = image.crop((left, top, left + side, top + side))
-    if has_16_bits:
+    if is_of_16_bits:
         image = upper_8_bits(image)
     return np.asarray(over_white(image)), orientation
-
-
-def levels(image):
-    """An image of 32-bit numbers, which must be levels from 0 to 255, in 8 bits."""
-    values = np.asarray(image)
-    least, most = values.min(), values.max()
-    if least < 0 or most > 255 or (image.mode == "F" and 0 < most <= 1):
-        found = f"{least:g} to {most:g}"
-        raise ValueError(f"has pixels from {found}, must be of 8 or 16 bits or from 0 to 255")
-    return Image.fromarray(values.astype(np.uint8))
-
-
-def upper_8_bits(image):
-    """The upper 8 of 16 bits of grey; the level that the file calls transparent is so."""
-    values = np.asarray(image)
-    grey = Image.fromarray((values >> 8).astype(np.uint8))
-    if "transparency" in image.info:
-        opaque = values != image.info["transparency"]
-        grey.putalpha(Image.fromarray(255 * opaque.astype(np.uint8)))
-    return grey
-
-
-def over_white(image):
-    """An image as RGB, composed over white where it is transparent."""
-    if image.mode not in _WITH_ALPHA and "transparency" not in image.info:
-        return image.convert("RGB")
-    if image.mode == "La":
-        image = image.convert("LA")
-    image = image.convert("RGBA")
-    white = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(white, image).convert("RGB")
 
 
 def turned(pixels, orientation):

@@ -29,7 +29,7 @@ def check(config: ConfigDict, workdir: Path) -> None:
         return
     if not (workdir / "config.json").exists():
         raise UserError(
-            f"--workdir={workdir}: holds checkpoints but not the config.json of their run; "
+            f"--workdir={workdir}: holds what a run left, but not its config.json; "
             "choose another --workdir"
         )
     changes = [
@@ -58,6 +58,9 @@ def with_parts_found(config: ConfigDict, workdir: Path) -> ConfigDict:
         UserError: the folder's config.json cannot be read.
     """
     if config.optimizer.accumulation or not _has_results(workdir):
+        return config
+    if not (workdir / "config.json").exists():
+        # Which `check` tells.
         return config
     config = config.copy_and_resolve_references()
     config.optimizer.accumulation = run_config.read_config(workdir).optimizer.accumulation

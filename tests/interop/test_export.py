@@ -19,6 +19,7 @@ from tiny_run import TinySource, make_config, train_and_evaluate
 
 from l2w_jax import data
 from l2w_jax.config import stored
+from l2w_jax.data.source import MemorySource
 from l2w_jax.early_exit import EarlyExitPredictor, rules
 from l2w_jax.early_exit.budget import first_exits
 from l2w_jax.early_exit.calibration import calibrated
@@ -286,6 +287,7 @@ def test_a_run_is_exported_to_onnx(run_folder, tmp_path, capsys):
         "exported_files.py",
         "image_files.py",
         "network.json",
+        "rgb.py",
         "run_onnx.py",
         *(f"stage_{k}.onnx" for k in (1, 2, 3)),
     }
@@ -386,6 +388,26 @@ def test_in_8_bits_the_scores_of_held_out_images_are_the_thresholds(calibrated_r
     exits = first_exits(scores, anew)
     np.testing.assert_array_equal(np.bincount(exits, minlength=3), np.bincount(before, minlength=3))
     assert [scores[k, exits == k].min() for k in (0, 1)] == anew[:2].tolist()
+
+
+def test_in_8_bits_thresholds_are_set_by_the_images_that_the_run_was_last_evaluated_with(
+    calibrated_run, tmp_path, monkeypatch
+):
+    """A run that was begun with held-out images may be evaluated with training images."""
+    pytest.importorskip("onnxruntime")
+    workdir = shutil.copytree(calibrated_run.workdir, tmp_path / "run")
+    summary = json.loads((workdir / "evaluation.json").read_text())
+    (workdir / "evaluation.json").write_text(json.dumps(summary | {"thresholds_from": "train"}))
+    read, spread_images = [], MemorySource.spread_images
+    monkeypatch.setattr(
+        MemorySource,
+        "spread_images",
+        lambda source, split, count: read.append(split) or spread_images(source, split, count),
+    )
+    export.main(
+        [f"--workdir={workdir}", f"--output={tmp_path / 'out'}", "--format=onnx", "--quantize"]
+    )
+    assert read == ["train", "test"]
 
 
 def test_images_that_the_run_may_have_been_trained_on_set_nothing_in_8_bits(

@@ -153,7 +153,7 @@ def test_a_file_is_refused(tmp_path):
 
 def test_checkpoints_of_an_unknown_run_are_refused(tmp_path):
     (tmp_path / "checkpoints" / "5").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"not the config.json"):
+    with pytest.raises(UserError, match=r"what a run left, but not its config\.json"):
         run_folder.check(default_config(), tmp_path)
 
 

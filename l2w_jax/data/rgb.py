@@ -1,0 +1,60 @@
+"""Images of any mode of Pillow's as RGB; needs numpy and Pillow, also where it is exported to."""
+
+import numpy as np
+from PIL import Image
+
+_WITH_ALPHA = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
+
+# Kinds whose grey of 16 bits Pillow puts into the 32 of mode "I", some only in older versions.
+_GREY_OF_16_BITS = frozenset({"PNG", "PPM"})
+
+
+class WrongLevels(ValueError):
+    """An image of 32-bit numbers that are no levels from 0 to 255."""
+
+
+def has_16_bits(image: Image.Image) -> bool:
+    """Whether an image, as it was opened, is grey of 16 bits."""
+    is_kept_in_32 = image.mode == "I" and image.format in _GREY_OF_16_BITS
+    return image.mode.startswith("I;16") or is_kept_in_32
+
+
+def upper_8_bits(image: Image.Image) -> Image.Image:
+    """Returns the upper 8 of 16 bits of grey, as Pillow does of colour; grey it cuts at 255.
+
+    The level that the file calls transparent is so.
+    """
+    values = np.asarray(image)
+    grey = Image.fromarray((values >> 8).astype(np.uint8))
+    transparent = image.info.get("transparency")
+    if transparent is not None:
+        grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+    return grey
+
+
+def levels(image: Image.Image) -> Image.Image:
+    """Returns an image of 32-bit numbers in 8 bits.
+
+    Pillow cuts what lies outside and drops fractions: many images become black or white.
+
+    Raises:
+        WrongLevels: the numbers are not levels from 0 to 255.
+    """
+    values = np.asarray(image)
+    least, most = values.min(), values.max()
+    if least < 0 or most > 255 or (image.mode == "F" and 0 < most <= 1):
+        raise WrongLevels(
+            f"has pixels from {least:g} to {most:g}, must be of 8 or 16 bits or from 0 to 255"
+        )
+    return Image.fromarray(values.astype(np.uint8))
+
+
+def over_white(image: Image.Image) -> Image.Image:
+    """Returns an image of 8 bits as RGB, composed over white where it is transparent."""
+    if image.mode not in _WITH_ALPHA and "transparency" not in image.info:
+        return image.convert("RGB")
+    if image.mode == "La":
+        image = image.convert("LA")
+    image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image).convert("RGB")
