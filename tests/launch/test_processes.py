@@ -187,11 +187,10 @@ def test_a_signal_leaves_none_behind_that_starts_later(monkeypatch):
     start, started_all = processes.start, []
 
     def start_interrupted(count, command):
+        signal.raise_signal(signal.SIGTERM)
         for process in start(count, command):
             started_all.append(process)
             yield process
-            if len(started_all) == 1:
-                signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(processes, "start", start_interrupted)
     try:

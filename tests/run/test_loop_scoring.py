@@ -8,6 +8,7 @@ import pytest
 from conftest import TinyNetwork
 from tiny_run import TinySource, make_config
 
+from l2w_jax.errors import RunFailed
 from l2w_jax.run import checkpoints, log, loop
 from l2w_jax.run.log import RunLog
 
@@ -72,3 +73,18 @@ def test_images_per_second_are_those_of_the_iterations_alone(tmp_path):
     assert [line["step"] for line in scores] == [3, 6, 9, 12]
     assert [line["step"] for line in trained] == [5, 10, 12]
     assert [line["images_per_second"] for line in trained] == [16 / 2] * 3
+
+
+def test_a_save_that_failed_ends_the_run_when_it_next_writes_its_log(tmp_path, monkeypatch):
+    """And not at the next save, which may be an epoch later."""
+    outcomes = iter([None, RunFailed("the checkpoint of step 9 could not be saved")])
+
+    def look(_):
+        if failure := next(outcomes):
+            raise failure
+
+    monkeypatch.setattr(checkpoints.CheckpointWriter, "check", look)
+    with pytest.raises(RunFailed, match="could not be saved"):
+        train(3, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert max(line["step"] for line in lines) <= 10
