@@ -3,14 +3,15 @@
 import jax
 import numpy as np
 import pytest
+from pytrees import assert_bit_identical
 from small_networks import ConvNetwork
 
-from l2w_jax.config import default_config, stored
+from l2w_jax.config import default_config, stored, to_json
 from l2w_jax.data import open_source
 from l2w_jax.data.source import LabelledImages, MemorySource
 from l2w_jax.errors import UserError
 from l2w_jax.evaluation.predictions import predict_all
-from l2w_jax.run import loop, restore, start
+from l2w_jax.run import checkpoints, loop, restore, start
 from l2w_jax.training import create_train_state
 
 STEP_ON_DEVICES = loop.step_on_devices
@@ -150,3 +151,41 @@ def test_a_predictor_that_reads_something_else_begins_anew(config, tmp_path, cap
     assert "new: wpn_params" in capsys.readouterr().out
     fresh = create_train_state(config, jax.random.key(config.seed))
     jax.tree.map(np.testing.assert_array_equal, state.wpn_params, fresh.wpn_params)
+
+
+@pytest.fixture
+def trained_run(tmp_path):
+    """The folder of a small MSDNet's run with a checkpoint, its configuration and its state."""
+    config = default_config()
+    config.model.update(num_exits=2, channels=4, growth_rate=4)
+    config.weighting.hidden = 6
+    state = create_train_state(config, jax.random.key(7))
+    folder = tmp_path / "trained"
+    folder.mkdir()
+    (folder / "config.json").write_text(to_json(config))
+    writer = checkpoints.CheckpointWriter(folder, keep=1)
+    writer.save(state)
+    writer.wait()
+    writer.close()
+    return folder, config, state
+
+
+def test_a_frozen_predictor_is_that_of_the_named_run(trained_run, tmp_path):
+    folder, config, trained = trained_run
+    config.weighting.update(kind="frozen", checkpoint=str(folder))
+    state = start.create_or_restore(config, tmp_path / "new")
+    assert_bit_identical(state.wpn_params, trained.wpn_params)
+    assert jax.tree.leaves(state.wpn_opt_state) == []
+
+
+def test_a_frozen_predictor_of_another_shape_or_of_no_run_is_refused(trained_run, tmp_path):
+    folder, config, _ = trained_run
+    config.weighting.update(kind="frozen", checkpoint=str(folder), hidden=5)
+    with pytest.raises(UserError, match=r"float32\[6\] there and float32\[5\]"):
+        start.create_or_restore(config, tmp_path / "new")
+    config.weighting.update(hidden=6, input="confidence")
+    with pytest.raises(UserError, match=r"weighting.input: 'confidence' .* must be 'loss', which"):
+        start.create_or_restore(config, tmp_path / "new")
+    config.weighting.checkpoint = str(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="must be the workdir of a run that has a checkpoint"):
+        start.create_or_restore(config, tmp_path / "new")

@@ -1,0 +1,30 @@
+"""The checkpoint that is evaluated is the best one."""
+
+import pytest
+from scripted_run import metric_lines
+from written_runs import made_evaluation
+
+from l2w_jax.errors import UserError
+from l2w_jax.run import restore
+
+
+def test_the_best_checkpoint_is_the_one_to_evaluate(config, undisturbed):
+    workdir, _ = undisturbed
+    held_out = {
+        line["step"]: line["holdout_top1"][-1]
+        for line in metric_lines(workdir)
+        if "holdout_top1" in line
+    }
+    assert set(held_out) == {5, 10, 15, 20}
+    best = max(held_out, key=lambda step: (held_out[step], step))
+    assert restore.restore_best(config, workdir).step == best
+    evaluated = made_evaluation(step=best)
+    assert restore.restore_evaluated(config, workdir, evaluated).step == best
+    outdated = made_evaluation(step=best - 5)
+    with pytest.raises(UserError, match=f"of step {best}, but .* evaluated at step {best - 5}"):
+        restore.restore_evaluated(config, workdir, outdated)
+
+
+def test_without_checkpoints_there_is_nothing_to_evaluate(config, tmp_path):
+    with pytest.raises(UserError, match="no checkpoint to evaluate"):
+        restore.restore_best(config, tmp_path)
