@@ -1,6 +1,5 @@
-"""An exported network answers as the one it came from, where nothing of this project is."""
+"""A run's export answers as the run does, where nothing of this project is."""
 
-import hashlib
 import json
 import re
 import shutil
@@ -8,188 +7,25 @@ import subprocess
 import sys
 from pathlib import Path
 
-import golden_files
-import jax
 import numpy as np
 import pytest
 from conftest import TinyNetwork
+from exported_networks import check_same, load, stored_images
 from PIL import Image
-from small_networks import between, scores_of, thresholds_between
+from small_networks import between, thresholds_between
 from tiny_run import TinySource, make_config, train_and_evaluate
 
 from l2w_jax import data
 from l2w_jax.config import stored
 from l2w_jax.data.source import MemorySource
-from l2w_jax.early_exit import EarlyExitPredictor, rules
+from l2w_jax.early_exit import EarlyExitPredictor
 from l2w_jax.early_exit.budget import first_exits
-from l2w_jax.early_exit.calibration import calibrated
 from l2w_jax.errors import UserError
 from l2w_jax.interop import export
-from l2w_jax.interop.exported_folder import load_program
-from l2w_jax.models import create_model, initial_variables
 from l2w_jax.models.preprocessing import channel_statistics, normalize
 from l2w_jax.run import restore
 
-_RNG = np.random.default_rng(7)
-IMAGES = _RNG.integers(0, 200, (300, 1, 1, 3)) + _RNG.integers(0, 56, (300, 8, 8, 3))
-IMAGES = IMAGES.astype(np.uint8)
-FORMAT = export.ImageFormat(8, 1.0, [0.4, 0.5, 0.6], [0.2, 0.25, 0.3])
-
-
-def preprocess(images):
-    return normalize(images, np.float32(FORMAT.mean), np.float32(FORMAT.deviation))
-
-
-def load(folder, loader=export.LOADER):
-    return load_program(folder, loader).ExportedNetwork(folder)
-
-
-def check_same(exported, decisions):
-    np.testing.assert_array_equal(exported[0], decisions.labels)
-    np.testing.assert_array_equal(exported[1], decisions.exits)
-    np.testing.assert_allclose(exported[2], decisions.confidences, rtol=1e-5)
-
-
-@pytest.fixture(scope="module")
-def tiny_folder(tiny_network, tmp_path_factory):
-    """The tiny network exported, and what it was made from."""
-    predictor = EarlyExitPredictor(*tiny_network, [0, 0, 0], preprocess)
-    predictor = predictor.with_thresholds(thresholds_between(predictor, IMAGES, 0.6))
-    folder = tmp_path_factory.mktemp("exported")
-    export.export_network(folder, *tiny_network, predictor.thresholds, FORMAT, "abcd")
-    return folder, predictor
-
-
-@pytest.mark.parametrize("count", [0, 1, 3, 33, 300])
-def test_answers_are_those_of_the_predictor_for_any_number_of_images(tiny_folder, count):
-    folder, predictor = tiny_folder
-    decisions = predictor(IMAGES[:count])
-    assert count < 300 or set(decisions.exits) == {0, 1, 2}
-    check_same(load(folder)(IMAGES[:count]), decisions)
-
-
-def test_a_network_with_a_carry_of_its_own_type_runs_from_plain_lists(tmp_path):
-    config = golden_files.config_of(golden_files.load("models")["ranet_tiny"]["config"])
-    model = create_model(config.model)
-    images = np.random.default_rng(5).integers(0, 256, (8, 32, 32, 3)).astype(np.uint8)
-    variables = initial_variables(model, jax.random.key(0), preprocess(images[:1]), train=False)
-    predictor = EarlyExitPredictor(model, variables, [0, 0, 0], preprocess, batch_sizes=[8])
-    predictor = predictor.with_thresholds(thresholds_between(predictor, images, 0.6))
-    image_format = export.ImageFormat(32, 1.0, FORMAT.mean, FORMAT.deviation)
-    arguments = (predictor.thresholds, image_format, list("abcdefghij"), [8])
-    export.export_network(tmp_path, model, variables, *arguments)
-    decisions = predictor(images)
-    assert len(set(decisions.exits)) > 1
-    check_same(load(tmp_path)(images), decisions)
-
-
-def test_a_calibrated_network_is_left_when_exits_agree(tiny_network, tmp_path):
-    model, variables = calibrated(tiny_network[0], [0.5, 2, 3]), tiny_network[1]
-    scores = scores_of("patience", model.apply(variables, preprocess(IMAGES), train=False))
-    thresholds = between(scores, 0.6)
-    predictor = EarlyExitPredictor(
-        model, variables, thresholds, preprocess, [300], rule=rules.patience
-    )
-    arguments = (thresholds, FORMAT, "abcd", [300])
-    export.export_network(tmp_path, model, variables, *arguments, rule=rules.patience)
-    decisions = predictor(IMAGES)
-    assert set(decisions.exits) == {0, 1, 2}
-    check_same(load(tmp_path)(IMAGES), decisions)
-    assert json.loads((tmp_path / "network.json").read_text())["rule"] == "patience"
-
-
-def test_thresholds_may_be_infinite(tiny_network, tmp_path):
-    export.export_network(tmp_path, *tiny_network, [np.inf, np.inf, 0], FORMAT, "abcd")
-    assert set(load(tmp_path)(IMAGES[:5])[1]) == {2}
-
-
-def test_each_variable_is_stored_once_and_for_the_stages_that_read_it(tiny_folder):
-    description = json.loads((tiny_folder[0] / "network.json").read_text())
-    names = [name for stage in description["stages"] for name in stage["variables"]]
-    with np.load(tiny_folder[0] / "variables.npz") as arrays:
-        assert sorted(names) == sorted(arrays)
-    assert "params/head_2/kernel" in description["stages"][2]["variables"]
-    assert description["image_format"]["mean"] == FORMAT.mean
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "fault"),
-    [
-        ("format", 0, "is not of format 2; export again"),
-        ("stages", None, "damaged: 'stages' is missing; export again"),
-        ("stages", 3, "'stages' must be a list of objects, not empty"),
-        ("stages", [], "'stages' must be a list of objects, not empty"),
-        ("stages", [{}], r"damaged: 'stages\[0\].file' is missing; export again"),
-        ("stages", [{"file": "a"}], r"damaged: 'stages\[0\].variables' is missing; export again"),
-        ("class_names", ["a", "b", "c"], "'class_names' must be 4 texts, one for each class"),
-        ("class_names", {}, "'class_names' must be 4 texts, one for each class"),
-        ("num_classes", "4", "'num_classes' must be a whole number from 0"),
-        ("image_format", 8, "'image_format' must be an object"),
-        ("image_format", {}, "damaged: 'image_format.size' is missing; export again"),
-        ("image_format", {"size": 0}, "'image_format.size' must be a whole number from 1"),
-        (
-            "image_format",
-            {"size": 8, "centre_share": 2},
-            "'image_format.centre_share' must be above 0, at most 1",
-        ),
-        (
-            "image_format",
-            {"size": 8, "centre_share": 1},
-            "damaged: 'image_format.max_pixels' is missing; export again",
-        ),
-        (
-            "batch_sizes",
-            [8, 1],
-            "'batch_sizes' must be a list of ascending whole numbers from 1, not empty",
-        ),
-        ("cpu_compiler_options", 3, "'cpu_compiler_options' must be an object or null"),
-        ("thresholds", "high", "'thresholds' must be 3 numbers, one for each stage"),
-        ("thresholds", [None, 1.0, 0.0], "'thresholds' must be 3 numbers, one for each stage"),
-        ("thresholds", [float("nan"), 1, 0], "'thresholds' must be 3 numbers, one for each stage"),
-        ("thresholds", [True, 1.0, 0.0], "'thresholds' must be 3 numbers, one for each stage"),
-        ("thresholds", [0.5, 0.5], "'thresholds' must be 3 numbers, one for each stage"),
-    ],
-)
-def test_a_description_that_was_changed_wrongly_is_refused(
-    tiny_folder, tmp_path, field, value, fault
-):
-    folder = shutil.copytree(tiny_folder[0], tmp_path / "changed")
-    description = json.loads((folder / "network.json").read_text())
-    description[field] = value
-    if value is None:
-        del description[field]
-    (folder / "network.json").write_text(json.dumps(description))
-    with pytest.raises(ValueError, match=rf"network\.json: {fault}$"):
-        load(folder)
-
-
-def test_a_description_or_a_list_of_checksums_that_is_damaged_is_told(tiny_folder, tmp_path):
-    folder = shutil.copytree(tiny_folder[0], tmp_path / "damaged")
-    content = (folder / "network.json").read_bytes()
-    (folder / "network.json").write_bytes(content + b"\xff")
-    with pytest.raises(ValueError, match=r"network\.json: damaged: .*utf-8"):
-        load(folder)
-    description = json.loads(content)
-    del description["sha256"]["variables.npz"]
-    (folder / "network.json").write_text(json.dumps(description))
-    with pytest.raises(ValueError, match=r"variables\.npz: damaged, or of another export"):
-        load(folder)
-
-
-def test_a_network_whose_answer_is_not_finite_is_refused(tiny_folder, tmp_path):
-    folder = shutil.copytree(tiny_folder[0], tmp_path / "broken")
-    with np.load(folder / "variables.npz") as arrays:
-        arrays = dict(arrays)
-    arrays["params/head_0/bias"][0] = np.nan
-    np.savez(folder / "variables.npz", **arrays)
-    with pytest.raises(ValueError, match=r"variables.npz: damaged, or of another export"):
-        load(folder)
-    description = json.loads((folder / "network.json").read_text())
-    content = (folder / "variables.npz").read_bytes()
-    description["sha256"]["variables.npz"] = hashlib.sha256(content).hexdigest()
-    (folder / "network.json").write_text(json.dumps(description))
-    with pytest.raises(ValueError, match="exit 1 is not finite"):
-        load(folder)(IMAGES[:3])
+IMAGES = stored_images(300, 8)
 
 
 @pytest.fixture(scope="module")
@@ -419,19 +255,3 @@ def test_images_that_the_run_may_have_been_trained_on_set_nothing_in_8_bits(
     with pytest.raises(UserError, match="'holdout', cut from the same folder, may hold some"):
         export.main([*command, "--quantize"])
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("file_format", "loader"), [("stablehlo", export.LOADER), ("onnx", "run_onnx.py")]
-)
-def test_an_image_whose_score_is_the_threshold_leaves(file_format, loader, tiny_network, tmp_path):
-    if file_format == "onnx":
-        pytest.importorskip("onnxruntime")
-    model, variables = tiny_network
-    # Says the same of every class, whatever it is shown: a margin of nothing.
-    undecided = jax.tree.map(np.zeros_like, variables["params"]["head_0"])
-    variables = {**variables, "params": {**variables["params"], "head_0": undecided}}
-    write, _ = export.writer(file_format)
-    write(tmp_path, model, variables, [0, 0, 0], FORMAT, "abcd", rule=rules.margin)
-    _, exits, _ = load(tmp_path, loader)(IMAGES[:5])
-    assert exits.tolist() == [0] * 5

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from exported_networks import image_format, preprocess, stored_images
 from flax import linen as nn
 from PIL import Image
 from small_networks import between, lively_variables, network, scores_of, thresholds_between
@@ -22,32 +23,13 @@ from l2w_jax.early_exit.budget import NOBODY_LEAVES
 from l2w_jax.early_exit.calibration import calibrated
 from l2w_jax.errors import UserError
 from l2w_jax.interop import export_onnx
-from l2w_jax.interop.exported_folder import ImageFormat, load_program
+from l2w_jax.interop.exported_folder import load_program
 from l2w_jax.models import MultiExitNetwork
-from l2w_jax.models.preprocessing import normalize
 
 CLASSES = [f"class {i}" for i in range(10)]
 
 # Runs the loader where nothing of this project nor what it is made with can be imported.
 ALONE = Path(__file__).with_name("without_packages.py")
-
-
-def image_format(size):
-    return ImageFormat(size, 0.875, [0.4, 0.5, 0.6], [0.2, 0.25, 0.3])
-
-
-def preprocess(images):
-    of_all = image_format(0)
-    return normalize(images, np.float32(of_all.mean), np.float32(of_all.deviation))
-
-
-def stored_images(count, size):
-    """Of all brightnesses and contrasts, so that the network's answers vary."""
-    generator = np.random.default_rng(7)
-    images = generator.integers(0, 200, (count, 1, 1, 3)) + generator.integers(
-        0, 56, (count, size, size, 3)
-    )
-    return images.astype(np.uint8)
 
 
 def own_network():
@@ -68,7 +50,7 @@ def exported(model, variables, images, folder, rule=rules.confidence):
     predictor = predictor.with_thresholds(thresholds)
     if rule is rules.log_odds:
         thresholds = rules.log_odds_of_confidences(thresholds)
-    arguments = (thresholds, image_format(images.shape[1]), CLASSES, rule)
+    arguments = (thresholds, image_format(images.shape[1], 0.875), CLASSES, rule)
     export_onnx.export_network(folder, model, variables, *arguments)
     return predictor
 
