@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
+from l2w_jax.config import stored
 from l2w_jax.data import Source
 from l2w_jax.errors import UserError
 from l2w_jax.run import checkpoints, processes
@@ -45,15 +47,54 @@ def check_to_judge_by(source: Source, workdir: Path, step: int) -> None:
     Raises:
         UserError: it may have been trained on some of them.
     """
-    cut = [split for split in ("holdout", "test") if "cut from" in source.origins[split]]
+    cut = _cut_splits(source)
     before = checkpoints.trained_on(workdir, step)
     if cut and before["train_digest"] not in (None, source.digests.get("train")):
         raise UserError(
             f"--workdir={workdir}: trained on {before['num_train']:,} images, but split 'train' "
             f"has {source.num_train:,} others now, and {' and '.join(map(repr, cut))}, cut from "
-            "the same folder, may hold some of those: bring back what is missing and take out "
-            "what is new"
+            "the same folder, may hold some of those: bring back what is missing or cannot be read "
+            "and take out what is new"
         )
+
+
+def seen_by_earlier_runs(config: ConfigDict, source: Source) -> list[str]:
+    """What a new run that starts from an earlier one's network has to know before it is judged.
+
+    Another number of held-out images, a long tail or a changed folder divides the same data set in
+    another way, and may put images that the earlier run was trained on into held-out or test
+    images.
+
+    Returns:
+        A line for each earlier run to which that may have happened.
+    """
+    cut = " and ".join(map(repr, _cut_splits(source)))
+    lines = []
+    for field in ("init", "imta"):
+        earlier = config[field].checkpoint
+        if not (cut and earlier):
+            continue
+        workdir = Path(earlier).expanduser()
+        before = checkpoints.trained_on(workdir, checkpoints.saved_steps(workdir)[-1])
+        known = {name: value for name, value in before.items() if value is not None}
+        of_same_data = _data_set(stored.read_config(workdir)) == _data_set(config)
+        if of_same_data and not known.items() <= identity(source).items():
+            lines.append(
+                f"config.{field}.checkpoint: {earlier} was trained on "
+                f"{before['num_train']:,} images of this data set, not on the "
+                f"{source.num_train:,} of this run; {cut} may hold some of them, and what they say "
+                "of this run may be too good"
+            )
+    return lines
+
+
+def _data_set(config: ConfigDict) -> tuple[str, Path]:
+    return config.dataset.name, Path(config.dataset.data_dir).expanduser().resolve()
+
+
+def _cut_splits(source: Source) -> list[str]:
+    """The splits to judge by that are taken from images to train on."""
+    return [split for split in ("holdout", "test") if "cut from" in source.origins[split]]
 
 
 def check_alike_in_all_processes(source: Source) -> None:

@@ -65,6 +65,9 @@ def train(config: ConfigDict, source: Source, workdir: Path) -> TrainState:
     if first_step >= last_step:
         say(f"{workdir}: is trained to its last step, {last_step}, already")
         return state
+    if not first_step:
+        for line in images.seen_by_earlier_runs(config, source):
+            say(line)
     say("splits: " + "; ".join(f"{split}: {origin}" for split, origin in source.origins.items()))
     say(
         f"{source.num_train:,} images to train on, {source.num_holdout:,} held out, "

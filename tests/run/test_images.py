@@ -8,6 +8,7 @@ import pytest
 from flax import struct
 from image_folders import COLOURS, folder_config, write_split
 
+from l2w_jax.config import to_json
 from l2w_jax.data import open_source
 from l2w_jax.errors import UserError
 from l2w_jax.run import checkpoints, images
@@ -135,6 +136,31 @@ def test_as_many_images_are_others_where_another_one_cannot_be_read(folder, work
     spoil(second)
     with pytest.raises(UserError, match="has 29 others now"):
         images.check_to_train_on(reopened(), workdir, STEP)
+
+
+@pytest.mark.parametrize("field", ["init", "imta"])
+def test_a_run_that_starts_from_another_is_told_of_images_that_this_one_has_seen(
+    field, folder, workdir, tmp_path
+):
+    def told(data=folder, **fields):
+        config = folder_config(data, augmentation="none", **fields)
+        config[field].checkpoint = str(workdir)
+        return images.seen_by_earlier_runs(config, open_source(config))
+
+    trained(folder, workdir)
+    (workdir / "config.json").write_text(to_json(folder_config(folder, augmentation="none")))
+    assert told() == []
+    (line,) = told(holdout=9)
+    for part in (f"config.{field}.checkpoint: {workdir}", "'holdout' and 'test' may hold some"):
+        assert part in line
+    another_set = shutil.copytree(folder, tmp_path / "another")
+    add_one(folder)
+    assert len(told()) == 1
+    add_one(another_set)
+    assert told(another_set) == []
+    for split in ("val", "test"):
+        write_split(folder / split, 3, seed=50)
+    assert told() == []
 
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
