@@ -55,6 +55,15 @@ def confidence(logits: jax.Array) -> jax.Array:
     return jax.nn.sigmoid(log_odds(logits))
 
 
+def finite_confidence(logits: jax.Array) -> jax.Array:
+    """`confidence` as float32, NaN where a logit is NaN or infinite, [..., C] -> [...].
+
+    An infinite logit would be a probability of 1; minus infinity rules a class out.
+    """
+    of_answer = confidence(logits).astype(jnp.float32)
+    return jnp.where(logits.max(axis=-1) < jnp.inf, of_answer, jnp.nan)
+
+
 def log_odds(logits: jax.Array) -> jax.Array:
     """Logarithm of p / (1 - p) for the largest softmax probability p, [..., C] -> [...].
 

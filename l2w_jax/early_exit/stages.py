@@ -27,8 +27,8 @@ def stage_function(
 ) -> StageFunction:
     """Stage k with its exit; the first takes images, the last leaves no features.
 
-    Confidences are NaN where a logit is NaN or infinite (minus infinity rules a class out).
-    Features are the network's and what the rule remembers.
+    Confidences are those of `rules.finite_confidence`; features are the network's and what the rule
+    remembers.
     """
 
     def function(variables: Mapping[str, Any], features: Any) -> StageAnswer:
@@ -40,9 +40,7 @@ def stage_function(
             features, remembered = features
         logits, features = model.apply(variables, k, features, train=False, method="stage")
         labels = logits.argmax(axis=-1).astype(jnp.int32)
-        confidences = rules.confidence(logits).astype(jnp.float32)
-        # An infinite logit would be a probability of 1.
-        confidences = jnp.where(logits.max(axis=-1) < jnp.inf, confidences, jnp.nan)
+        confidences = rules.finite_confidence(logits)
         scores, remembered = rules.follow(rule, logits, remembered)
         is_last = k == model.num_exits - 1
         further = None if is_last else (features, remembered)

@@ -82,7 +82,7 @@ def calibrate(
     fitting, rest = np.sort(shuffled[:num_fitting]), np.sort(shuffled[num_fitting:])
 
     network = create_network(config)
-    logits, labels = logits_of(config, network, variables, source, "holdout", fitting)
+    logits, labels = logits_of(config, network, variables, source, fitting)
     temperatures = tuple(fit_temperature(of_exit, labels) for of_exit in logits)
     cooled = calibrated(network, temperatures)
     test = predict_all(config, cooled, variables, source, "test")

@@ -22,7 +22,7 @@ from l2w_jax.errors import UserError, told_if_memory_is_short
 from l2w_jax.models import MultiExitNetwork
 from l2w_jax.models.compiler_options import cpu_compiler_options
 from l2w_jax.models.preprocessing import channel_statistics, normalize
-from l2w_jax.training.losses import confidences_of_logits, cross_entropy
+from l2w_jax.training.losses import cross_entropy
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -167,18 +167,16 @@ def logits_of(
     model: MultiExitNetwork,
     variables: Mapping[str, Any],
     source: Source,
-    split: str,
     positions: NDArray[np.integer],
 ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """The logits themselves of some images of a split, by this process alone.
+    """The logits themselves of some held-out images, by this process alone.
 
     Args:
         config: its dataset and eval_batch_size are used.
         model: the network.
         variables: {"params", "batch_stats"}.
         source: the data.
-        split: "test", "holdout" or "train".
-        positions: of the images in the split [n]; those that cannot be read are left out.
+        positions: of the images in their split [n]; those that cannot be read are left out.
 
     Returns:
         Logits [K, n, C] and labels [n].
@@ -186,7 +184,7 @@ def logits_of(
     mean, std = channel_statistics(config.dataset.name)
     placed = jax.device_put(variables)
     logits, labels = [], []
-    for batch in source.evaluation_batches(split, config.dataset.eval_batch_size, 0, 1):
+    for batch in source.evaluation_batches("holdout", config.dataset.eval_batch_size, 0, 1):
         chosen = batch["mask"] & np.isin(batch["index"], positions)
         if chosen.any():
             of_batch = jax.device_get(_logits(model, placed, mean, std, batch["image"]))
@@ -232,7 +230,7 @@ def _answers(
     return {
         **smoothed,
         "loss": cross_entropy(logits, labels).astype(jnp.float32),
-        "confidence": confidences_of_logits(logits).astype(jnp.float32),
+        "confidence": rules.finite_confidence(logits).T,
         "log_odds": rules.log_odds(logits).astype(jnp.float32).T,
         "negative_entropy": rules.negative_entropy(logits).astype(jnp.float32).T,
         "margin": rules.margin(logits).astype(jnp.float32).T,

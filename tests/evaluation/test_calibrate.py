@@ -93,7 +93,7 @@ def test_the_calibrated_predictor_stops_where_the_evaluation_says(calibration, t
 def test_logits_are_those_of_the_positions(run, tiny_network):
     config, variables, source, _ = run
     positions = np.array([3, 40, 88])
-    logits, labels = logits_of(config, config.model, variables, source, "holdout", positions)
+    logits, labels = logits_of(config, config.model, variables, source, positions)
     held_out = images_of(2, 90)
     np.testing.assert_array_equal(labels, held_out.labels[positions])
     log_probs = all_log_probs(tiny_network, held_out.images[positions])
