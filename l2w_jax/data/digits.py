@@ -6,7 +6,13 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from l2w_jax.data import splits
-from l2w_jax.data.source import LabelledImages, MemorySource, Source, choose_training_images
+from l2w_jax.data.source import (
+    LabelledImages,
+    MemorySource,
+    Origin,
+    Source,
+    choose_training_images,
+)
 
 _NUM_TEST = 360
 _SIZE = 16
@@ -29,7 +35,7 @@ def open_digits(config: ConfigDict) -> Source:
             "test": everything.rows(tested),
         },
         class_names=tuple("0123456789"),
-        origins=dict.fromkeys(("train", "holdout", "test"), "cut from all digits"),
+        origins=dict.fromkeys(("train", "holdout", "test"), Origin("all digits", is_cut=True)),
     )
 
 

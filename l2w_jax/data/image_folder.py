@@ -23,7 +23,13 @@ from ml_collections import ConfigDict
 from l2w_jax.data import order, splits, walk
 from l2w_jax.data.bad_images import BadImages
 from l2w_jax.data.reading import read_evaluation_batches
-from l2w_jax.data.source import LabelledImages, MemorySource, Source, choose_training_images
+from l2w_jax.data.source import (
+    LabelledImages,
+    MemorySource,
+    Origin,
+    Source,
+    choose_training_images,
+)
 from l2w_jax.data.stored import ImageFiles
 from l2w_jax.data.streaming import StreamingSource
 from l2w_jax.errors import UserError
@@ -62,7 +68,7 @@ class CompleteSplits(NamedTuple):
     """The splits of a run and where they come from."""
 
     images: dict[str, ImageFiles]  # "train", "holdout" and "test"
-    origins: dict[str, str]  # see `source.describe_origins`
+    origins: dict[str, Origin]
 
 
 def open_image_folder(config: ConfigDict) -> Source:
@@ -197,27 +203,27 @@ def _list_split(
 
 def complete_splits(config: ConfigDict, found: FoundImages) -> CompleteSplits:
     """Returns "train", "holdout" and "test", the absent ones cut from "train"."""
-    folders = {split: f"{name}/" for split, name in found.folders.items()}
+    origins = {split: Origin(f"{name}/") for split, name in found.folders.items()}
     train, val, test = (found.splits.get(split) for split in ("train", "val", "test"))
-    origins = {"train": folders.get("train", ""), "test": folders.get("test", "")}
     if test is None and val is not None:
         test, val = val, None
-        origins["test"] = folders["val"]
+        origins["test"] = origins.pop("val")
     if train is None:
-        origins["holdout"] = folders.get("val", "") if val is not None else ""
-        return CompleteSplits(
-            {"train": _NO_IMAGES, "holdout": val or _NO_IMAGES, "test": test}, origins
-        )
+        images = {"train": _NO_IMAGES, "holdout": val or _NO_IMAGES, "test": test}
+        nowhere = Origin("")
+        holdout = origins.get("val", nowhere)
+        return CompleteSplits(images, origins | {"train": nowhere, "holdout": holdout})
+    cut = origins["train"]._replace(is_cut=True)
     if test is None:
         tested = splits.stratified_choice(train.labels, math.ceil(_TEST_SHARE * len(train)))
         test = train.rows(tested)
         train = train.rows(splits.without(len(train), tested))
-        origins["test"] = f"cut from {folders['train']}"
+        origins["test"] = cut
     trained, held_out = choose_training_images(
         config, train.labels, config.dataset.holdout if val is None else 0
     )
+    origins["holdout"] = origins.get("val", cut)
     holdout = train.rows(held_out) if val is None else val
-    origins["holdout"] = f"cut from {folders['train']}" if val is None else folders["val"]
     return CompleteSplits({"train": train.rows(trained), "holdout": holdout, "test": test}, origins)
 
 

@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from l2w_jax.data import splits
 from l2w_jax.data.prepared import prepared_builder
-from l2w_jax.data.source import ORIGINS, Source, check_holdout
+from l2w_jax.data.source import ORIGINS, Origin, Source, check_holdout
 from l2w_jax.data.stored import ImageRecords, index_records
 from l2w_jax.data.streaming import StreamingSource
 from l2w_jax.errors import UserError
@@ -30,7 +30,7 @@ def open_imagenet(config: ConfigDict) -> Source:
             "test": _index(builder, "validation"),
         },
         class_names=tuple(builder.info.features["label"].names),
-        origins=ORIGINS | {"test": "validation"},
+        origins=ORIGINS | {"test": Origin("validation")},
     )
 
 

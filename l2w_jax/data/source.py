@@ -13,8 +13,33 @@ from l2w_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
 
+
+class Origin(NamedTuple):
+    """Where the images of a split come from; as a text, for a person.
+
+    Attributes:
+        place: a folder, or what the data set calls its part.
+        is_cut: whether they were drawn from among all images there. Where others are there, those
+            of one split may have been in another.
+        num_images: how many they are.
+    """
+
+    place: str
+    is_cut: bool = False
+    num_images: int = 0
+
+    def __str__(self) -> str:
+        if not self.num_images:
+            return "none"
+        return f"{'cut from ' if self.is_cut else ''}{self.place} ({self.num_images:,} images)"
+
+
 # Where a data set that has training and test images takes its splits from.
-ORIGINS = {"train": "train", "holdout": "cut from train", "test": "test"}
+ORIGINS = {
+    "train": Origin("train"),
+    "holdout": Origin("train", is_cut=True),
+    "test": Origin("test"),
+}
 
 
 class Source(abc.ABC):
@@ -24,7 +49,7 @@ class Source(abc.ABC):
         num_train, num_holdout, num_test: images in each split; held-out images are not in "train".
         num_classes: C.
         class_names: one name for each class.
-        origins: for each split, where its images come from and how many they are, for a person.
+        origins: where the images of each split come from.
         digests: of each split, tells its images from any others; empty of a data set that is always
             the same.
         num_bad: images that could not be read so far. What reads from the disk trains on others in
@@ -36,7 +61,7 @@ class Source(abc.ABC):
     num_test: int
     num_classes: int
     class_names: tuple[str, ...]
-    origins: Mapping[str, str]
+    origins: Mapping[str, Origin]
     digests: Mapping[str, str] = MappingProxyType({})
     num_bad: int = 0
 
@@ -105,7 +130,7 @@ class MemorySource(Source):
         config: the run's configuration.
         splits: "train" (without the held-out images), "holdout" and "test".
         class_names: one name for each class.
-        origins: where the images of each split come from, see `describe_origins`.
+        origins: where the images of each split come from; they are counted here.
         num_bad: images that could not be read, which are in no split.
     """
 
@@ -114,7 +139,7 @@ class MemorySource(Source):
         config: ConfigDict,
         splits: Mapping[str, LabelledImages],
         class_names: tuple[str, ...],
-        origins: Mapping[str, str] = ORIGINS,
+        origins: Mapping[str, Origin] = ORIGINS,
         num_bad: int = 0,
     ):
         for split, images in splits.items():
@@ -130,7 +155,7 @@ class MemorySource(Source):
         self.num_test = counts["test"]
         self.num_classes = config.dataset.num_classes
         self.class_names = class_names
-        self.origins = describe_origins(origins, counts)
+        self.origins = counted(origins, counts)
         self.num_bad = num_bad
 
     @property
@@ -209,10 +234,10 @@ def check_batch(config: ConfigDict, num_train: int) -> None:
         )
 
 
-def describe_origins(origins: Mapping[str, str], counts: Mapping[str, int]) -> dict[str, str]:
-    """Adds to where each split comes from how many images it has; "none" where it has none."""
+def counted(origins: Mapping[str, Origin], counts: Mapping[str, int]) -> dict[str, Origin]:
+    """Adds to where each split comes from how many images it has."""
     return {
-        split: f"{origins[split]} ({counts[split]:,} images)" if counts[split] else "none"
+        split: origins[split]._replace(num_images=counts[split])
         for split in ("train", "holdout", "test")
     }
 

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from l2w_jax.data import augment, decode, order
 from l2w_jax.data.bad_images import BadImages
 from l2w_jax.data.reading import Choice, read_batches, read_evaluation_batches, read_one
-from l2w_jax.data.source import ORIGINS, Batch, Source, check_batch, describe_origins
+from l2w_jax.data.source import ORIGINS, Batch, Origin, Source, check_batch, counted
 from l2w_jax.data.stored import StoredImages
 from l2w_jax.errors import UserError
 
@@ -23,7 +23,7 @@ class StreamingSource(Source):
         config: the run's configuration.
         splits: "train" (without the held-out images), "holdout" and "test".
         class_names: one name for each class.
-        origins: where the images of each split come from, see `describe_origins`.
+        origins: where the images of each split come from; they are counted here.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class StreamingSource(Source):
         config: ConfigDict,
         splits: Mapping[str, StoredImages],
         class_names: tuple[str, ...],
-        origins: Mapping[str, str] = ORIGINS,
+        origins: Mapping[str, Origin] = ORIGINS,
     ):
         counts = {split: len(images) for split, images in splits.items()}
         check_batch(config, counts["train"])
@@ -46,7 +46,7 @@ class StreamingSource(Source):
         self.num_test = counts["test"]
         self.num_classes = config.dataset.num_classes
         self.class_names = class_names
-        self.origins = describe_origins(origins, counts)
+        self.origins = counted(origins, counts)
 
     @property
     def num_bad(self) -> int:

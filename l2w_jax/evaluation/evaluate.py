@@ -52,7 +52,7 @@ def evaluate(config: ConfigDict, state: TrainState, source: Source, workdir: Pat
         step=int(state.step),
         dataset=config.dataset.name,
         class_names=list(source.class_names),
-        splits=dict(source.origins),
+        splits={split: str(origin) for split, origin in source.origins.items()},
         thresholds_from=thresholds_split,
         anytime=anytime_table(test, mul_adds),
         budgeted=[],

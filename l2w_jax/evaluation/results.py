@@ -68,7 +68,7 @@ class Evaluation:
             accuracy, 0 to 1).
         sample_weights: of some of the `held_out` images; None for plain training.
         examples: test images that leave at each exit, when about as many leave at each.
-        splits: where the images of each split come from, as `Source.origins`.
+        splits: where the images of each split come from, `Source.origins` as texts.
         class_counts: training images of each class of a long-tailed data set.
     """
 

@@ -94,7 +94,7 @@ def _data_set(config: ConfigDict) -> tuple[str, Path]:
 
 def _cut_splits(source: Source) -> list[str]:
     """The splits to judge by that are taken from images to train on."""
-    return [split for split in ("holdout", "test") if "cut from" in source.origins[split]]
+    return [split for split in ("holdout", "test") if source.origins[split].is_cut]
 
 
 def check_alike_in_all_processes(source: Source) -> None:

@@ -64,8 +64,8 @@ def test_val_has_several_names(folder, name):
     (folder / "train").rename(folder / "Train")
     source = open_source(folder_config(folder))
     assert counts(source) == (24, 6, 12)
-    assert source.origins["train"] == "Train/ (24 images)"
-    assert source.origins["test"] == f"{name}/ (12 images)"
+    assert str(source.origins["train"]) == "Train/ (24 images)"
+    assert str(source.origins["test"]) == f"{name}/ (12 images)"
 
 
 @pytest.mark.parametrize("augmentation", ["resized_crop", "crop"])

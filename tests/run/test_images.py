@@ -10,6 +10,7 @@ from image_folders import COLOURS, folder_config, write_split
 
 from l2w_jax.config import to_json
 from l2w_jax.data import open_source
+from l2w_jax.data.source import Origin
 from l2w_jax.errors import UserError
 from l2w_jax.run import checkpoints, images
 
@@ -92,7 +93,7 @@ def test_checkpoints_that_say_less_are_taken_at_their_word(workdir):
     writer = checkpoints.CheckpointWriter(workdir, 1, {"num_train": 30})
     writer.save(State(np.int32(STEP)))
     writer.close()
-    origins = dict.fromkeys(("train", "holdout", "test"), "cut from train")
+    origins = dict.fromkeys(("train", "holdout", "test"), Origin("train", is_cut=True))
     source = SimpleNamespace(num_train=30, digests={"train": "of them"}, origins=origins)
     images.check_to_train_on(source, workdir, STEP)
     images.check_to_judge_by(source, workdir, STEP)
