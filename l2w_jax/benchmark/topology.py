@@ -19,6 +19,7 @@ from l2w_jax.benchmark.program import (
     num_kernels,
 )
 from l2w_jax.benchmark.update import TOTAL_STEPS, plain_training
+from l2w_jax.config.choices import updates_per_iteration
 from l2w_jax.errors import UserError, first_line
 from l2w_jax.run.devices import step_on_stored
 from l2w_jax.run.parts import numbers_of_parts, with_parts
@@ -126,7 +127,7 @@ def measure_on(config: ConfigDict, chips: Slice, against_plain: bool) -> dict[st
         config = with_parts(config, 1)
     # What it takes to compile is part of the answer.
     jax.config.update("jax_enable_compilation_cache", False)
-    halved = config.weighting.kind != "none"
+    halved = updates_per_iteration(config.weighting.kind) == 2
     batch_size = config.dataset.batch_size
     report = {
         "topology": chips.name,

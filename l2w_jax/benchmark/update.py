@@ -9,6 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from l2w_jax.benchmark.program import num_kernels
+from l2w_jax.config.choices import updates_per_iteration
 from l2w_jax.run.devices import device_batches, place_replicated, step_on_devices, with_previous
 from l2w_jax.run.parts import with_parts_that_fit
 from l2w_jax.training import create_train_state
@@ -27,7 +28,7 @@ def measure(config: ConfigDict, num_steps: int, started: float) -> dict[str, Any
         started: `time.monotonic()` when the program began.
     """
     config = with_parts_that_fit(config, TOTAL_STEPS)
-    halved = config.weighting.kind != "none"
+    halved = updates_per_iteration(config.weighting.kind) == 2
     batch_size = config.dataset.batch_size
     weighted = measure_update(config, batch_size, num_steps, started)
     report = {

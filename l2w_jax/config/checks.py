@@ -23,6 +23,7 @@ from l2w_jax.config.choices import (
     schedule_fault,
     step_mode_fault,
     type_name,
+    updates_per_iteration,
 )
 from l2w_jax.config.defaults import default_config
 from l2w_jax.config.paths import path_faults
@@ -158,7 +159,7 @@ def _dataset_faults(dataset: ConfigDict) -> Iterator[str]:
 
 
 def _batch_faults(config: ConfigDict, device_count: int, process_count: int) -> Iterator[str]:
-    halves = 1 if config.weighting.kind == "none" else 2
+    halves = updates_per_iteration(config.weighting.kind)
     parts = config.optimizer.accumulation or 1
     unit = math.lcm(halves * device_count * parts, process_count)
     devices = f"{device_count} device" + "s" * (device_count > 1)
@@ -289,9 +290,6 @@ def _training_faults(config: ConfigDict) -> Iterator[str]:
             config.optimizer.warmup_epochs,
             f"less than optimizer.epochs, {config.optimizer.epochs}",
         )
-    if not 1e-3 <= config.weighting.q <= 1e3:
-        # Its powers are no float32 numbers; all but one exit have no share long before.
-        yield not_allowed("weighting.q", config.weighting.q, "between 0.001 and 1000")
     if config.weighting.kind == "frozen" and not config.weighting.checkpoint:
         yield not_allowed(
             "weighting.checkpoint",

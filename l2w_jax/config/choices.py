@@ -56,6 +56,16 @@ STEP_MODES = {"msdnet": ("even", "lin_grow"), "ranet": ("even", "lg")}
 EXIT_SIZES = range(5, 13)
 
 
+def updates_per_iteration(kind: str) -> int:
+    """How many updates of the network a batch makes: one, or one on either half where samples are
+    weighted, for which the other half is the meta data (Han et al., ECCV 2022, algorithm 1).
+
+    Args:
+        kind: `weighting.kind`.
+    """
+    return 1 if kind == "none" else 2
+
+
 def not_allowed(field: str, value: Any, allowed: str) -> str:
     """The line that tells of an impossible value."""
     return f"config.{field}: {value!r} is not allowed: must be {allowed}"

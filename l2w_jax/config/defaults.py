@@ -110,9 +110,20 @@ def default_config(model: Any = None) -> ConfigDict:
             "temperature": 1.0,  # of distillation
         }
     )
-    config.checkpoint = ConfigDict({"keep": 3, "every_epochs": 1, "every_steps": 0})
+    config.checkpoint = ConfigDict(
+        {
+            "keep": 3,  # newest checkpoints that stay, beside the best one
+            "every_epochs": 1,  # epochs from one checkpoint and held-out score to the next; 0: off
+            "every_steps": 0,  # iterations from one checkpoint to the next; 0: off
+        }
+    )
     config.log = ConfigDict(
-        {"every_steps": 20, "histogram_every_steps": 500, "profile": False, "check_replicas": 0}
+        {
+            "every_steps": 20,  # iterations that a line of metrics.jsonl is the mean of
+            "histogram_every_steps": 500,  # from one histogram of weights to the next; 0: none
+            "profile": False,  # TensorBoard's profile of a few iterations
+            "check_replicas": 0,  # iterations between comparisons of devices' states; 0: none
+        }
     )
     return config
 

@@ -39,6 +39,8 @@ _ABOVE_ZERO = Rule("> 0 and finite", lambda value: 0 < value < math.inf)
 _BELOW_ONE = Rule(">= 0 and < 1", lambda value: 0 <= value < 1)
 _SEED = Rule("between 0 and 2**32 - 1", lambda value: 0 <= value < 2**32)
 _PART = Rule("> 0 and <= 1", lambda value: 0 < value <= 1)
+# Beyond these its powers are no float32 numbers; all but one exit have no share long before.
+_Q = Rule("between 0.001 and 1000", lambda value: 1e-3 <= value <= 1e3)
 _MILESTONES = Rule(
     "one or more increasing fractions of the run, each > 0 and < 1",
     lambda values: (
@@ -76,7 +78,7 @@ RULES = {
     "weighting.magnitude": _at_least(0),
     "weighting.hidden": _at_least(1),
     "weighting.num_layers": _at_least(1),
-    "weighting.q": _ABOVE_ZERO,
+    "weighting.q": _Q,
     "weighting.interval": _at_least(1),
     "weighting.learning_rate": _ABOVE_ZERO,
     "weighting.weight_decay": _at_least(0),

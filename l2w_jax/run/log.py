@@ -66,14 +66,22 @@ class RunLog(SilentLog):
         config: the run's configuration.
         source: its data.
         first_step: iterations that were done before.
+        total_steps: iterations of the whole run.
     """
 
-    def __init__(self, workdir: Path, config: ConfigDict, source: Source, first_step: int):
+    def __init__(
+        self,
+        workdir: Path,
+        config: ConfigDict,
+        source: Source,
+        first_step: int,
+        total_steps: int,
+    ):
         self._settings = config.log
         self._source = source
         self._batch_size = config.dataset.batch_size
-        self._steps_per_epoch = source.num_train // self._batch_size
-        self._total_steps = config.optimizer.epochs * self._steps_per_epoch
+        self._steps_per_epoch = total_steps // config.optimizer.epochs
+        self._total_steps = total_steps
         self._json_lines = _reopen_json_lines(workdir / "metrics.jsonl", first_step)
         # In the background, while the first step compiles: clu imports TensorFlow, which takes
         # seconds.

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from l2w_jax.config.choices import updates_per_iteration
 from l2w_jax.data import Source
 from l2w_jax.errors import RunFailed, RunInterrupted, UserError, told_if_memory_is_short
 from l2w_jax.evaluation.predictions import predict_all
@@ -28,7 +29,6 @@ from l2w_jax.run.devices import (
     with_previous,
 )
 from l2w_jax.run.log import HostMetrics, RunLog, SilentLog, say
-from l2w_jax.run.parts import with_parts_that_fit
 from l2w_jax.training import TrainState
 from l2w_jax.training.step import Metrics
 from l2w_jax.training.weighting import is_pipelined
@@ -38,7 +38,7 @@ def train(config: ConfigDict, source: Source, workdir: Path) -> TrainState:
     """Trains to the end of the run, from the newest good checkpoint where there is one.
 
     Args:
-        config: a run's configuration, checked.
+        config: a run's configuration, checked, with `parts.with_parts_that_fit`.
         source: its data.
         workdir: the run folder, which exists and which no other process uses. Gets `checkpoints/`,
             `metrics.jsonl` and TensorBoard's events.
@@ -48,15 +48,13 @@ def train(config: ConfigDict, source: Source, workdir: Path) -> TrainState:
 
     Raises:
         UserError: the checkpoints there are all damaged or of another network, or were trained on
-            other images; processes have different images; or a step fits into a device's memory in
-            no number of parts.
+            other images; or processes have different images.
         RunFailed: a loss or an array is not finite, a checkpoint could not be saved, or a device's
             memory does not hold a step.
         RunInterrupted: a signal asked the run to stop; its state is saved.
     """
     images.check_alike_in_all_processes(source)
     last_step = total_steps(config, source)
-    config = with_parts_that_fit(config, last_step)
     steps_per_epoch = last_step // config.optimizer.epochs
     train_step = step_on_devices(config, last_step)
     state = start.create_or_restore(config, workdir)
@@ -136,7 +134,7 @@ def total_steps(config: ConfigDict, source: Source) -> int:
 
 def _open_log(config: ConfigDict, source: Source, workdir: Path, first_step: int) -> SilentLog:
     if processes.is_first():
-        return RunLog(workdir, config, source, first_step)
+        return RunLog(workdir, config, source, first_step, total_steps(config, source))
     return SilentLog()
 
 
@@ -216,7 +214,7 @@ def _rate_advice(config: ConfigDict) -> str:
     The paper's rates, 0.8 for two halves of 512 images (Han et al., ECCV 2022, section 4.1), and
     0.1 for 64 in plain training, are one by the linear rule (Goyal et al., 2017).
     """
-    images = config.dataset.batch_size // (1 if config.weighting.kind == "none" else 2)
+    images = config.dataset.batch_size // updates_per_iteration(config.weighting.kind)
     return (
         "; in the first epoch, try --config.optimizer.warmup_epochs=5 (now "
         f"{config.optimizer.warmup_epochs}) or a lower --config.optimizer.learning_rate (the "

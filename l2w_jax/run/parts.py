@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from l2w_jax.config.choices import updates_per_iteration
 from l2w_jax.errors import UserError, is_of_memory
 from l2w_jax.run.devices import device_batches, place_replicated, step_on_devices
 from l2w_jax.run.log import say
@@ -62,7 +63,7 @@ def with_parts(config: ConfigDict, parts: int) -> ConfigDict:
 
 def numbers_of_parts(config: ConfigDict, num_devices: int, first: int) -> Iterator[int]:
     """`first` and its doubles, as long as they divide what a device trains on in an update."""
-    halves = 1 if config.weighting.kind == "none" else 2
+    halves = updates_per_iteration(config.weighting.kind)
     samples = config.dataset.batch_size // (halves * num_devices)
     parts = first
     while samples % parts == 0:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from l2w_jax.config.choices import schedule_fault
+from l2w_jax.config.choices import schedule_fault, updates_per_iteration
 from l2w_jax.models import create_network
 from l2w_jax.training.collectives import gather_rows, mean_over
 from l2w_jax.training.forward import TrainingForward, training_forward
@@ -110,10 +110,11 @@ def make_train_step(
     """
     training = _create_training(config, total_steps, axis_name, recompute)
     if config.weighting.kind == "none":
-        return TrainStep(functools.partial(plain_step, training), num_updates=1)
-    if is_pipelined(config.weighting):
-        return TrainStep(functools.partial(pipelined_half_step, training), num_updates=2)
-    return TrainStep(functools.partial(half_step, training), num_updates=2)
+        update = plain_step
+    else:
+        update = pipelined_half_step if is_pipelined(config.weighting) else half_step
+    num_updates = updates_per_iteration(config.weighting.kind)
+    return TrainStep(functools.partial(update, training), num_updates)
 
 
 def _create_training(

@@ -43,10 +43,14 @@ def iteration(number, meta_loss=np.nan):
     }
 
 
+def opened_log(config, workdir, first_step=0):
+    source = SimpleNamespace(num_bad=7)
+    return RunLog(workdir, config, source, first_step, total_steps=EPOCHS * STEPS_PER_EPOCH)
+
+
 def write_log(config, workdir, first_step, iterations):
     """Logs the iterations after `first_step`; returns all lines of metrics.jsonl."""
-    source = SimpleNamespace(num_train=43, num_bad=7)
-    with RunLog(workdir, config, source, first_step) as log:
+    with opened_log(config, workdir, first_step) as log:
         log.start_clock()
         for step, metrics in enumerate(iterations, first_step + 1):
             log.add_step(step, metrics)
@@ -96,7 +100,7 @@ def clock(monkeypatch):
 
 def test_speed_and_waiting_are_those_of_the_iterations_alone(config, tmp_path, clock, capsys):
     """Of 2 s for 10 images half a second goes by waiting; what is done between counts nothing."""
-    with RunLog(tmp_path, config, SimpleNamespace(num_train=43, num_bad=7), 0) as run_log:
+    with opened_log(config, tmp_path) as run_log:
         for step in range(1, 7):
             run_log.start_clock()
             with run_log.waiting():
@@ -124,7 +128,7 @@ def test_speed_and_waiting_are_those_of_the_iterations_alone(config, tmp_path, c
 
 def test_iterations_before_the_clock_starts_have_no_speed(config, tmp_path, clock, capsys):
     """The first compiles."""
-    with RunLog(tmp_path, config, SimpleNamespace(num_train=43, num_bad=7), 0) as run_log:
+    with opened_log(config, tmp_path) as run_log:
         for step in range(1, 7):
             clock.seconds += 2 if step > 4 else 100
             run_log.add_step(step, iteration(step))
@@ -228,11 +232,10 @@ class _FullFile:
 
 
 def test_metrics_that_cannot_be_written_to_the_end_are_one_line(config, tmp_path):
-    source = SimpleNamespace(num_train=43, num_bad=7)
     told = pytest.raises(RunFailed, match=r"metrics.jsonl: cannot be written: No space left")
-    with told, RunLog(tmp_path, config, source, 0) as run_log:
+    with told, opened_log(config, tmp_path) as run_log:
         run_log._json_lines = _FullFile()
-    with pytest.raises(RunFailed, match="before"), RunLog(tmp_path, config, source, 0) as run_log:
+    with pytest.raises(RunFailed, match="before"), opened_log(config, tmp_path) as run_log:
         run_log._json_lines = _FullFile()
         raise RunFailed("before")
 
@@ -260,6 +263,5 @@ def test_a_run_goes_on_where_nobody_reads_its_lines_any_more():
 
 def test_what_ends_the_run_first_is_told(config, tmp_path, monkeypatch):
     monkeypatch.setattr(log, "_TensorBoard", lambda *_: _FullDisk())
-    source = SimpleNamespace(num_train=43, num_bad=7)
-    with pytest.raises(RunInterrupted, match="by hand"), RunLog(tmp_path, config, source, 0):
+    with pytest.raises(RunInterrupted, match="by hand"), opened_log(config, tmp_path):
         raise RunInterrupted("by hand")
