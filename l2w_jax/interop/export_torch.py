@@ -31,20 +31,14 @@ def main(argv: Sequence[str]) -> None:
         UserError: an argument is wrong, the folder holds no run or no good checkpoint, what was
             kept of an import is damaged, or the file cannot be written.
     """
-    import jax
-
-    from l2w_jax.run import checkpoints
-    from l2w_jax.training import create_train_state
+    from l2w_jax.run.restore import restore_best
 
     parser = command_line.ArgumentParser("interop.export_torch", __doc__)
     parser.add_argument("file", type=Path, help="checkpoint of PyTorch to write")
     parser.add_argument("--workdir", type=Path, required=True, help="folder of a run")
     arguments = parser.parse_args(argv)
     config = stored.read_config(arguments.workdir)
-    template = create_train_state(config, jax.random.key(config.seed))
-    state = checkpoints.restore_best(arguments.workdir, template)
-    if state is None:
-        raise UserError(f"--workdir={arguments.workdir}: no checkpoint to export; train first")
+    state = restore_best(config, arguments.workdir)
     checkpoint = state_to_torch(config, state)
     checkpoint = with_extras(checkpoint, arguments.workdir / EXTRAS_FILE, int(state.step))
     write_torch_checkpoint(arguments.file, checkpoint)

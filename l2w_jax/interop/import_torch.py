@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> None:
     from l2w_jax.run import checkpoints
     from l2w_jax.run import workdir as run_folder
 
-    path, config_arguments = parse_file_argument("import_torch", __doc__, argv)
+    path, config_arguments = parse_file_argument(argv)
     config, workdir, _ = flags.parse(["import_torch", *config_arguments])
     run_folder.check(config, workdir)
     validate(config)
@@ -99,15 +99,13 @@ def state_from_torch(config: ConfigDict, checkpoint: TorchCheckpoint, path: Path
     return state
 
 
-def parse_file_argument(
-    command: str, description: str, argv: Sequence[str]
-) -> tuple[Path, list[str]]:
+def parse_file_argument(argv: Sequence[str]) -> tuple[Path, list[str]]:
     """The one positional argument, a file, and the other arguments.
 
     Raises:
         UserError: there is none.
     """
-    parser = command_line.ArgumentParser(f"interop.{command}", description, allow_abbrev=False)
+    parser = command_line.ArgumentParser("interop.import_torch", __doc__, allow_abbrev=False)
     parser.add_argument("file", type=Path, help="checkpoint of PyTorch to read")
     # Named here too, so that their values are not taken for the file.
     parser.add_argument("--config", help="configuration of the network in it")

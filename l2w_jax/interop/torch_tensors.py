@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from l2w_jax.config.choices import image_sizes
 from l2w_jax.interop.torch_names import module_namer, weight_predictor_module_name
 from l2w_jax.models import MultiExitNetwork, WeightPredictor
 from l2w_jax.models.initializers import Variables
@@ -77,8 +78,7 @@ def wpn_to_torch(wpn_params: dict) -> dict[str, np.ndarray]:
 
 def _abstract_variables(model: MultiExitNetwork) -> Variables:
     """Shapes of the variables; no parameter's shape depends on the size of the image."""
-    # One that leaves 8x8 pixels to the exits, which every classifier can pool.
-    size = 8 * 2 ** (model.num_scales - 1) * {"cifar": 1, "imagenet": 4}[model.stem]
+    size = image_sizes(model.stem, model.num_scales)[0]
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     return jax.eval_shape(lambda rng, x: model.init(rng, x, train=False), jax.random.key(0), images)
 

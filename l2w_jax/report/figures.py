@@ -5,13 +5,14 @@ have a colour each; with several, each run has its own.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from l2w_jax.early_exit import calibration
 from l2w_jax.evaluation.results import Evaluation, SampleWeights
+from l2w_jax.evaluation.ways import Way
 from l2w_jax.report.charts import Axis, Chart, Rule, Series
 
 # Colours of a run's curve, and of its exits where it is the only run.
@@ -225,16 +226,21 @@ def latency(timed: Sequence[Mapping[str, Any]]) -> list[Chart]:
         timed: entries with batch_size, runtime where several were timed, full_ms, and exits and
             budgeted, rows with ms and top1.
     """
-    runtimes = {
-        "jax": " in JAX",
-        "onnx": " in ONNX Runtime",
-        "onnx_1_thread": " in ONNX Runtime with one thread",
-        "torch": " in PyTorch",
-        "torch_channels_last": " in PyTorch, channels last",
+    names = {
+        "jax": "JAX",
+        "onnx": "ONNX Runtime",
+        "onnx_1_thread": "ONNX Runtime with one thread",
+        "torch": "PyTorch",
+        "torch_channels_last": "PyTorch, channels last",
     }
+
+    def runtime(entry: Mapping[str, Any]) -> str:
+        name = entry.get("runtime")
+        return f" in {names.get(name, name)}" if name else ""
+
     return [
         Chart(
-            f"Batch of {entry['batch_size']}" + runtimes.get(entry.get("runtime"), ""),
+            f"Batch of {entry['batch_size']}{runtime(entry)}",
             Axis("time per image", "ms", from_zero=True),
             ACCURACY,
             [
@@ -281,18 +287,7 @@ def _logged(lines: Sequence[Mapping[str, Any]], field: str) -> list[tuple[float,
     return [(step, value) for step, value in values if value is not None]
 
 
-class WayOfTraining(Protocol):
-    """What `comparison` shows of several runs; see `l2w_jax.evaluation.ways.Way`."""
-
-    name: str
-    mul_adds: NDArray[np.float64]
-    anytime: NDArray[np.float64]
-
-    def top1_at(self, mul_adds: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Top-1 with images leaving early, in percent, [runs, n]."""
-
-
-def comparison(ways: Sequence[WayOfTraining]) -> Chart:
+def comparison(ways: Sequence[Way]) -> Chart:
     """Top-1 over mul-adds of several ways of training: means over runs, and their range.
 
     Of each way, first the curve of images that leave early, then the exits that all stop at.

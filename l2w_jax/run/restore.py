@@ -25,7 +25,7 @@ def restore_best(config: ConfigDict, workdir: Path) -> TrainState:
         workdir, create_train_state(config, jax.random.key(config.seed))
     )
     if state is None:
-        raise UserError(f"{workdir}: no checkpoint to evaluate; train first")
+        raise UserError(f"{workdir}: no checkpoint; train first")
     return state
 
 

@@ -243,7 +243,7 @@ def test_tensors_of_another_precision_become_float32(dtype, tmp_path):
 
 
 def test_arguments_may_stand_apart_from_their_values():
-    path, others = parse_file_argument("x", "", ["--config", "c.py", "f.pth", "--workdir", "run"])
+    path, others = parse_file_argument(["--config", "c.py", "f.pth", "--workdir", "run"])
     assert path == Path("f.pth")
     assert others == ["--config=c.py", "--workdir=run"]
 

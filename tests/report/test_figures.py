@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from written_runs import made_evaluation, made_predictions
 
+from l2w_jax.benchmark.runtimes import RUNTIMES
 from l2w_jax.evaluation.results import SampleWeights
 from l2w_jax.report import figures
 
@@ -132,6 +133,14 @@ def test_latency_has_a_chart_for_each_batch_size_and_the_full_network_as_a_rule(
         assert chart.x.label == "time per image [ms]"
         assert chart.series[1].points == [(1, 70), (2, 80)]
         assert [rule.x for rule in chart.rules] == [3]
+
+
+def test_each_runtime_that_can_be_timed_has_a_chart_of_its_own_name():
+    timed = {"batch_size": 1, "full_ms": 3.0, "exits": [], "budgeted": []}
+    charts = figures.latency([timed | {"runtime": name} for name in RUNTIMES])
+    of_names = [chart.title.removeprefix("Batch of 1 in ") for chart in charts]
+    assert len(set(of_names)) == len(RUNTIMES)
+    assert not set(of_names) & set(RUNTIMES), "a name in words for each"
 
 
 def test_training_shows_what_was_logged_and_nothing_where_nothing_was():

@@ -26,5 +26,5 @@ def test_the_best_checkpoint_is_the_one_to_evaluate(config, undisturbed):
 
 
 def test_without_checkpoints_there_is_nothing_to_evaluate(config, tmp_path):
-    with pytest.raises(UserError, match="no checkpoint to evaluate"):
+    with pytest.raises(UserError, match="no checkpoint; train first"):
         restore.restore_best(config, tmp_path)
