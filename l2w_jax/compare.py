@@ -44,7 +44,7 @@ _CONFIDENCE = 0.95
 
 # Which images a network learns from and is tested on, and how large they are.
 _DATA_FIELDS = tuple(
-    f"dataset.{name}:"
+    f"dataset.{name}"
     for name in ("name", "num_classes", "image_size", "holdout", "imbalance_factor")
 )
 
@@ -156,12 +156,12 @@ def data_lines(ways: Sequence[Way]) -> list[str]:
             continue
         changes = [
             change
-            for change in stored.differences(first.config, way.config)
-            if change.startswith(_DATA_FIELDS)
+            for change in stored.changes(first.config, way.config)
+            if change.field in _DATA_FIELDS
         ]
         if changes:
             names = f"{first.name} and {way.name}"
-            lines.append(f"{names} are of other data: " + ", ".join(changes))
+            lines.append(f"{names} are of other data: " + ", ".join(map(str, changes)))
     return lines
 
 

@@ -12,11 +12,11 @@ from l2w_jax.config.defaults import (
     use_plain_recipe,
     use_small_msdnet,
 )
-from l2w_jax.config.stored import differences, from_json, read_config, to_json
+from l2w_jax.config.stored import changes, from_json, read_config, to_json
 
 __all__ = [
+    "changes",
     "default_config",
-    "differences",
     "from_json",
     "read_config",
     "split_variant",

@@ -78,6 +78,9 @@ class Change(NamedTuple):
     old: str
     new: str
 
+    def __str__(self) -> str:
+        return f"{self.field}: {self.old} -> {self.new}"
+
 
 def changes(old: ConfigDict, new: ConfigDict) -> list[Change]:
     """Every field in which the two differ, in alphabetical order."""
@@ -89,11 +92,6 @@ def changes(old: ConfigDict, new: ConfigDict) -> list[Change]:
         if before != after:
             found.append(Change(field, before, after))
     return found
-
-
-def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
-    """A line `field: old -> new` for each of the `changes`."""
-    return [f"{change.field}: {change.old} -> {change.new}" for change in changes(old, new)]
 
 
 def fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:

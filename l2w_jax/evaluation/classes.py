@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 
 from l2w_jax.early_exit.budget import first_exits, operating_point
 from l2w_jax.early_exit.rules import DEFAULT_RULE
-from l2w_jax.early_exit.selection import thresholds_of
 from l2w_jax.evaluation.results import Evaluation
 
 
@@ -64,9 +63,8 @@ def leaving_by_group(
     Raises:
         UserError: the run was evaluated without images that set thresholds.
     """
-    thresholds = thresholds_of(1, evaluation.threshold_images().scores(DEFAULT_RULE))
     test = evaluation.test
-    exits = first_exits(test.scores(DEFAULT_RULE), thresholds)
+    exits = first_exits(test.scores(DEFAULT_RULE), evaluation.even_thresholds())
     return [
         {
             "name": name,

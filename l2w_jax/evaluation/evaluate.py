@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from numpy.typing import NDArray
 
 from l2w_jax.data import Source
-from l2w_jax.early_exit import exit_shares, find_thresholds, mul_adds_per_exit
+from l2w_jax.early_exit import mul_adds_per_exit
 from l2w_jax.early_exit.budget import budgeted_curve_from_confidences
 from l2w_jax.early_exit.calibration import calibration_table
 from l2w_jax.early_exit.selection import are_shifted, percentages, shares_of
@@ -76,9 +76,7 @@ def evaluate(config: ConfigDict, state: TrainState, source: Source, workdir: Pat
         )
     if jax.process_index() == 0:
         if evaluation.held_out is not None:
-            shares = exit_shares(1, model.num_exits)
-            even_thresholds = find_thresholds(evaluation.held_out.log_odds, shares)
-            examples = read_examples(source, test, even_thresholds)
+            examples = read_examples(source, test, evaluation.even_thresholds())
             evaluation = dataclasses.replace(evaluation, examples=examples)
         with told_if_unwritable(workdir):
             evaluation.save(workdir)

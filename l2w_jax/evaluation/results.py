@@ -17,7 +17,7 @@ from l2w_jax.config import stored
 from l2w_jax.early_exit import rules
 from l2w_jax.early_exit.budget import checked_thresholds, first_exits, operating_point
 from l2w_jax.early_exit.calibration import checked_temperatures
-from l2w_jax.early_exit.selection import Candidate, cheapest_without_loss
+from l2w_jax.early_exit.selection import Candidate, cheapest_without_loss, thresholds_of
 from l2w_jax.errors import UserError
 from l2w_jax.evaluation.exit_examples import ExitExamples
 from l2w_jax.evaluation.predictions import Predictions
@@ -125,6 +125,14 @@ class Evaluation:
                 "export also take a file of thresholds"
             )
         return self.held_out
+
+    def even_thresholds(self) -> NDArray[np.float32]:
+        """Thresholds [K] of the default rule by which as many held-out images leave at each exit.
+
+        Raises:
+            UserError: as by `threshold_images`.
+        """
+        return thresholds_of(1, self.threshold_images().scores(rules.DEFAULT_RULE))
 
     @functools.cached_property
     def without_loss(self) -> Candidate:

@@ -124,9 +124,10 @@ def _joined(ways: Sequence[Way]) -> list[Way]:
         if not np.array_equal(before.mul_adds, way.mul_adds):
             raise UserError(f"{way.name}: is the name of two ways whose exits cost differently")
         configs = [config for config in (before.config, way.config) if config is not None]
-        if changes := stored.differences(configs[0], configs[-1]) if configs else []:
+        if changes := stored.changes(configs[0], configs[-1]) if configs else []:
             raise UserError(
-                f"{way.name}: is the name of two ways, which differ in " + ", ".join(changes)
+                f"{way.name}: is the name of two ways, which differ in "
+                + ", ".join(map(str, changes))
             )
         if twice := set(before.seeds) & set(way.seeds):
             raise UserError(f"{way.name}: seed {min(twice)} is given twice; a run counts once")

@@ -13,9 +13,6 @@ from l2w_jax import config as run_config
 from l2w_jax.errors import UserError
 from l2w_jax.files import lock, told_if_unwritable, write_atomically
 
-# Of a folder that no step has run in yet, such as that of an imported network.
-_PARTS_NOT_FOUND = "optimizer.accumulation: 0 -> "
-
 
 def check(config: ConfigDict, workdir: Path) -> None:
     """Looks, without writing, whether a run of this configuration can use a folder.
@@ -33,12 +30,14 @@ def check(config: ConfigDict, workdir: Path) -> None:
             "choose another --workdir"
         )
     changes = [
-        line
-        for line in run_config.differences(run_config.read_config(workdir), config)
-        if not line.startswith((*run_config.stored.FREE_FIELDS, _PARTS_NOT_FOUND))
+        change
+        for change in run_config.changes(run_config.read_config(workdir), config)
+        if not change.field.startswith(run_config.stored.FREE_FIELDS)
+        # Of a folder that no step has run in yet, such as that of an imported network.
+        and (change.field, change.old) != ("optimizer.accumulation", "0")
     ]
     if changes:
-        longer = any(line.startswith("optimizer.epochs:") for line in changes)
+        longer = any(change.field == "optimizer.epochs" for change in changes)
         advice = (
             "; to train longer, start a new run from it with "
             f"--config.init.checkpoint={workdir} and another --workdir"
@@ -47,7 +46,7 @@ def check(config: ConfigDict, workdir: Path) -> None:
         )
         raise UserError(
             f"--workdir={workdir}: belongs to a run with another config; "
-            "choose another --workdir, or undo: " + ", ".join(changes) + advice
+            "choose another --workdir, or undo: " + ", ".join(map(str, changes)) + advice
         )
 
 
