@@ -1,0 +1,33 @@
+"""Runs of two ways of training, evaluated, to compare."""
+
+import numpy as np
+from written_runs import made_evaluation, made_predictions, write_config
+
+
+def write_run(folder, seed, kind, top1):
+    """A run with two exits, of 1 and 3 million mul-adds, whose early exit gains a point."""
+    write_config(folder, seed, kind)
+    made_evaluation(
+        anytime=[
+            {"exit": 1, "mul_adds": 1e6, "top1": top1[0]},
+            {"exit": 2, "mul_adds": 3e6, "top1": top1[1]},
+        ],
+        budgeted=[
+            {"mul_adds": 3e6, "top1": top1[1]},
+            {"mul_adds": 1e6, "top1": top1[0] + 1},
+        ],
+        held_out=made_predictions(
+            np.array([[0.1, 0.2, 0.8, 0.9], [0.5] * 4]),
+            np.array([[False, False, True, True], [True] * 4]),
+        ),
+    ).save(folder)
+    return folder
+
+
+def write_ways(folder):
+    """Two runs of each of two ways, "weighted" and "plain"."""
+    return [
+        write_run(folder / f"{name}-{seed}", seed, kind, (50.0 + 2 * seed, 60.0 + gain))
+        for name, kind, gain in (("weighted", "meta", 4), ("plain", "none", 0))
+        for seed in (0, 1)
+    ]
