@@ -26,9 +26,15 @@ from orbax.checkpoint.checkpoint_managers import PreservationContext
 
 from l2w_jax.errors import RunFailed, RunInterrupted, UserError, first_line
 from l2w_jax.run import processes
+from l2w_jax.run.arrays import (
+    PyTree,
+    array_checksum,
+    array_type,
+    array_types,
+    first_difference,
+    named_arrays,
+)
 from l2w_jax.run.workdir import saved_steps
-
-PyTree = Any
 
 
 class _DamagedCheckpoint(Exception):
@@ -230,22 +236,6 @@ def has_checkpoint(workdir: Path) -> bool:
     return bool(saved_steps(workdir))
 
 
-def array_types(tree: PyTree) -> dict[str, str]:
-    """The element type and the shape of every array of a tree, by its path."""
-    return {name: _describe(array) for name, array in named_arrays(tree).items()}
-
-
-def first_difference(found: dict[str, str], wanted: dict[str, str]) -> str:
-    """Names the first array that two results of `array_types`, not the same, differ in."""
-    for name in sorted(found.keys() | wanted.keys()):
-        if found.get(name) != wanted.get(name):
-            return (
-                f"{name} is {found.get(name, 'missing')} there and "
-                f"{wanted.get(name, 'missing')} in this run"
-            )
-    raise ValueError("no difference")
-
-
 def _directory(workdir: Path) -> Path:
     # Orbax notices a relative path only when a save in the background fails.
     return workdir.absolute() / "checkpoints"
@@ -312,7 +302,7 @@ def _read_state(step_directory: Path, template: PyTree) -> PyTree:
     with _reading("state"), ocp.StandardCheckpointer() as checkpointer:
         state = checkpointer.restore(step_directory / "state", host_template)
     for name, array in named_arrays(state).items():
-        if _checksum(array) != recorded[name]["sha256"]:
+        if array_checksum(array) != recorded[name]["sha256"]:
             raise _DamagedCheckpoint(f"array {name} differs from what was saved")
     return state
 
@@ -350,27 +340,11 @@ def _make_record(
         "score": score,
         **trained_on,
         "arrays": {
-            name: {"type": _describe(array), "sha256": _checksum(array)}
+            name: {"type": array_type(array), "sha256": array_checksum(array)}
             for name, array in named_arrays(state).items()
         },
     }
     return record | {"sha256": _json_checksum(record)}
-
-
-def named_arrays(tree: PyTree) -> dict[str, Any]:
-    """The arrays of a tree by paths such as "params/head/kernel", in the order of its leaves."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): array
-        for path, array in jax.tree_util.tree_leaves_with_path(tree)
-    }
-
-
-def _describe(array: Any) -> str:
-    return f"{np.dtype(array.dtype).name}{list(array.shape)}"
-
-
-def _checksum(array: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
 def _json_checksum(value: Any) -> str:

@@ -11,7 +11,7 @@ from l2w_jax.config import stored
 from l2w_jax.errors import UserError
 from l2w_jax.models import create_network
 from l2w_jax.run import checkpoints
-from l2w_jax.run.checkpoints import PyTree, named_arrays
+from l2w_jax.run.arrays import PyTree, array_types, first_difference, named_arrays
 from l2w_jax.run.log import say
 from l2w_jax.run.restore import restore_best
 from l2w_jax.training import TrainState, create_train_state
@@ -173,9 +173,8 @@ def _check_types(field: str, found: Any, wanted: Any) -> None:
     Raises:
         UserError: an array is missing, extra, or of another type or shape.
     """
-    there, here = checkpoints.array_types(found), checkpoints.array_types(wanted)
+    there, here = array_types(found), array_types(wanted)
     if there != here:
         raise UserError(
-            f"config.{field}: a run with another network: "
-            + checkpoints.first_difference(there, here)
+            f"config.{field}: a run with another network: " + first_difference(there, here)
         )

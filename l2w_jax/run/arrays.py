@@ -1,0 +1,43 @@
+"""The arrays of a training state by their names: what they are, and whether they are the same."""
+
+import hashlib
+from typing import Any
+
+import jax
+import numpy as np
+
+PyTree = Any
+
+
+def named_arrays(tree: PyTree) -> dict[str, Any]:
+    """The arrays of a tree by paths such as "params/head/kernel", in the order of its leaves."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): array
+        for path, array in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def array_types(tree: PyTree) -> dict[str, str]:
+    """The element type and the shape of every array of a tree, by its path."""
+    return {name: array_type(array) for name, array in named_arrays(tree).items()}
+
+
+def first_difference(found: dict[str, str], wanted: dict[str, str]) -> str:
+    """Names the first array that two results of `array_types`, not the same, differ in."""
+    for name in sorted(found.keys() | wanted.keys()):
+        if found.get(name) != wanted.get(name):
+            return (
+                f"{name} is {found.get(name, 'missing')} there and "
+                f"{wanted.get(name, 'missing')} in this run"
+            )
+    raise ValueError("no difference")
+
+
+def array_type(array: Any) -> str:
+    """The element type and the shape of an array."""
+    return f"{np.dtype(array.dtype).name}{list(array.shape)}"
+
+
+def array_checksum(array: np.ndarray) -> str:
+    """Of the bytes of an array, whatever their layout in memory, the SHA-256."""
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
