@@ -7,6 +7,7 @@ Slurm), L2W_DISTRIBUTED=auto. All processes need the same view of the run folder
 
 import contextlib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -21,6 +22,11 @@ from l2w_jax.run import slurm, stop_signals
 
 # A process that died is noticed after this many seconds.
 _HEARTBEAT_TIMEOUT = 30
+
+# How XLA begins what it says of a computation that could not end, by the names of its statuses.
+_FAILED_COMPUTATION = re.compile(
+    "(ABORTED|CANCELLED|DATA_LOSS|DEADLINE_EXCEEDED|INTERNAL|UNAVAILABLE|UNKNOWN): "
+)
 
 _LAUNCHERS_SETTINGS = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
@@ -54,7 +60,7 @@ def joined() -> Iterator[None]:
             raise
         if isinstance(error, UserError):
             print(error, file=sys.stderr)
-        elif isinstance(error, jax.errors.JaxRuntimeError):
+        elif _is_of_devices(error):
             print(
                 f"process {jax.process_index()}: another process is gone, or a device failed "
                 f"({first_line(error)}); the same command in all processes goes on from "
@@ -66,6 +72,16 @@ def joined() -> Iterator[None]:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(error.exit_status if isinstance(error, UserError) else 1)
+
+
+def _is_of_devices(error: Exception) -> bool:
+    """Whether a computation of the processes together, or one on a device, raised an error.
+
+    Where a computation has ended before JAX returns from starting it, its error is a ValueError.
+    """
+    return isinstance(error, jax.errors.JaxRuntimeError) or (
+        isinstance(error, ValueError) and bool(_FAILED_COMPUTATION.match(str(error)))
+    )
 
 
 def is_first() -> bool:
@@ -118,6 +134,19 @@ def largest_of_all(number: float) -> float:
     if jax.process_count() == 1:
         return number
     return float(np.max(multihost_utils.process_allgather(np.asarray(number))))
+
+
+def texts_of_all(text: str) -> list[str]:
+    """The texts that the processes of the run come here with, in the order of their numbers."""
+    if jax.process_count() == 1:
+        return [text]
+    content = np.frombuffer(text.encode(errors="backslashreplace"), np.uint8)
+    longest = int(largest_of_all(len(content)))
+    if not longest:
+        return [text] * jax.process_count()
+    padded = np.pad(content, (0, longest - len(content)))
+    of_all = multihost_utils.process_allgather(padded)
+    return [bytes(row).rstrip(b"\0").decode() for row in of_all]
 
 
 def sigterm_listener() -> stop_signals.Listener | None:

@@ -1,4 +1,4 @@
-"""What processes that cannot join a run say: the setting that is missing, in one line."""
+"""What processes say that cannot join a run, or lose it: the setting, or the cause, in one line."""
 
 import jax
 import pytest
@@ -72,3 +72,28 @@ def test_settings_of_a_launcher_that_lack_some_are_refused(monkeypatch):
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1234")
     with pytest.raises(UserError, match="all three must be set"), processes.joined():
         pytest.fail("ran alone")
+
+
+@pytest.mark.parametrize(
+    ("error", "is_of_another"),
+    [
+        (jax.errors.JaxRuntimeError("INTERNAL: connection reset"), True),
+        (ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer"), True),
+        (ValueError("operands could not be broadcast together"), False),
+    ],
+)
+def test_only_what_a_computation_raises_is_told_as_the_end_of_another_process(
+    error, is_of_another, monkeypatch, capsys
+):
+    monkeypatch.delenv("L2W_DISTRIBUTED")
+    for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    statuses = []
+    monkeypatch.setattr(processes.os, "_exit", statuses.append)
+    with processes.joined():
+        raise error
+    assert statuses == [1]
+    told = capsys.readouterr().err
+    assert told.startswith("process 0: another process is gone") == is_of_another
+    assert told.startswith("Traceback") != is_of_another
