@@ -194,13 +194,12 @@ def restore_newest(workdir: Path, template: PyTree) -> PyTree | None:
 
     Raises:
         UserError: no checkpoint is good, or the good one is of another network.
+        RunFailed: some processes of this run read a checkpoint well, and others do not.
     """
-    steps = saved_steps(workdir)[::-1]
+    steps = _as_in_first_process(saved_steps(workdir)[::-1])
     if not steps:
         return None
     state, good_step = _restore_first_good(workdir, template, steps)
-    # Only when all processes have looked.
-    processes.wait_for_all()
     if processes.is_first():
         _put_aside(workdir, [step for step in steps if step > good_step])
     processes.wait_for_all()
@@ -213,14 +212,14 @@ def restore_best(workdir: Path, template: PyTree) -> PyTree | None:
     The newest of several equally good ones; where none has a score, the newest. Arguments, result
     and errors are those of `restore_newest`, but the folder stays as it is.
     """
-    steps = saved_steps(workdir)
-    if not steps:
-        return None
     scores = _readable_scores(workdir)
     # One without a readable record may have been the best, so it comes first, to be warned of and
     # passed over.
-    order = [step for step in steps if step not in scores] + _best_first(scores)
-    return _restore_first_good(workdir, template, order)[0]
+    unknown = [step for step in saved_steps(workdir) if step not in scores]
+    steps = _as_in_first_process(unknown + _best_first(scores))
+    if not steps:
+        return None
+    return _restore_first_good(workdir, template, steps)[0]
 
 
 def trained_on(workdir: Path, step: int) -> dict[str, Any]:
@@ -268,18 +267,47 @@ def _put_aside(workdir: Path, steps: list[int]) -> None:
         os.replace(_directory(workdir) / str(step), directory / str(step))
 
 
+def _as_in_first_process(steps: list[int]) -> list[int]:
+    """The steps that the first process comes here with; another may have read other scores."""
+    return json.loads(processes.texts_of_all(json.dumps(steps))[0])
+
+
 def _restore_first_good(workdir: Path, template: PyTree, steps: list[int]) -> tuple[PyTree, int]:
-    """The state and the step of the first checkpoint, in the order of `steps`, that is good."""
+    """The state and the step of the first checkpoint, in the order of `steps`, that is good.
+
+    All processes of a run, with the same steps, try one after the other together.
+
+    Raises:
+        UserError: none is good, or the good one is of another network.
+        RunFailed: one is good in some processes only, so what ails it is not damage.
+    """
     damage = []
     for step in steps:
+        state, reason = None, ""
         try:
-            return _read_state(_directory(workdir) / str(step), template), step
+            state = _read_state(_directory(workdir) / str(step), template)
         except _DamagedCheckpoint as error:
-            logging.warning("The checkpoint of step %d is not used: %s.", step, error)
-            damage.append(f"step {step}: {error}")
+            reason = str(error)
+        reasons = processes.texts_of_all(reason)
+        if not any(reasons):
+            return state, step
+        if not all(reasons):
+            raise RunFailed(_not_read_by_all(_directory(workdir) / str(step), reasons))
+        logging.warning("The checkpoint of step %d is not used: %s.", step, reason)
+        damage.append(f"step {step}: {reason}")
     raise UserError(
         f"{_directory(workdir)}: every checkpoint is damaged ({'; '.join(damage)}); "
         "choose another --workdir to start from scratch"
+    )
+
+
+def _not_read_by_all(step_directory: Path, reasons: list[str]) -> str:
+    cannot = "; ".join(
+        f"process {index} cannot use it: {reason}" for index, reason in enumerate(reasons) if reason
+    )
+    return (
+        f"{step_directory}: {cannot}; it is intact, for other processes of this run read it well, "
+        "and stays where it is: once all can, the same command goes on from there"
     )
 
 
@@ -299,7 +327,10 @@ def _read_state(step_directory: Path, template: PyTree) -> PyTree:
             + first_difference(found, wanted)
         )
     host_template = jax.tree.map(lambda array: np.empty(array.shape, array.dtype), template)
-    with _reading("state"), ocp.StandardCheckpointer() as checkpointer:
+    with (
+        _reading("state"),
+        ocp.StandardCheckpointer(multiprocessing_options=_this_process_alone()) as checkpointer,
+    ):
         state = checkpointer.restore(step_directory / "state", host_template)
     for name, array in named_arrays(state).items():
         if array_checksum(array) != recorded[name]["sha256"]:
@@ -313,13 +344,28 @@ def _read_record(step_directory: Path) -> dict[str, Any]:
     Raises:
         _DamagedCheckpoint: it is missing or not what was saved.
     """
-    with _reading("record"), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+    with (
+        _reading("record"),
+        ocp.Checkpointer(
+            ocp.JsonCheckpointHandler(), multiprocessing_options=_this_process_alone()
+        ) as checkpointer,
+    ):
         record = checkpointer.restore(step_directory / "record", args=ocp.args.JsonRestore())
         saved_checksum = record.pop("sha256")
         checksum = _json_checksum(record)
     if checksum != saved_checksum:
         raise _DamagedCheckpoint("its record of checksums differs from what was saved")
     return record
+
+
+def _this_process_alone() -> ocp.options.MultiprocessingOptions:
+    """Has Orbax not wait for other processes after it read: each reads all for itself.
+
+    Where it waits, what one process cannot read, or its end, is an error in every process, which
+    looks like damage.
+    """
+    index = jax.process_index()
+    return ocp.options.MultiprocessingOptions(primary_host=index, active_processes={index})
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from tiny_restore import make_state
 
+from l2w_jax.run.checkpoints import CheckpointWriter
 from launch import processes
 
 ROOT = Path(__file__).parents[2]
@@ -135,6 +138,80 @@ def test_processes_with_other_images_than_the_rest_do_not_begin(tmp_path):
     assert process.returncode == 2, output
     assert "process 1 has 47 training, 24 held-out and 43 test images, and not all" in output
     assert "step " not in output
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """A folder with the run folders of two processes, alike, with checkpoints of two steps."""
+    writer = CheckpointWriter(tmp_path / "0", keep=2)
+    for step in (10, 20):
+        writer.save(make_state(step), score=step)
+    writer.close()
+    shutil.copytree(tmp_path / "0", tmp_path / "1")
+    return tmp_path
+
+
+def start_to_restore(folders):
+    command = [sys.executable, str(ROOT / "tests" / "tiny_restore.py"), str(folders)]
+    return list(processes.start(2, command))
+
+
+def ended(both):
+    """The statuses and the outputs of two processes."""
+    outputs = [process.communicate(timeout=300)[0] for process in both]
+    return [process.returncode for process in both], outputs
+
+
+def steps_in(folder):
+    return sorted(int(path.name) for path in folder.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_what_one_process_cannot_read_ends_all_with_its_name_and_is_not_taken_for_damaged(
+    victim, folders
+):
+    record = folders / str(victim) / "checkpoints" / "20" / "record" / "metadata"
+    record.unlink()
+    record.mkdir()
+    statuses, outputs = ended(start_to_restore(folders))
+    assert statuses == [1, 1], outputs
+    for output in outputs:
+        assert f"checkpoints/20: process {victim} cannot use it: its record cannot be" in output
+        assert "IsADirectoryError" in output
+        assert "damaged" not in output
+        assert "is not used" not in output
+    for process in ("0", "1"):
+        assert steps_in(folders / process / "checkpoints") == [10, 20]
+
+
+@pytest.mark.slow
+def test_damage_that_all_processes_see_costs_them_its_step_only(folders):
+    for process in ("0", "1"):
+        shutil.rmtree(folders / process / "checkpoints" / "20" / "state")
+    statuses, outputs = ended(start_to_restore(folders))
+    assert statuses == [0, 0], outputs
+    for output in outputs:
+        assert "The checkpoint of step 20 is not used: its state cannot be read" in output
+        assert "goes on from 10, the best is 10" in output
+    assert steps_in(folders / "0" / "checkpoints") == [10]
+    assert steps_in(folders / "0" / "damaged_checkpoints") == [20]
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_while_it_reads_is_told_as_gone_and_nothing_as_damaged(folders):
+    record = folders / "1" / "checkpoints" / "20" / "record" / "metadata"
+    record.unlink()
+    os.mkfifo(record)
+    both = start_to_restore(folders)
+    # To open it waits for the one that reads.
+    with record.open("w"):
+        both[1].kill()
+    statuses, outputs = ended(both)
+    assert statuses == [1, -signal.SIGKILL], outputs
+    assert "process 0: another process is gone, or a device failed" in outputs[0]
+    assert "damaged" not in outputs[0]
+    assert "is not used" not in outputs[0]
 
 
 def child_of(parent, process_id):

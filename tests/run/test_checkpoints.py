@@ -200,6 +200,46 @@ def test_all_checkpoints_damaged_is_an_error(run_copy):
     assert steps_in(run_copy / "checkpoints") == [10, 20, 30], "nothing is thrown away"
 
 
+@pytest.mark.parametrize("restore", [checkpoints.restore_newest, checkpoints.restore_best])
+@pytest.mark.parametrize(
+    ("damage", "of_another_process", "told"),
+    [
+        (None, "its record cannot be read", "process 1 cannot use it: its record cannot be read; "),
+        ("step emptied", "", "process 0 cannot use it: its record cannot be read (FileNotFound"),
+    ],
+)
+def test_what_another_process_reads_well_is_not_taken_for_damaged(
+    restore, damage, of_another_process, told, run_copy, warnings, monkeypatch
+):
+    for step in (10, 20, 30):
+        if damage:
+            DAMAGE[damage](run_copy / "checkpoints" / str(step))
+
+    def texts_of_both(text):
+        return [text, text if text.startswith("[") else of_another_process]
+
+    monkeypatch.setattr(checkpoints.processes, "texts_of_all", texts_of_both)
+    with pytest.raises(RunFailed) as failure:
+        restore(run_copy, make_state(0))
+    assert told in str(failure.value)
+    assert "the same command goes on from there" in str(failure.value)
+    assert "damaged" not in str(failure.value)
+    assert not warnings
+    assert steps_in(run_copy / "checkpoints") == [10, 20, 30]
+    assert not (run_copy / "damaged_checkpoints").exists()
+
+
+@pytest.mark.parametrize("restore", [checkpoints.restore_newest, checkpoints.restore_best])
+def test_all_processes_try_the_checkpoints_in_the_order_of_the_first(
+    restore, run_copy, monkeypatch
+):
+    def texts_of_both(text):
+        return ["[10, 20]" if text.startswith("[") else text, text]
+
+    monkeypatch.setattr(checkpoints.processes, "texts_of_all", texts_of_both)
+    assert_same(restore(run_copy, make_state(0)), make_state(10))
+
+
 def test_a_checkpoint_of_another_network_is_refused(saved_run):
     with pytest.raises(UserError, match=r"kernel is float32\[50, 300\] there and float32\[50, 8\]"):
         checkpoints.restore_newest(saved_run, make_state(0, width=8))
