@@ -53,11 +53,12 @@ def without(num_images: int, chosen: np.ndarray) -> np.ndarray:
 def long_tailed_counts(largest: int, num_classes: int, imbalance_factor: float) -> np.ndarray:
     """Returns how many images, int[num_classes], each class keeps (Cui et al., CVPR 2019).
 
-    Class c keeps floor(largest * mu**(c / (num_classes - 1))) with mu = 1 / imbalance_factor, so
-    the sizes fall exponentially from `largest` to `largest` / imbalance_factor.
+    Class c keeps floor(largest / imbalance_factor**(c / (num_classes - 1))), so the sizes fall
+    exponentially from `largest` to `largest` / imbalance_factor.
     """
     exponents = np.arange(num_classes) / (num_classes - 1)
-    return np.floor(largest * (1 / imbalance_factor) ** exponents).astype(int)
+    # Times a power of 1 / imbalance_factor, which is rounded, a whole size can end up below itself.
+    return np.floor(largest / imbalance_factor**exponents).astype(int)
 
 
 def long_tailed_choice(labels: np.ndarray, imbalance_factor: float) -> np.ndarray:

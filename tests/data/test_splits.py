@@ -81,6 +81,14 @@ def test_long_tailed_cifar100_has_the_published_sizes(factor, total):
     assert abs(int(counts.sum()) - total) <= 1
 
 
+@pytest.mark.parametrize("factor", range(1, 99))
+def test_long_tailed_sizes_are_those_of_exact_arithmetic(factor):
+    """98 / 49 is 2; 98 times a rounded 1/49 is less."""
+    for c, count in enumerate(splits.long_tailed_counts(98, 10, factor)):
+        # count <= 98 / factor**(c / 9) < count + 1, to the ninth power.
+        assert int(count) ** 9 * factor**c <= 98**9 < (int(count) + 1) ** 9 * factor**c
+
+
 def test_a_long_tail_keeps_what_its_counts_say():
     labels = np.repeat(np.arange(10), 50)
     np.random.default_rng(0).shuffle(labels)
