@@ -3,10 +3,12 @@
 Counted as MSDNet's authors count them: a convolution cin·cout·k²·h·w / groups, with h and w of its
 output and without its bias; a linear layer its weights and its biases; ReLU one an element; a
 pooling window its size for every output. Batch norm, concatenation and resizing count nothing.
+A loop counts as often as it runs, and a choice as its dearest branch.
 """
 
+import enum
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -30,6 +32,9 @@ def mul_adds_per_exit(model: MultiExitNetwork, image_size: int) -> np.ndarray:
 
     Returns:
         float64[K], increasing.
+
+    Raises:
+        ValueError: the network has a loop of which only the data tell how often it runs.
     """
     image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), parameter_dtype(model.dtype))
     variables = jax.eval_shape(
@@ -52,34 +57,86 @@ def mul_adds_per_exit(model: MultiExitNetwork, image_size: int) -> np.ndarray:
     return np.array(totals, np.float64)
 
 
-def _count_and_shapes(function: Callable[..., Any], *args: Any) -> tuple[int, Any]:
+class _Kind(enum.Enum):
+    """What is known of a value: `FIXED` is the same for every image, as parameters are."""
+
+    ZERO = enum.auto()
+    FIXED = enum.auto()
+    MATRIX_PRODUCT = enum.auto()
+    OTHER = enum.auto()
+
+
+_FIXED = (_Kind.ZERO, _Kind.FIXED)
+
+
+def _count_and_shapes(
+    function: Callable[..., Any], variables: Any, features: Any
+) -> tuple[int, Any]:
     """Mul-adds of `function` on arguments of these shapes, and the shapes of what it returns."""
-    closed_jaxpr, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
-    return sum(_mul_adds_of_jaxpr(closed_jaxpr.jaxpr)), shapes
+    closed_jaxpr, shapes = jax.make_jaxpr(function, return_shape=True)(variables, features)
+    num_variables = len(jax.tree.leaves(variables))
+    num_features = len(closed_jaxpr.jaxpr.invars) - num_variables
+    kinds = [_Kind.FIXED] * num_variables + [_Kind.OTHER] * num_features
+    return _mul_adds_of_jaxpr(closed_jaxpr.jaxpr, kinds), shapes
 
 
-def _mul_adds_of_jaxpr(jaxpr: core.Jaxpr) -> Iterator[int]:
-    matrix_products = set()
+def _mul_adds_of_jaxpr(jaxpr: core.Jaxpr, kinds_of_arguments: Sequence[_Kind]) -> int:
+    kinds = dict.fromkeys(jaxpr.constvars, _Kind.FIXED)
+    kinds.update(zip(jaxpr.invars, kinds_of_arguments, strict=True))
+    total = 0
     for eqn in jaxpr.eqns:
-        if eqn.params.get("name") == RESIZE_NAME:
-            continue
-        yield _mul_adds_of_operation(eqn)
-        if eqn.primitive.name == "dot_general":
-            matrix_products.update(eqn.outvars)
-        elif eqn.primitive.name == "add" and matrix_products.intersection(_variables(eqn)):
-            # The bias of a linear layer: one addition for each output.
-            yield math.prod(eqn.outvars[0].aval.shape)
-        for inner in core.jaxprs_in_params(eqn.params):
-            yield from _mul_adds_of_jaxpr(inner)
+        operands = [
+            _kind_of_constant(operand) if isinstance(operand, core.Literal) else kinds[operand]
+            for operand in eqn.invars
+        ]
+        kinds.update(dict.fromkeys(eqn.outvars, _kind_of_result(eqn, operands)))
+        if eqn.params.get("name") != RESIZE_NAME:
+            total += _mul_adds_of_operation(eqn, operands) + _mul_adds_of_calls(eqn, operands)
+    return total
 
 
-def _variables(eqn: core.JaxprEqn) -> list[core.Var]:
-    return [var for var in eqn.invars if isinstance(var, core.Var)]
+def _kind_of_constant(constant: core.Literal) -> _Kind:
+    return _Kind.ZERO if jnp.ndim(constant.val) == 0 and constant.val == 0 else _Kind.FIXED
 
 
-def _mul_adds_of_operation(eqn: core.JaxprEqn) -> int:
+def _kind_of_result(eqn: core.JaxprEqn, operands: Sequence[_Kind]) -> _Kind:
+    if all(kind in _FIXED for kind in operands):
+        return operands[0] if eqn.primitive.name == "convert_element_type" else _Kind.FIXED
+    return _Kind.MATRIX_PRODUCT if eqn.primitive.name == "dot_general" else _Kind.OTHER
+
+
+def _mul_adds_of_calls(eqn: core.JaxprEqn, operands: Sequence[_Kind]) -> int:
+    """Mul-adds of the functions that an operation calls: of a choice, of the dearest one.
+
+    Raises:
+        ValueError: it is a loop of which only the data tell how often it runs.
+    """
+    match eqn.primitive.name:
+        case "scan":
+            first, num_carry = eqn.params["num_consts"], eqn.params["num_carry"]
+            # What one iteration hands to the next is not what the first one got.
+            carried = [_Kind.OTHER] * num_carry
+            operands = [*operands[:first], *carried, *operands[first + num_carry :]]
+            return eqn.params["length"] * _mul_adds_of_jaxpr(eqn.params["jaxpr"].jaxpr, operands)
+        case "cond":
+            branches = eqn.params["branches"]
+            return max(_mul_adds_of_jaxpr(branch.jaxpr, operands[1:]) for branch in branches)
+    total = 0
+    for inner in core.jaxprs_in_params(eqn.params):
+        same = len(inner.invars) == len(operands) and eqn.primitive.name != "while"
+        total += _mul_adds_of_jaxpr(inner, operands if same else [_Kind.OTHER] * len(inner.invars))
+    if total and eqn.primitive.name == "while":
+        raise ValueError(
+            "a loop whose number of iterations depends on data has no mul-adds: lax.scan, and "
+            "lax.fori_loop between numbers, do"
+        )
+    return total
+
+
+def _mul_adds_of_operation(eqn: core.JaxprEqn, operands: Sequence[_Kind]) -> int:
     """Mul-adds of one operation, without those of functions that it calls."""
-    outputs = math.prod(eqn.outvars[0].aval.shape)
+    # Only what is called for its effects has no result.
+    outputs = math.prod(eqn.outvars[0].aval.shape) if eqn.outvars else 0
     match eqn.primitive.name:
         case "conv_general_dilated":
             kernel, layout = eqn.invars[1].aval.shape, eqn.params["dimension_numbers"].rhs_spec
@@ -90,13 +147,12 @@ def _mul_adds_of_operation(eqn: core.JaxprEqn) -> int:
         case "dot_general":
             (contracted, _), _ = eqn.params["dimension_numbers"]
             return outputs * math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
-        case "max" if _is_zero(eqn.invars[1]):
+        case "add" if _Kind.MATRIX_PRODUCT in operands and any(k in _FIXED for k in operands):
+            # The bias of a linear layer: one addition for each output.
+            return outputs
+        # max(x, 0), which is a ReLU, or one with an upper bound.
+        case "max" | "clamp" if _Kind.ZERO in operands:
             return outputs
         case "reduce_window_max" | "reduce_window_sum" | "reduce_window":
             return outputs * math.prod(eqn.params["window_dimensions"])
     return 0
-
-
-def _is_zero(operand: core.Var | core.Literal) -> bool:
-    """Whether the operand is the constant 0, as in max(x, 0), which is a ReLU."""
-    return isinstance(operand, core.Literal) and jnp.ndim(operand.val) == 0 and operand.val == 0

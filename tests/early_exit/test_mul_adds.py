@@ -1,5 +1,6 @@
 """Mul-adds against the authors' counts, and operation by operation."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -48,3 +49,105 @@ def test_an_own_network_is_counted_by_its_operations():
     second = first + 8 * 8 * 6 * 9 * 2 + pool + 6 * 5
     counted = mul_adds_per_exit(OwnNetwork(dtype=jnp.float32), 16)
     np.testing.assert_array_equal(counted, [first, second])
+
+
+class OneExit(MultiExitNetwork):
+    """One linear layer of 10 outputs on the mean of `features` of 16 numbers of the image."""
+
+    num_exits: int = 1
+
+    def setup(self):
+        self.square = nn.Dense(16, use_bias=False)
+        self.head = nn.Dense(10, use_bias=False)
+
+    def init_carry(self, images, train):
+        return images.reshape(len(images), -1)[:, :16]
+
+    def features(self, x):
+        raise NotImplementedError
+
+    def stage(self, k, carry, train):
+        return self.head(self.features(carry)), carry
+
+
+HEAD, PRODUCT = 160, 256
+
+
+def mul_adds_of_features(features):
+    """What `features`, a method of `OneExit`, adds to its classifier."""
+    network = type("Network", (OneExit,), {"features": features})
+    (counted,) = mul_adds_per_exit(network(), 8)
+    return counted - HEAD
+
+
+class Layer(nn.Module):
+    @nn.compact
+    def __call__(self, x, _):
+        return nn.relu(nn.Dense(16)(x)), None
+
+
+def scanned_layers(self, x):
+    layers = nn.scan(Layer, variable_axes={"params": 0}, split_rngs={"params": True}, length=4)
+    return layers(name="layers")(x, None)[0]
+
+
+def scanned_products(self, x):
+    return jax.lax.scan(lambda x, kernel: (x @ kernel, None), x, jnp.ones((4, 16, 16)))[0]
+
+
+def looped_products(self, x):
+    return jax.lax.fori_loop(0, 4, lambda _, x: x @ jnp.ones((16, 16)), x)
+
+
+@pytest.mark.parametrize(
+    ("features", "of_an_iteration"),
+    [
+        (nn.compact(scanned_layers), PRODUCT + 16 + 16),
+        (scanned_products, PRODUCT),
+        (looped_products, PRODUCT),
+    ],
+)
+def test_a_loop_counts_as_often_as_it_runs(features, of_an_iteration):
+    assert mul_adds_of_features(features) == 4 * of_an_iteration
+
+
+def test_a_choice_counts_as_its_dearest_branch():
+    def features(self, x):
+        return jax.lax.cond(x.sum() > 0, nn.relu, lambda x: x @ jnp.ones((16, 16)), x)
+
+    assert mul_adds_of_features(features) == PRODUCT
+
+
+def test_a_loop_that_only_data_end_is_refused():
+    def products(self, x):
+        return jax.lax.while_loop(lambda x: x.sum() < 3, lambda x: x @ jnp.ones((16, 16)), x)
+
+    with pytest.raises(ValueError, match="number of iterations depends on data"):
+        mul_adds_of_features(products)
+
+    def doublings(self, x):
+        return jax.lax.while_loop(lambda x: x.sum() < 3, lambda x: 2 * x, x)
+
+    assert mul_adds_of_features(doublings) == 0
+
+
+@pytest.mark.parametrize(
+    "relu",
+    [
+        nn.relu,
+        nn.relu6,
+        lambda x: jnp.maximum(x, 0),
+        lambda x: jnp.maximum(0, x),
+        lambda x: jnp.clip(x, 0, 6),
+        lambda x: jax.lax.clamp(0.0, x, 6.0),
+    ],
+)
+def test_relu_counts_however_it_is_written(relu):
+    assert mul_adds_of_features(lambda self, x: relu(x)) == 16
+    assert mul_adds_of_features(lambda self, x: jnp.maximum(x, 1)) == 0
+
+
+def test_a_sum_of_features_is_no_bias():
+    assert mul_adds_of_features(lambda self, x: x + self.square(x)) == PRODUCT
+    with_bias = nn.compact(lambda self, x: x + nn.Dense(16, name="with_bias")(x))
+    assert mul_adds_of_features(with_bias) == PRODUCT + 16
