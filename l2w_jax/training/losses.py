@@ -27,10 +27,13 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float =
         label_smoothing: s, in [0, 1).
 
     Returns:
-        [N, K] in at least float32.
+        [N, K] in at least float32; NaN where a label is not one of 0 to C - 1.
     """
     log_probs = jax.nn.log_softmax(at_least_float32(logits))
-    losses = -jnp.take_along_axis(log_probs, labels[None, :, None], axis=-1)[..., 0]
+    of_labels = jnp.take_along_axis(
+        log_probs, labels[None, :, None], axis=-1, wrap_negative_indices=False
+    )
+    losses = -of_labels[..., 0]
     if label_smoothing:
         losses = (1 - label_smoothing) * losses - label_smoothing * log_probs.mean(axis=-1)
     return losses.T

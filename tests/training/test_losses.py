@@ -23,6 +23,12 @@ def test_cross_entropy_is_that_of_soft_labels(smoothing):
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_label_that_is_no_class_has_no_loss(smoothing):
+    losses = cross_entropy(LOGITS, jnp.array([-1, 0, 3, 4, -4]), smoothing)
+    np.testing.assert_array_equal(np.isnan(losses), np.array([[1, 0, 0, 1, 1]] * 3).T)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_logits_in_bfloat16_have_the_losses_and_confidences_of_the_same_numbers(smoothing):
     half = LOGITS.astype(jnp.bfloat16)
     same = half.astype(jnp.float32)
