@@ -103,8 +103,8 @@ def learning_rates(config: ConfigDict, total_steps: int) -> Callable[[jax.Array]
 def learning_rate_factor(config: ConfigDict, total_steps: int) -> Callable[[Any], jax.Array]:
     """What both learning rates are multiplied by at iteration t of T = `total_steps`.
 
-    "cosine": (1 + cos(πt/T)) / 2. "multistep": 0.1 for every milestone, a fraction of T, that t
-    has reached. With a warm-up of W iterations it is (t + 1) / W of that while t < W
+    "cosine": (1 + cos(πt/T)) / 2, and 0 from T on. "multistep": 0.1 for every milestone, a fraction
+    of T, that t has reached. With a warm-up of W iterations it is (t + 1) / W of that while t < W
     (Goyal et al., 2017).
 
     Args:
@@ -123,7 +123,7 @@ def learning_rate_factor(config: ConfigDict, total_steps: int) -> Callable[[Any]
 
 def _schedule(config: ConfigDict, total_steps: int) -> Callable[[Any], jax.Array]:
     if config.schedule == "cosine":
-        return lambda step: (1 + jnp.cos(math.pi * (step / float(total_steps)))) / 2
+        return lambda step: (1 + jnp.cos(math.pi * jnp.minimum(step / float(total_steps), 1))) / 2
     if config.schedule == "multistep":
         boundaries = [round(milestone * total_steps) for milestone in config.milestones]
         return lambda step: 0.1 ** sum(jnp.asarray(step >= float(b), int) for b in boundaries)

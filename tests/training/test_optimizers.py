@@ -51,6 +51,8 @@ def test_adam_decays_before_the_moments(x64):
 def test_cosine_falls_from_one_to_zero():
     factor = learning_rate_factor(ConfigDict({"schedule": "cosine"}), 100)
     np.testing.assert_allclose([factor(t) for t in (0, 50, 100)], [1, 0.5, 0], atol=1e-7)
+    # Whoever goes on past the end trains no further.
+    np.testing.assert_allclose([factor(t) for t in (101, 200)], [0, 0], atol=1e-7)
     assert factor(jnp.int32(25)) == pytest.approx((1 + np.cos(np.pi / 4)) / 2)
 
 
