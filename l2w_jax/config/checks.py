@@ -16,6 +16,7 @@ from l2w_jax.config.choices import (
     AUGMENTATIONS,
     KNOWN_DATASETS,
     blocks_per_sub_network,
+    distillation_fault,
     image_sizes,
     layers_per_block,
     not_allowed,
@@ -318,11 +319,7 @@ def _training_faults(config: ConfigDict) -> Iterator[str]:
             "",
             "the workdir of a run of the same network where imta.collaboration is True",
         )
-    if config.imta.distillation > 0 and not config.imta.collaboration:
-        yield not_allowed(
-            "imta.distillation",
-            config.imta.distillation,
-            "0 without imta.collaboration: it trains the classifiers that collaboration adds",
-        )
+    if fault := distillation_fault(config.imta.distillation, config.imta.collaboration):
+        yield fault
     if config.checkpoint.every_epochs == 0 and config.checkpoint.every_steps == 0:
         yield not_allowed("checkpoint.every_epochs", 0, "> 0 where checkpoint.every_steps is 0")

@@ -109,6 +109,17 @@ def schedule_fault(schedule: str, gradient_equilibrium: bool) -> str | None:
     )
 
 
+def distillation_fault(distillation: float, collaboration: bool) -> str | None:
+    """The line that tells of an `imta.distillation` that has nobody to teach, if so."""
+    if not distillation or collaboration:
+        return None
+    return not_allowed(
+        "imta.distillation",
+        distillation,
+        "0 without imta.collaboration: it trains the classifiers that collaboration adds",
+    )
+
+
 def layers_per_block(num_exits: int, base: int, step: int, step_mode: str) -> list[int]:
     """Layers in each block of MSDNet: `base`, then `step` ("even") or `step`·i + 1 ("lin_grow").
 

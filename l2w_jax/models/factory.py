@@ -1,10 +1,9 @@
 """From a config to a network."""
 
 import jax.numpy as jnp
-from flax import linen as nn
 from ml_collections import ConfigDict
 
-from l2w_jax.config.choices import unknown_choice
+from l2w_jax.config.choices import distillation_fault, not_allowed, unknown_choice
 from l2w_jax.models.collaboration import CollaborativeExits
 from l2w_jax.models.msdnet import MSDNet
 from l2w_jax.models.multi_exit import MultiExitNetwork
@@ -20,25 +19,44 @@ def create_network(config: ConfigDict) -> MultiExitNetwork:
         config: a run's configuration; `config.model` may be a module.
 
     Raises:
-        ValueError: `config.model.name` is not known.
+        ValueError: `config.model` is no network, or not one that `config.imta` can train.
     """
     model = create_model(config.model)
     imta = config.get("imta", {})
+    collaboration = imta.get("collaboration", False)
+    if fault := distillation_fault(imta.get("distillation", 0.0), collaboration):
+        raise ValueError(fault)
     if imta.get("gradient_equilibrium", False):
+        _check_defines(model, "stage_with_features", "imta.gradient_equilibrium")
         model = model.clone(gradient_equilibrium=True)
-    if imta.get("collaboration", False):
+    if collaboration:
+        _check_defines(model, "stage_with_features", "imta.collaboration")
+        _check_defines(model, "num_classes", "imta.collaboration")
         model = CollaborativeExits(model, dtype=model.dtype)
     return model
 
 
-def create_model(config: ConfigDict | nn.Module) -> MultiExitNetwork:
-    """The network that `config.model` describes; a module is returned as it is.
+def _check_defines(model: MultiExitNetwork, name: str, field: str) -> None:
+    """Raises ValueError where a network lacks what a field of the configuration asks of it."""
+    defined = hasattr(model, name)
+    if hasattr(MultiExitNetwork, name):
+        defined = getattr(type(model), name) is not getattr(MultiExitNetwork, name)
+    if not defined:
+        allowed = f"False where the network, here {type(model).__name__}, does not define {name}"
+        raise ValueError(not_allowed(field, True, allowed))
+
+
+def create_model(config: ConfigDict | MultiExitNetwork) -> MultiExitNetwork:
+    """The network that `config.model` describes; a network is returned as it is.
 
     Raises:
-        ValueError: `config.name` is not known.
+        ValueError: `config.name` is not known, or `config` is no network.
     """
-    if isinstance(config, nn.Module):
+    if isinstance(config, MultiExitNetwork):
         return config
+    if not isinstance(config, ConfigDict):
+        allowed = "a section of fields, or an object of a subclass of MultiExitNetwork"
+        raise ValueError(not_allowed("model", type(config).__name__, allowed))
     if config.name == "msdnet":
         return MSDNet(
             num_blocks=config.num_exits,

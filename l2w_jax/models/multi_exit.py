@@ -20,7 +20,8 @@ class MultiExitNetwork(nn.Module):
     statistics are those of the batch of all devices.
 
     For the training of Li et al., ICCV 2019, it defines `stage_with_features` in place of `stage`,
-    and calls `balance_gradients` on what each classifier reads.
+    and calls `balance_gradients` on what each classifier reads; for collaboration also
+    `num_classes`, C.
 
     Attributes:
         num_exits: K, the number of classifiers; a field or a property of the subclass.

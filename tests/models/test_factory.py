@@ -1,0 +1,85 @@
+"""A network of one's own is trained as the configuration says, or refused with the field's name."""
+
+import re
+
+import pytest
+from flax import linen as nn
+from small_networks import ConvNetwork
+
+from l2w_jax.config import default_config
+from l2w_jax.models import MultiExitNetwork, create_network
+
+
+class OneLayer(MultiExitNetwork):
+    """Defines what every network must and no more."""
+
+    num_exits: int = 1
+
+    def setup(self):
+        self.head = nn.Dense(10)
+
+    def init_carry(self, images, train):
+        return images
+
+    def stage(self, k, carry, train):
+        return self.head(carry.mean(axis=(1, 2))), carry
+
+
+class NoNumberOfClasses(OneLayer):
+    def stage_with_features(self, k, carry, train):
+        features = carry.mean(axis=(1, 2))
+        return features, self.head(features), carry
+
+
+def test_a_network_is_taken_as_it_is():
+    model = OneLayer()
+    assert create_network(default_config(model=model)) is model
+
+
+@pytest.mark.parametrize("model", [nn.Dense(3), OneLayer, "resnet"])
+def test_what_is_no_multi_exit_network_is_refused(model):
+    name = type(model).__name__
+    message = f"config.model: {name!r} is not allowed: must be a section of fields, or an object of"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        create_network(default_config(model=model))
+
+
+@pytest.mark.parametrize(
+    ("model", "fields", "message"),
+    [
+        (
+            OneLayer(),
+            {"gradient_equilibrium": True},
+            "config.imta.gradient_equilibrium: True is not allowed: must be False where the "
+            "network, here OneLayer, does not define stage_with_features",
+        ),
+        (
+            OneLayer(),
+            {"collaboration": True},
+            "config.imta.collaboration: True is not allowed: must be False where the network, "
+            "here OneLayer, does not define stage_with_features",
+        ),
+        (
+            NoNumberOfClasses(),
+            {"collaboration": True},
+            "config.imta.collaboration: True is not allowed: must be False where the network, "
+            "here NoNumberOfClasses, does not define num_classes",
+        ),
+        (
+            ConvNetwork(),
+            {"distillation": 0.1},
+            "config.imta.distillation: 0.1 is not allowed: must be 0 without imta.collaboration",
+        ),
+    ],
+)
+def test_what_a_network_cannot_follow_is_refused(model, fields, message):
+    config = default_config(model=model)
+    config.imta.update(fields)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        create_network(config)
+
+
+def test_what_a_network_can_follow_is_not_refused():
+    config = default_config(model=NoNumberOfClasses())
+    config.imta.gradient_equilibrium = True
+    assert create_network(config).gradient_equilibrium
