@@ -14,6 +14,7 @@ the decision is taken.
 
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -38,7 +39,8 @@ def confidences_of(probs: ArrayLike) -> NDArray[np.float32]:
         float32[K, N].
 
     Raises:
-        ValueError: if probs has another number of dimensions or a confidence is NaN or infinite.
+        ValueError: if probs has another number of dimensions or is narrower than float32, or a
+            confidence is NaN or infinite.
     """
     return _checked_confidences(_checked_probs(probs).max(axis=-1))
 
@@ -74,15 +76,16 @@ def find_thresholds(confidences: ArrayLike, shares: ArrayLike) -> NDArray[np.flo
     n-th largest of those left replaces a walk down the sorted samples.
 
     Args:
-        confidences: held-out confidences [K, N].
+        confidences: held-out confidences [K, N], of the rule that will decide, for one
+            `rules.confidence`.
         shares: p_k [K], from `exit_shares`.
 
     Returns:
         float32[K].
 
     Raises:
-        ValueError: if the shapes do not match, a confidence is NaN or infinite, or a share is
-            not in [0, 1].
+        ValueError: if the shapes do not match, a confidence is NaN or infinite or in less than
+            float32, or a share is not in [0, 1].
     """
     confidences = _checked_confidences(confidences)
     shares = np.asarray(shares, dtype=np.float32)
@@ -265,7 +268,14 @@ def _checked_probs(probs: ArrayLike) -> np.ndarray:
 
 
 def _checked_confidences(confidences: ArrayLike) -> NDArray[np.float32]:
-    confidences = np.asarray(confidences, dtype=np.float32)
+    confidences = np.asarray(confidences)
+    # Many would be equal, and equals leave together.
+    if jnp.issubdtype(confidences.dtype, jnp.floating) and confidences.dtype.itemsize < 4:
+        raise ValueError(
+            f"confidences are {confidences.dtype}; at least float32 is expected, as "
+            "l2w_jax.early_exit.confidence gives them of any logits"
+        )
+    confidences = confidences.astype(np.float32)
     if confidences.ndim != 2 or 0 in confidences.shape:
         raise ValueError(
             f"confidences have shape {confidences.shape}; [exits, samples] is expected"

@@ -5,13 +5,15 @@ import math
 import time
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from l2w_jax.early_exit import budgeted_curve, exit_shares, find_thresholds
+from l2w_jax.early_exit import budgeted_curve, confidence, exit_shares, find_thresholds
 from l2w_jax.early_exit.budget import (
     CURVE_QS,
     budgeted_curve_from_confidences,
@@ -186,6 +188,19 @@ def test_curve_of_fifty_thousand_samples_takes_at_most_a_second():
         budgeted_curve_from_confidences(confidences, confidences, correct, [1, 2, 3, 4, 5])
         durations.append(time.process_time() - start)
     assert min(durations) <= 1
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_confidences_in_which_many_round_to_one_are_refused(dtype):
+    logits = jnp.array([[[9.0, 0.0], [8.0, 0.0]]] * 2, dtype)
+    probs = jax.nn.softmax(logits)
+    message = "at least float32 is expected, as l2w_jax.early_exit.confidence gives"
+    with pytest.raises(ValueError, match=message):
+        find_thresholds(probs.max(axis=-1), exit_shares(1, 2))
+    with pytest.raises(ValueError, match=message):
+        budgeted_curve(probs, probs, [0, 0], [1, 2])
+    thresholds = find_thresholds(confidence(logits), exit_shares(1, 2))
+    assert first_exits(confidence(logits), thresholds).tolist() == [0, 1]
 
 
 def test_nan_and_infinity_are_refused():
