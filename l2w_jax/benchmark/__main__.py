@@ -73,12 +73,19 @@ def main(argv: Sequence[str], started: float) -> None:
     if arguments.early_exit:
         if arguments.workdir is None or config_arguments:
             raise UserError("--early-exit: needs --workdir=RUN and takes no --config")
-        from l2w_jax.benchmark.early_exit import LATENCY_PICTURE, benchmark_early_exit
+        from l2w_jax.benchmark.early_exit import (
+            LATENCY_PICTURE,
+            benchmark_early_exit,
+            write_latency,
+        )
         from l2w_jax.benchmark.runtimes import checked_runtimes
         from l2w_jax.evaluation import results
 
         runtimes = checked_runtimes(arguments.runtime.split(","))
-        print(json.dumps(benchmark_early_exit(arguments.workdir, runtimes), indent=2))
+        latency = benchmark_early_exit(arguments.workdir, runtimes)
+        # Before it is written: a folder of others may take no file.
+        print(json.dumps(latency, indent=2), flush=True)
+        write_latency(arguments.workdir, latency)
         files = [arguments.workdir / results.LATENCY_FILE, arguments.workdir / LATENCY_PICTURE]
         print("written to {} and {}".format(*files), file=sys.stderr)
         return

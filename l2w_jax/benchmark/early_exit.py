@@ -1,6 +1,6 @@
 """Time, not only mul-adds: what stopping early saves on this machine, on a run's test images."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ def benchmark_early_exit(
     batch_sizes: Sequence[int] = BATCH_SIZES,
     repeats: int = 5,
 ) -> dict[str, Any]:
-    """Times the network of an evaluated run; writes latency.json and plots/latency.png beside it.
+    """Times the network of an evaluated run.
 
     Args:
         workdir: folder of the run.
@@ -75,16 +75,23 @@ def benchmark_early_exit(
         spread = np.concatenate([image["image"] for image in source.spread_images("test", count)])
         images = np.resize(spread, (count, *spread.shape[1:]))
         timed += time_network(made, images, batch_size, evaluation, repeats)
-    latency = {
+    return {
         "device": jax.devices()[0].device_kind,
         "step": int(state.step),
         "batch_sizes": timed,
     }
-    picture = png.png(png.figure(figures.latency(timed)))
+
+
+def write_latency(workdir: Path, latency: Mapping[str, Any]) -> None:
+    """Writes what `benchmark_early_exit` measured, and its figure, into the folder of the run.
+
+    Raises:
+        UserError: it cannot be written to.
+    """
+    picture = png.png(png.figure(figures.latency(latency["batch_sizes"])))
     with told_if_unwritable(workdir):
         write_json(workdir / results.LATENCY_FILE, latency)
         write_atomically(workdir / LATENCY_PICTURE, picture)
-    return latency
 
 
 def time_network(

@@ -9,7 +9,12 @@ from written_runs import made_evaluation, made_predictions
 
 from l2w_jax.benchmark import __main__ as benchmark_command
 from l2w_jax.benchmark import early_exit as early_exit_benchmark
-from l2w_jax.benchmark.early_exit import TIMED_QS, benchmark_early_exit, time_network
+from l2w_jax.benchmark.early_exit import (
+    TIMED_QS,
+    benchmark_early_exit,
+    time_network,
+    write_latency,
+)
 from l2w_jax.benchmark.runtimes import RUNTIMES, Runtime, checked_runtimes
 from l2w_jax.config import default_config, stored
 from l2w_jax.data.source import LabelledImages, MemorySource
@@ -125,6 +130,8 @@ def test_files_lie_beside_the_run(tiny_network, evaluation, tmp_path, monkeypatc
     }.items():
         monkeypatch.setattr(early_exit_benchmark, name, value)
     latency = benchmark_early_exit(tmp_path, batch_sizes=[4, 32], repeats=1)
+    assert not list(tmp_path.iterdir())
+    write_latency(tmp_path, latency)
     assert json.loads((tmp_path / "latency.json").read_text()) == latency
     assert [entry["batch_size"] for entry in latency["batch_sizes"]] == [4, 32]
     tested = {image.tobytes() for image in splits["test"].images}
@@ -136,7 +143,25 @@ def test_files_lie_beside_the_run(tiny_network, evaluation, tmp_path, monkeypatc
 
 def test_the_command_prints_json_and_then_names_the_files(monkeypatch, capsys):
     monkeypatch.setattr(early_exit_benchmark, "benchmark_early_exit", lambda *_: {"step": 7})
+    monkeypatch.setattr(early_exit_benchmark, "write_latency", lambda *_: None)
     benchmark_command.main(["--early-exit", "--workdir=run"], 0.0)
     printed = capsys.readouterr()
     assert json.loads(printed.out) == {"step": 7}
     assert printed.err.splitlines()[-1] == "written to run/latency.json and run/plots/latency.png"
+
+
+def test_what_was_measured_is_printed_also_where_the_run_folder_takes_no_file(
+    evaluation, tmp_path, monkeypatch, capsys
+):
+    runtime = Runtime("jax", len, lambda thresholds: len)
+    measured = {
+        "device": "cpu",
+        "step": 7,
+        "batch_sizes": time_network([runtime], np.zeros((2, 8, 8, 3)), 2, evaluation, 1),
+    }
+    monkeypatch.setattr(early_exit_benchmark, "benchmark_early_exit", lambda *_: measured)
+    is_a_file = tmp_path / "run"
+    is_a_file.touch()
+    with pytest.raises(UserError, match=f"^{is_a_file}: cannot be written: "):
+        benchmark_command.main(["--early-exit", f"--workdir={is_a_file}"], 0.0)
+    assert json.loads(capsys.readouterr().out) == measured
