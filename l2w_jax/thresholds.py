@@ -14,9 +14,10 @@ taken over the held-out images of the run's last evaluation; --latency-ms is for
 one at a time. --rule says what decides (`early_exit.rules`): the log-odds of the most probable
 class, its probability, the entropy, the margin to the second class, or patience, how many exits
 agree. With --calibrate each exit gets a temperature, fitted on a third of the held-out images, so
-that its confidences mean how often it is right; the others set the thresholds; what that does to
-the calibration error of test images is added to RUN/evaluation.json. Writes RUN/thresholds.json (or
---output), which the other commands take.
+that its confidences mean how often it is right; the others set the thresholds. Writes
+RUN/thresholds.json, which the other commands take, and with --calibrate adds to RUN/evaluation.json
+what the temperatures do to the calibration error of test images; with --output=FILE it writes FILE
+and leaves the run as it is.
 """
 
 import argparse
@@ -81,7 +82,7 @@ def main(argv: Sequence[str]) -> None:
         }
     with told_if_unwritable(output, "--output=" if arguments.output else ""):
         write_json(output, chosen)
-    if calibration is not None:
+    if calibration is not None and arguments.output is None:
         told = dataclasses.replace(evaluation, calibrated=calibration.evaluation.calibrated)
         with told_if_unwritable(arguments.workdir / results.SUMMARY_FILE):
             told.save_summary(arguments.workdir)
@@ -185,7 +186,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         action="store_true",
         help="fit a temperature to each exit on a third of the held-out images first",
     )
-    parser.add_argument("--output", type=Path, help="default: thresholds.json in the workdir")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="default: thresholds.json in the workdir, which with this is left as it is",
+    )
     wish = parser.add_mutually_exclusive_group(required=True)
     quantity = command_line.quantity
     wish.add_argument("--mul-adds", type=quantity, help="mean an image, such as 20M")

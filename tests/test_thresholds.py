@@ -109,7 +109,9 @@ def test_patience_is_one_of_the_rules(run):
     assert 1.5e6 < result["expected"]["mul_adds"] <= 2e6
 
 
-def test_temperatures_are_kept_with_the_thresholds_that_need_them(run, monkeypatch, capsys):
+@pytest.fixture
+def calibration(run, monkeypatch):
+    """What --calibrate finds."""
     rows = [
         {"exit": k, "ece": 0.021, "adaptive_ece": 0.02, "temperature": 1 + k / 2, "reliability": []}
         for k in (1, 2, 3)
@@ -118,19 +120,36 @@ def test_temperatures_are_kept_with_the_thresholds_that_need_them(run, monkeypat
         run[1], held_out=random_predictions(np.random.default_rng(9), 2000), calibrated=rows
     )
     made = Calibration((1.5, 2.0, 2.5), 1000, cooled)
-    evaluated = json.loads((run[0] / "evaluation.json").read_text())
     monkeypatch.setattr(thresholds, "_calibration", lambda workdir, evaluation: made)
-    result = chosen(run[0], "--q=0.8", "--calibrate")
-    expected = find_thresholds(cooled.held_out.log_odds, exit_shares(0.8, 3))
+    return made
+
+
+def test_temperatures_are_kept_with_the_thresholds_that_need_them(
+    run, calibration, tmp_path, capsys
+):
+    write_run(tmp_path)
+    evaluated = json.loads((tmp_path / "evaluation.json").read_text())
+    thresholds.main([f"--workdir={tmp_path}", "--q=0.8", "--calibrate"])
+    result = json.loads((tmp_path / "thresholds.json").read_text())
+    expected = find_thresholds(calibration.evaluation.held_out.log_odds, exit_shares(0.8, 3))
     np.testing.assert_array_equal(np.float32(result["thresholds"]), expected)
     assert result["thresholds_images"] == 2000
     before = calibration_error(run[1].test.confidences[0], run[1].test.correct[0])
     assert f": {100 * before:.1f}% -> 2.1%, " in capsys.readouterr().out
-    written = json.loads((run[0] / "evaluation.json").read_text())
-    assert written.pop("calibrated") == rows
+    written = json.loads((tmp_path / "evaluation.json").read_text())
+    assert written.pop("calibrated") == calibration.evaluation.calibrated
     assert written == evaluated
-    read = results.read_policy(run[0].parent / "chosen.json", run[1])
+    read = results.read_policy(tmp_path / "thresholds.json", run[1])
     assert read.temperatures == (1.5, 2.0, 2.5)
+
+
+def test_a_trial_elsewhere_leaves_the_run_as_it_is(run, calibration, monkeypatch, capsys):
+    """It may be of others, and take no file."""
+    before = {path: path.read_bytes() for path in run[0].iterdir()}
+    monkeypatch.setattr(results.Evaluation, "save_summary", lambda *_: pytest.fail("written"))
+    assert chosen(run[0], "--q=0.8", "--calibrate")["temperatures"] == [1.5, 2.0, 2.5]
+    assert "expected calibration error on test images" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in run[0].iterdir()} == before
 
 
 def test_a_latency_is_kept_by_measured_times(run, monkeypatch, capsys):
