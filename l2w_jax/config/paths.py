@@ -1,5 +1,6 @@
 """Folders that a user names: what is read and written here lies on this machine's file systems."""
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,10 @@ from ml_collections import ConfigDict
 
 from l2w_jax.errors import UserError
 
-_FIELDS = ("dataset.data_dir", "init.checkpoint", "weighting.checkpoint", "imta.checkpoint")
+# What a new run begins from.
+EARLIER_RUNS = ("init.checkpoint", "weighting.checkpoint", "imta.checkpoint")
+
+_FIELDS = ("dataset.data_dir", *EARLIER_RUNS)
 _ADVICE = (
     "must be a folder of this machine: mount the storage (gcsfuse for gs://, as launch/tpu_pod.sh "
     "does; mount-s3 for s3://) and name the folder where it is mounted"
@@ -40,6 +44,17 @@ def path_faults(config: ConfigDict) -> Iterator[str]:
         section, name = field.split(".")
         if fault := _fault(config[section][name]):
             yield f"config.{field}: {config[section][name]!r} is not allowed: {fault}"
+
+
+def may_be_one_folder(before: str, now: str) -> bool:
+    """Whether a name that was given earlier and one that is given now may be of one folder.
+
+    The earlier one counted from another folder than this, where it was relative, and what it named
+    may have been moved since: they are of two only if it leads to another folder here.
+    """
+    # Not `Path.expanduser`, which raises for a home folder of another machine.
+    before, now = os.path.expanduser(before), os.path.expanduser(now)
+    return not os.path.exists(before) or (os.path.exists(now) and os.path.samefile(before, now))
 
 
 def _fault(path: str) -> str:

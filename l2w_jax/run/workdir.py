@@ -10,6 +10,7 @@ from typing import TextIO
 from ml_collections import ConfigDict
 
 from l2w_jax import config as run_config
+from l2w_jax.config.paths import EARLIER_RUNS, may_be_one_folder
 from l2w_jax.errors import UserError
 from l2w_jax.files import lock, told_if_unwritable, write_atomically
 
@@ -29,10 +30,12 @@ def check(config: ConfigDict, workdir: Path) -> None:
             f"--workdir={workdir}: holds what a run left, but not its config.json; "
             "choose another --workdir"
         )
+    before = run_config.read_config(workdir)
+    free = (*run_config.stored.FREE_FIELDS, *_earlier_runs_kept(before, config, workdir))
     changes = [
         change
-        for change in run_config.changes(run_config.read_config(workdir), config)
-        if not change.field.startswith(run_config.stored.FREE_FIELDS)
+        for change in run_config.changes(before, config)
+        if not change.field.startswith(free)
         # Of a folder that no step has run in yet, such as that of an imported network.
         and (change.field, change.old) != ("optimizer.accumulation", "0")
     ]
@@ -48,6 +51,18 @@ def check(config: ConfigDict, workdir: Path) -> None:
             f"--workdir={workdir}: belongs to a run with another config; "
             "choose another --workdir, or undo: " + ", ".join(map(str, changes)) + advice
         )
+
+
+def _earlier_runs_kept(before: ConfigDict, now: ConfigDict, workdir: Path) -> list[str]:
+    """The fields whose earlier run may only be called otherwise; with a checkpoint none is read."""
+    if not saved_steps(workdir):
+        return []
+    old, new = (dict(run_config.stored.fields(config)) for config in (before, now))
+    return [
+        field
+        for field in EARLIER_RUNS
+        if old[field] and new[field] and may_be_one_folder(old[field], new[field])
+    ]
 
 
 def with_parts_found(config: ConfigDict, workdir: Path) -> ConfigDict:

@@ -138,6 +138,45 @@ def test_what_changes_no_number_may_change(tmp_path):
     run_folder.check(config, tmp_path)
 
 
+@pytest.mark.parametrize("section", ["init", "weighting", "imta"])
+def test_an_earlier_run_may_be_called_from_another_folder_and_be_moved(
+    section, tmp_path, monkeypatch
+):
+    """Relative names count from where a command runs, and a run with a checkpoint reads none."""
+    for name in ("runs/a", "runs/b", "runs/c", "other"):
+        (tmp_path / name).mkdir(parents=True)
+    config = default_config()
+
+    def check(earlier):
+        config[section].checkpoint = earlier
+        run_folder.check(config, tmp_path / "runs" / "b")
+
+    monkeypatch.chdir(tmp_path)
+    config[section].checkpoint = "runs/a"
+    write_run(config, tmp_path / "runs" / "b")
+    check("./runs/a/")
+    check(str(tmp_path / "runs" / "a"))
+    for another in ("runs/c", "runs/misspelt", ""):
+        with pytest.raises(UserError, match=rf"{section}\.checkpoint: 'runs/a' -> '{another}'"):
+            check(another)
+    monkeypatch.chdir(tmp_path / "other")
+    check("../runs/a")
+    (tmp_path / "runs" / "a").rename(tmp_path / "other" / "a")
+    check("a")
+    with pytest.raises(UserError, match=f"{section}.checkpoint: 'runs/a' -> ''"):
+        check("")
+
+
+def test_without_a_checkpoint_the_earlier_run_is_read_and_must_be_the_same(tmp_path):
+    config = default_config()
+    config.init.checkpoint = str(tmp_path / "moved")
+    (tmp_path / "config.json").write_text(to_json(config))
+    (tmp_path / "evaluation.json").touch()
+    config.init.checkpoint = str(tmp_path)
+    with pytest.raises(UserError, match=r"init\.checkpoint: "):
+        run_folder.check(config, tmp_path)
+
+
 def test_a_file_is_refused(tmp_path):
     path = tmp_path / "file"
     path.write_text("mine")
