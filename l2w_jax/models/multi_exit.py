@@ -7,6 +7,9 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.errors import InvalidRngError
+
+from l2w_jax.models.initializers import Variables
 
 Carry = Any
 
@@ -18,6 +21,9 @@ class MultiExitNetwork(nn.Module):
     defines `num_exits`, `init_carry` and `stage`. That is all that training, evaluation and early
     exit ask for. Every batch norm in it should take `axis_name=self.axis_name`, so that its
     statistics are those of the batch of all devices.
+
+    In training it draws no random numbers, as for dropout: a half-step passes the same images
+    several times, and what is learned from one pass holds for the function of the others.
 
     For the training of Li et al., ICCV 2019, it defines `stage_with_features` in place of `stage`,
     and calls `balance_gradients` on what each classifier reads; for collaboration also
@@ -80,6 +86,36 @@ class MultiExitNetwork(nn.Module):
             exit_logits, carry = self.stage(k, carry, train)
             logits.append(exit_logits)
         return jnp.stack(logits)
+
+
+def apply_in_training(
+    model: MultiExitNetwork, variables: Variables, images: jax.Array, method: str = "__call__"
+) -> tuple[Any, Any]:
+    """What `method` makes of images in training mode, and the moved running statistics.
+
+    Args:
+        model: the network.
+        variables: its {"params", "batch_stats"}.
+        images: [N, H, W, 3], normalised.
+        method: of the network, which takes images and `train`.
+
+    Raises:
+        ValueError: the images are not floating-point, or the network draws random numbers.
+    """
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(
+            f"images are {images.dtype}; training takes normalised floating-point images"
+        )
+    try:
+        outputs, moved = model.apply(
+            variables, images, train=True, mutable=["batch_stats"], method=method
+        )
+    except InvalidRngError as error:
+        raise ValueError(
+            f"{type(model).__name__} draws random numbers in training, which is not allowed: a "
+            "half-step passes the same images several times, through the same function"
+        ) from error
+    return outputs, moved.get("batch_stats", {})
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))

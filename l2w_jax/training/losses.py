@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from l2w_jax.models import MultiExitNetwork
+from l2w_jax.models.multi_exit import apply_in_training
 from l2w_jax.models.precision import at_least_float32
 
 Batch = dict[str, jax.Array]
@@ -130,19 +131,15 @@ class TrainingLosses:
         self, params: Any, batch_stats: Any, batch: Batch
     ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, Any]]:
         """As a call, with the loss of distillation, 0 where there is none, beside the losses."""
-        outputs, moved = self.model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            batch["image"],
-            train=True,
-            mutable=["batch_stats"],
-            method="with_teacher" if self.distillation else "__call__",
-        )
+        method = "with_teacher" if self.distillation else "__call__"
+        variables = {"params": params, "batch_stats": batch_stats}
+        outputs, moved = apply_in_training(self.model, variables, batch["image"], method)
         logits, teacher = outputs if self.distillation else (outputs, None)
         losses = cross_entropy(logits, batch["label"], self.label_smoothing)
         distilled = jnp.zeros((), losses.dtype)
         if self.distillation:
             distilled = self.distillation.loss(logits, teacher)
-        return (losses, distilled), (logits, moved.get("batch_stats", {}))
+        return (losses, distilled), (logits, moved)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

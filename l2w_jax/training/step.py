@@ -106,7 +106,8 @@ def make_train_step(
         too, though the predictor does not learn from it.
 
     Raises:
-        ValueError: a field of `config.weighting` is not known, or its schedule not possible.
+        ValueError: a field of `config.weighting` is not known, or its schedule not possible. The
+            function, where `apply_in_training` does.
     """
     training = _create_training(config, total_steps, axis_name, recompute)
     if config.weighting.kind == "none":

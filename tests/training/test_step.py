@@ -1,9 +1,13 @@
-"""An iteration takes its learning rates from its own place in the schedule."""
+"""An iteration: its own place in the schedule, and what cannot be trained on."""
 
 import jax
 import numpy as np
+import pytest
 from compiled_step import compiled_step
+from flax import linen as nn
+from small_networks import ConvNetwork
 
+from l2w_jax.config import default_config
 from l2w_jax.training import create_train_state
 
 
@@ -19,6 +23,36 @@ def test_pseudo_update_and_both_optimisers_are_at_the_rates_of_the_iteration(
     assert int(found.step) == 5
     assert_equal(found.replace(step=expected.step), expected)
     assert_equal(metrics, at_start)
+
+
+class NetworkWithDropout(ConvNetwork):
+    def setup(self):
+        super().setup()
+        self.dropout = nn.Dropout(0.1)
+
+    def stage(self, k, carry, train):
+        return super().stage(k, self.dropout(carry, deterministic=not train), train)
+
+
+@pytest.mark.parametrize("kind", ["none", "meta"])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_network_that_draws_random_numbers_is_refused(make_batch, kind, accumulation):
+    config = default_config(model=NetworkWithDropout())
+    config.dataset.image_size = 8
+    config.weighting.kind = kind
+    config.optimizer.accumulation = accumulation
+    state = create_train_state(config, jax.random.key(0))
+    with pytest.raises(ValueError, match=r"^NetworkWithDropout draws random numbers in training"):
+        compiled_step(config, 100)(state, make_batch(0, 8))
+
+
+@pytest.mark.parametrize("kind", ["none", "meta"])
+def test_images_that_nobody_has_normalised_are_refused(small_config, make_batch, kind, x64):
+    small_config.weighting.kind = kind
+    state, batch = create_train_state(small_config, jax.random.key(0)), make_batch(0, 8)
+    batch["image"] = batch["image"].astype(np.uint8)
+    with pytest.raises(ValueError, match=r"^images are uint8; training takes normalised floating"):
+        compiled_step(small_config, 100)(state, batch)
 
 
 def assert_equal(ours, theirs):
