@@ -23,7 +23,8 @@ from l2w_jax.config.choices import updates_per_iteration
 from l2w_jax.errors import UserError, first_line
 from l2w_jax.run.devices import step_on_stored
 from l2w_jax.run.parts import numbers_of_parts, with_parts
-from l2w_jax.training import create_train_state, pmap_train_step
+from l2w_jax.training import pmap_train_step
+from l2w_jax.training.state import untrained_state
 from l2w_jax.training.weighting import is_pipelined
 
 
@@ -186,7 +187,7 @@ def measure_compiled(config: ConfigDict, batch_size: int, chips: Slice) -> dict[
     # Of this machine's memory, it would not be accepted for devices of another kind.
     state = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
-        create_train_state(config, jax.random.key(config.seed)),
+        untrained_state(config, jax.random.key(config.seed)),
     )
     batch = _shapes_of_batch(config, len(chips.devices), batch_size)
     start = time.monotonic()

@@ -12,7 +12,7 @@ from l2w_jax.benchmark.program import num_kernels
 from l2w_jax.config.choices import updates_per_iteration
 from l2w_jax.run.devices import device_batches, place_replicated, step_on_devices, with_previous
 from l2w_jax.run.parts import with_parts_that_fit
-from l2w_jax.training import create_train_state
+from l2w_jax.training.state import untrained_state
 from l2w_jax.training.weighting import is_pipelined
 
 # A run so long that its learning rates do not fall while it is measured.
@@ -71,7 +71,7 @@ def measure_update(
         seconds_compiling (or reading from the cache).
     """
     step = step_on_devices(config, TOTAL_STEPS)
-    state = place_replicated(create_train_state(config, jax.random.key(config.seed)))
+    state = place_replicated(untrained_state(config, jax.random.key(config.seed)))
     batches = device_batches(_random_batches(config, batch_size))
     if is_pipelined(config.weighting):
         unpaired = batches

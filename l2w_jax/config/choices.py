@@ -50,6 +50,9 @@ CHOICES = {
 # Of `model.step_mode`, for each `model.name`.
 STEP_MODES = {"msdnet": ("even", "lin_grow"), "ranet": ("even", "lg")}
 
+# The fields that name an earlier run to start from.
+EARLIER_RUNS = ("init.checkpoint", "weighting.checkpoint", "imta.checkpoint")
+
 # Width and height of the coarsest features of an exit: two convolutions of stride 2, which round
 # up, and an average pool of 2, which rounds down, bring these to the one pixel that its linear
 # layer reads (Huang et al., ICLR 2018; figures as in the authors' code).

@@ -7,11 +7,10 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from l2w_jax.config.choices import EARLIER_RUNS
 from l2w_jax.errors import UserError
 
-# What a new run begins from.
-EARLIER_RUNS = ("init.checkpoint", "weighting.checkpoint", "imta.checkpoint")
-
+_FIELDS = ("dataset.data_dir", *EARLIER_RUNS)
 _FIELDS = ("dataset.data_dir", *EARLIER_RUNS)
 _ADVICE = (
     "must be a folder of this machine: mount the storage (gcsfuse for gs://, as launch/tpu_pod.sh "

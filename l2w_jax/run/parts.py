@@ -14,7 +14,7 @@ from l2w_jax.errors import UserError, is_of_memory
 from l2w_jax.run.devices import device_batches, place_replicated, step_on_devices
 from l2w_jax.run.log import say
 from l2w_jax.run.processes import largest_of_all
-from l2w_jax.training import create_train_state
+from l2w_jax.training.state import untrained_state
 from l2w_jax.training.weighting import is_pipelined
 
 
@@ -81,7 +81,7 @@ def memory_of_device() -> float | None:
 def _needs(config: ConfigDict, total_steps: int) -> float:
     """Bytes of a device's memory that a step takes; infinitely many where it does not compile."""
     step = step_on_devices(config, total_steps)
-    state = place_replicated(create_train_state(config, jax.random.key(config.seed)))
+    state = place_replicated(untrained_state(config, jax.random.key(config.seed)))
     lowered = step.update.lower(state, _black_batch(config), np.int32(0))
     try:
         memory = lowered.compile().memory_analysis()

@@ -12,7 +12,8 @@ from l2w_jax.evaluation.results import Evaluation
 from l2w_jax.models import create_network
 from l2w_jax.models.preprocessing import channel_statistics, normalize
 from l2w_jax.run import checkpoints
-from l2w_jax.training import TrainState, create_train_state
+from l2w_jax.training import TrainState
+from l2w_jax.training.state import untrained_state
 
 
 def restore_best(config: ConfigDict, workdir: Path) -> TrainState:
@@ -21,9 +22,7 @@ def restore_best(config: ConfigDict, workdir: Path) -> TrainState:
     Raises:
         UserError: there is no checkpoint, all are damaged, or they are of another network.
     """
-    state = checkpoints.restore_best(
-        workdir, create_train_state(config, jax.random.key(config.seed))
-    )
+    state = checkpoints.restore_best(workdir, untrained_state(config, jax.random.key(config.seed)))
     if state is None:
         raise UserError(f"{workdir}: no checkpoint; train first")
     return state

@@ -14,12 +14,13 @@ from l2w_jax.run import checkpoints
 from l2w_jax.run.arrays import PyTree, array_types, first_difference, named_arrays
 from l2w_jax.run.log import say
 from l2w_jax.run.restore import restore_best
-from l2w_jax.training import TrainState, create_train_state
+from l2w_jax.training import TrainState
+from l2w_jax.training.state import untrained_state
 
 
 def create_or_restore(config: ConfigDict, workdir: Path) -> TrainState:
     """The newest good checkpoint of a run folder, or the state before the first iteration."""
-    created = create_train_state(config, jax.random.key(config.seed))
+    created = untrained_state(config, jax.random.key(config.seed))
     restored = checkpoints.restore_newest(workdir, created)
     if restored is not None:
         return restored

@@ -10,7 +10,8 @@ from typing import TextIO
 from ml_collections import ConfigDict
 
 from l2w_jax import config as run_config
-from l2w_jax.config.paths import EARLIER_RUNS, may_be_one_folder
+from l2w_jax.config.choices import EARLIER_RUNS
+from l2w_jax.config.paths import may_be_one_folder
 from l2w_jax.errors import UserError
 from l2w_jax.files import lock, told_if_unwritable, write_atomically
 

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from l2w_jax.config.choices import EARLIER_RUNS, not_allowed
 from l2w_jax.models import create_network, initial_variables
 from l2w_jax.models.precision import parameter_dtype
 from l2w_jax.training.optimizers import adam, create_sgd
@@ -50,10 +51,25 @@ class TrainState:
 def create_train_state(config: ConfigDict, rng: jax.Array) -> TrainState:
     """The state before the first iteration, its values drawn from `rng`.
 
+    So is Θ where `config.weighting.kind` is "frozen": put a trained one in, as `wpn_params`.
+
     Args:
         config: a run's configuration; `config.model` may be a module.
         rng: a `jax.random` key.
+
+    Raises:
+        ValueError: the configuration names an earlier run to start from.
     """
+    for field in EARLIER_RUNS:
+        section, name = field.split(".")
+        if run := config.get(section, {}).get(name, ""):
+            allowed = "'' here, where nobody reads it; `run.start.create_or_restore` does"
+            raise ValueError(not_allowed(field, run, allowed))
+    return untrained_state(config, rng)
+
+
+def untrained_state(config: ConfigDict, rng: jax.Array) -> TrainState:
+    """As `create_train_state`, for whoever then puts in what an earlier run has learned."""
     model = create_network(config)
     model_rng, wpn_rng = jax.random.split(rng)
     size = config.dataset.image_size

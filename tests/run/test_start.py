@@ -13,6 +13,7 @@ from l2w_jax.errors import UserError
 from l2w_jax.evaluation.predictions import predict_all
 from l2w_jax.run import checkpoints, loop, restore, start
 from l2w_jax.training import create_train_state
+from l2w_jax.training.state import untrained_state
 
 STEP_ON_DEVICES = loop.step_on_devices
 
@@ -149,7 +150,7 @@ def test_a_predictor_that_reads_something_else_begins_anew(config, tmp_path, cap
     config.init.strict = False
     state = start.create_or_restore(config, tmp_path)
     assert "new: wpn_params" in capsys.readouterr().out
-    fresh = create_train_state(config, jax.random.key(config.seed))
+    fresh = untrained_state(config, jax.random.key(config.seed))
     jax.tree.map(np.testing.assert_array_equal, state.wpn_params, fresh.wpn_params)
 
 
