@@ -122,8 +122,9 @@ def learning_rate_factor(config: ConfigDict, total_steps: int) -> Callable[[Any]
 
 
 def _schedule(config: ConfigDict, total_steps: int) -> Callable[[Any], jax.Array]:
+    total = float(total_steps)
     if config.schedule == "cosine":
-        return lambda step: (1 + jnp.cos(math.pi * jnp.minimum(step / float(total_steps), 1))) / 2
+        return lambda step: (1 + jnp.cos(math.pi * (jnp.minimum(step, total) / total))) / 2
     if config.schedule == "multistep":
         boundaries = [round(milestone * total_steps) for milestone in config.milestones]
         return lambda step: 0.1 ** sum(jnp.asarray(step >= float(b), int) for b in boundaries)
