@@ -11,7 +11,6 @@ from l2w_jax.config.choices import EARLIER_RUNS
 from l2w_jax.errors import UserError
 
 _FIELDS = ("dataset.data_dir", *EARLIER_RUNS)
-_FIELDS = ("dataset.data_dir", *EARLIER_RUNS)
 _ADVICE = (
     "must be a folder of this machine: mount the storage (gcsfuse for gs://, as launch/tpu_pod.sh "
     "does; mount-s3 for s3://) and name the folder where it is mounted"
