@@ -17,6 +17,7 @@ from l2w_jax.config.choices import (
     KNOWN_DATASETS,
     blocks_per_sub_network,
     distillation_fault,
+    holdout_fault,
     image_sizes,
     layers_per_block,
     not_allowed,
@@ -116,8 +117,10 @@ def _field_faults(config: ConfigDict) -> Iterator[str]:
 
 
 def _dataset_faults(dataset: ConfigDict) -> Iterator[str]:
-    if dataset.thresholds_from == "holdout" and dataset.holdout == 0:
-        yield not_allowed("dataset.holdout", 0, "> 0 where dataset.thresholds_from is 'holdout'")
+    fault = holdout_fault(dataset.holdout, dataset.thresholds_from)
+    # A folder of images may bring its own to hold out, which is seen when it is opened.
+    if fault and dataset.name != "image_folder":
+        yield fault
     if dataset.imbalance_factor and dataset.name == "imagenet2012":
         yield not_allowed(
             "dataset.imbalance_factor", dataset.imbalance_factor, "0 for 'imagenet2012'"

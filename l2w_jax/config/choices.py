@@ -100,6 +100,13 @@ def step_mode_fault(network: str, step_mode: str) -> str | None:
     return not_allowed("model.step_mode", step_mode, allowed)
 
 
+def holdout_fault(holdout: int, thresholds_from: str) -> str | None:
+    """The line that tells of thresholds to set from held-out images where none are cut, if so."""
+    if holdout or thresholds_from != "holdout":
+        return None
+    return not_allowed("dataset.holdout", 0, "> 0 where dataset.thresholds_from is 'holdout'")
+
+
 def schedule_fault(schedule: str, gradient_equilibrium: bool) -> str | None:
     """The line that tells of a `weighting.schedule` that gradient equilibrium forbids, if so."""
     if schedule != "pipelined" or not gradient_equilibrium:

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from l2w_jax.config.choices import holdout_fault
 from l2w_jax.data import order, splits, walk
 from l2w_jax.data.bad_images import BadImages
 from l2w_jax.data.reading import read_evaluation_batches
@@ -87,6 +88,9 @@ def open_image_folder(config: ConfigDict) -> Source:
             f"{len(class_names)}, the folders in {config.dataset.data_dir}/{folder}"
         )
     complete = complete_splits(config, found)
+    fault = holdout_fault(config.dataset.holdout, config.dataset.thresholds_from)
+    if fault and complete.origins["holdout"].is_cut:
+        raise UserError(f"{fault}, and {config.dataset.data_dir} has no val/ beside a test/")
     untested = np.setdiff1d(np.arange(len(class_names)), complete.images["test"].labels)
     if len(untested):
         _logger.warning(

@@ -129,6 +129,12 @@ def test_an_impossible_value_is_named_with_what_is_allowed(field, value):
     assert any(repr(value) in line for line in lines) or expected != f"config.{field}"
 
 
+def test_a_folder_of_images_may_bring_its_own_to_hold_out():
+    config = default_config()
+    config.dataset.update(name="image_folder", data_dir="/data", holdout=0)
+    validate(config)
+
+
 @pytest.mark.parametrize("q", [-1.0, 0.0, 1e-4, 1e8, float("inf")])
 def test_a_fault_names_the_field_its_value_and_all_that_is_allowed(q):
     config = default_config()

@@ -24,7 +24,7 @@ def test_a_broken_training_image_is_replaced_named_once_and_counted(folder, cont
     broken = folder / "train" / "red" / "00.jpg"
     photo(1, 300, 300).save(broken)
     broken.write_bytes(broken.read_bytes()[:300] if content is None else content)
-    config = folder_config(folder, holdout=0, max_bad_share=0.05)
+    config = folder_config(folder, holdout=0, thresholds_from="train", max_bad_share=0.05)
     source = open_source(config)
     batches = list(itertools.islice(source.train_batches(0), 9))  # three epochs
     assert source.num_bad == 1
@@ -108,7 +108,11 @@ def test_a_folder_in_memory_loses_no_class_and_no_split(files, message, folder):
     for path in folder.glob(files):
         path.write_bytes(b"no image")
     with pytest.raises(UserError, match=message):
-        open_source(folder_config(folder, holdout=0, augmentation="crop", max_bad_share=0.9))
+        open_source(
+            folder_config(
+                folder, holdout=0, thresholds_from="train", augmentation="crop", max_bad_share=0.9
+            )
+        )
 
 
 def test_a_name_with_a_line_break_is_told_in_one_line(folder, caplog):
@@ -122,7 +126,7 @@ def test_a_name_with_a_line_break_is_told_in_one_line(folder, caplog):
 def test_too_many_broken_images_stop_with_one_line(folder):
     for path in (folder / "train" / "red").iterdir():
         path.write_bytes(b"no image")
-    config = folder_config(folder, holdout=0, max_bad_share=0.05)
+    config = folder_config(folder, holdout=0, thresholds_from="train", max_bad_share=0.05)
     with pytest.raises(
         UserError, match=r"at least 4 of 42 images cannot be read, more than"
     ) as raised:
@@ -133,6 +137,6 @@ def test_too_many_broken_images_stop_with_one_line(folder):
 def test_a_folder_without_a_readable_image_ends_too(folder):
     for path in folder.glob("train/*/*"):
         path.write_bytes(b"no image")
-    config = folder_config(folder, holdout=0, max_bad_share=0.999)
+    config = folder_config(folder, holdout=0, thresholds_from="train", max_bad_share=0.999)
     with pytest.raises(UserError, match="none of the 30 images of split 'train' can be read"):
         next(open_source(config).train_batches(0))

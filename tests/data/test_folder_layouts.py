@@ -130,6 +130,18 @@ def test_more_held_out_images_than_leave_one_of_each_class_are_refused(folder):
         open_source(folder_config(folder, holdout=28))
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_held_out_images_must_be_cut_only_where_the_folder_brings_none(tmp_path, layout):
+    for split in layout.split():
+        write_split(tmp_path / split, 4, 0)
+    config = folder_config(tmp_path, holdout=0)
+    if layout in ("train", "train test", "train val"):
+        with pytest.raises(UserError, match=r"holdout: 0 .* and .* has no val/ beside a test/"):
+            open_source(config)
+        config.dataset.thresholds_from = "train"
+    assert open_source(config).num_holdout == (12 if "val test" in layout else 0)
+
+
 def test_names_that_are_composed_differently_are_one_class(folder):
     composed, decomposed = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
     write_split(folder / "val", 4, 9000)

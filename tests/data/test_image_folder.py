@@ -101,7 +101,9 @@ def test_names_need_not_be_utf8(augmentation, folder, caplog):
     expected = everything(open_source(folder_config(folder, augmentation=augmentation)), "train")
     assert len(expected["label"]) == 24
     Path(os.fsdecode(green % b"train" + b"/\xfc.jpg")).write_bytes(b"no picture")
-    config = folder_config(folder, augmentation=augmentation, holdout=0, max_bad_share=0.1)
+    config = folder_config(
+        folder, augmentation=augmentation, holdout=0, thresholds_from="train", max_bad_share=0.1
+    )
     source = open_source(config)
     assert source.class_names == ("blue", "gr\ufffdn", "red")
     assert len(everything(source, "train")["label"]) == 29
@@ -110,7 +112,9 @@ def test_names_need_not_be_utf8(augmentation, folder, caplog):
 
 @pytest.mark.parametrize("augmentation", ["resized_crop", "crop"])
 def test_nothing_need_be_held_out(folder, augmentation):
-    source = open_source(folder_config(folder, augmentation=augmentation, holdout=0))
+    source = open_source(
+        folder_config(folder, augmentation=augmentation, holdout=0, thresholds_from="train")
+    )
     assert (source.num_train, source.num_holdout) == (30, 0)
     assert list(source.evaluation_batches("holdout", 5)) == []
 
@@ -236,7 +240,7 @@ def test_training_crops_have_the_stated_areas_and_ratios(folder):
             path.unlink()
         for i in range(10):
             ramp.save(folder / "train" / name / f"{i}.png")
-    source = open_source(folder_config(folder, holdout=0))
+    source = open_source(folder_config(folder, holdout=0, thresholds_from="train"))
     images = np.concatenate(
         [batch["image"] for batch in itertools.islice(source.train_batches(0), 60)]
     ).astype(float)
