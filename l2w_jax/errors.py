@@ -1,7 +1,10 @@
 """The exceptions that a user of the command line is meant to read."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+
+# Names in a message that may have any number of them.
+_MOST_NAMES = 10
 
 
 class UserError(Exception):
@@ -74,3 +77,9 @@ def first_line(error: BaseException) -> str:
     """What an error says, in one line: the first of its message, or its type where it has none."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def some(names: Sequence[str]) -> str:
+    """Names for a message, not more than a person reads."""
+    shown = ", ".join(map(repr, names[:_MOST_NAMES]))
+    return shown + (f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else "")

@@ -33,7 +33,7 @@ from l2w_jax.data.source import (
 )
 from l2w_jax.data.stored import ImageFiles
 from l2w_jax.data.streaming import StreamingSource
-from l2w_jax.errors import UserError
+from l2w_jax.errors import UserError, some
 
 _logger = logging.getLogger(__name__)
 
@@ -51,9 +51,6 @@ _NO_IMAGES = ImageFiles(np.array([], "S"), np.array([], np.int32))
 _TEST_SHARE = 0.2
 _MOST_BYTES_IN_MEMORY = 8 * 2**30
 _BATCH_SIZE = 500
-
-# Names in a message that may have any number of them.
-_MOST_NAMES = 10
 
 
 class FoundImages(NamedTuple):
@@ -96,7 +93,7 @@ def open_image_folder(config: ConfigDict) -> Source:
         _logger.warning(
             "%s: classes without an image to test on: %s",
             config.dataset.data_dir,
-            _some([class_names[label] for label in untested]),
+            some([class_names[label] for label in untested]),
         )
     if config.dataset.augmentation == "resized_crop":
         source = StreamingSource(config, complete.images, class_names, complete.origins)
@@ -165,7 +162,7 @@ def _split_folders(folder: Path) -> dict[str, str]:
             "%s: folders that play no part: %s (those that do: train; val, valid or validation; "
             "test)",
             folder,
-            _some(others),
+            some(others),
         )
     return {split: found[split] for split in ("train", "val", "test") if split in found}
 
@@ -269,7 +266,7 @@ def _check_none_is_lost(
     if len(lost) and (split == "train" or not len(used)):
         raise UserError(
             f"{config.dataset.data_dir}: split {split!r}: no image can be read of: "
-            + _some([class_names[label] for label in lost])
+            + some([class_names[label] for label in lost])
         )
 
 
@@ -289,9 +286,3 @@ def _read_split(
         return read, images
     kept = np.flatnonzero(is_read)
     return read.rows(kept), images.rows(kept)
-
-
-def _some(names: Sequence[str]) -> str:
-    """Returns names for a message, not more than a person reads."""
-    shown = ", ".join(map(repr, names[:_MOST_NAMES]))
-    return shown + (f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else "")

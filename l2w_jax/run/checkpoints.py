@@ -227,7 +227,7 @@ def trained_on(workdir: Path, step: int) -> dict[str, Any]:
     record: dict[str, Any] = {}
     with contextlib.suppress(_DamagedCheckpoint):
         record = _read_record(_directory(workdir) / str(step))
-    return {name: record.get(name) for name in ("num_train", "train_digest")}
+    return {name: record.get(name) for name in ("num_train", "train_digest", "class_names")}
 
 
 def has_checkpoint(workdir: Path) -> bool:

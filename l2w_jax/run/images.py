@@ -1,4 +1,8 @@
-"""Which images a run was trained on: it goes on with no others, and is judged by none of them."""
+"""Which images a run was trained on: it goes on with no others, and is judged by none of them.
+
+Nor does it go on with other classes or is judged by images of such: its network answers with a
+number, which would get a name that it was not trained for.
+"""
 
 import hashlib
 from pathlib import Path
@@ -9,24 +13,29 @@ from ml_collections import ConfigDict
 
 from l2w_jax.config import stored
 from l2w_jax.data import Source
-from l2w_jax.errors import UserError
+from l2w_jax.errors import UserError, some
 from l2w_jax.run import checkpoints, processes
 
 
 def identity(source: Source) -> dict[str, Any]:
     """What a checkpoint's record says of the images that it was trained on."""
-    return {"num_train": source.num_train, "train_digest": source.digests.get("train")}
+    return {
+        "num_train": source.num_train,
+        "train_digest": source.digests.get("train"),
+        "class_names": list(source.class_names),
+    }
 
 
 def check_to_train_on(source: Source, workdir: Path, step: int) -> None:
     """Looks whether a run trained up to a step, 0 for a new one, would go on with its images.
 
     Raises:
-        UserError: they are others, or in another order.
+        UserError: they are others, of other classes, or in another order.
     """
     if not step:
         return
     before, found = checkpoints.trained_on(workdir, step), identity(source)
+    _check_classes(source, workdir, before["class_names"])
     # Checkpoints of older code say less.
     if all(before[name] in (None, value) for name, value in found.items()):
         return
@@ -39,16 +48,18 @@ def check_to_train_on(source: Source, workdir: Path, step: int) -> None:
 
 
 def check_to_judge_by(source: Source, workdir: Path, step: int) -> None:
-    """Looks whether a network trained up to a step is judged by images that it has not seen.
+    """Looks whether a network trained up to a step is judged by images that it has not seen, of the
+    classes that it was trained on.
 
     Where held-out or test images are cut from those of training, other files there move some from
     one split to the other.
 
     Raises:
-        UserError: it may have been trained on some of them.
+        UserError: it was trained on other classes, or maybe on some of the images.
     """
     cut = _cut_splits(source)
     before = checkpoints.trained_on(workdir, step)
+    _check_classes(source, workdir, before["class_names"])
     if cut and before["train_digest"] not in (None, source.digests.get("train")):
         raise UserError(
             f"--workdir={workdir}: trained on {before['num_train']:,} images, but split 'train' "
@@ -56,6 +67,20 @@ def check_to_judge_by(source: Source, workdir: Path, step: int) -> None:
             "the same folder, may hold some of those: bring back what is missing or cannot be read "
             "and take out what is new"
         )
+
+
+def _check_classes(source: Source, workdir: Path, before: list[str] | None) -> None:
+    """Raises UserError where a network was trained on other classes; None where it is not known."""
+    found = list(source.class_names)
+    # Checkpoints of older code do not say.
+    if before in (None, found):
+        return
+    lacking, others = (sorted(set(a) - set(b)) for a, b in ((before, found), (found, before)))
+    raise UserError(
+        f"--workdir={workdir}: trained on other classes: this data set lacks {some(lacking)} and "
+        f"has {some(others)}; give the class folders their names back, name a data set of the "
+        "run's classes with --config.dataset.data_dir, or start a new run with another --workdir"
+    )
 
 
 def seen_by_earlier_runs(config: ConfigDict, source: Source) -> list[str]:

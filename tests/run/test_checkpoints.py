@@ -298,8 +298,8 @@ def test_what_stops_the_run_while_it_saves_is_not_taken_for_a_failed_save(
 
 
 def test_a_checkpoint_says_how_many_images_it_was_trained_on(run_copy):
-    assert checkpoints.trained_on(run_copy, 30) == {"num_train": None, "train_digest": None}
-    images = {"num_train": 45, "train_digest": "of them"}
+    images = {"num_train": 45, "train_digest": "of them", "class_names": ["cat", "dog"]}
+    assert checkpoints.trained_on(run_copy, 30) == dict.fromkeys(images)
     writer = checkpoints.CheckpointWriter(run_copy, 3, images)
     writer.save(make_state(40))
     writer.wait()

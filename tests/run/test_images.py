@@ -89,12 +89,28 @@ def test_images_of_their_own_judge_whatever_becomes_of_those_trained_on(folder, 
     images.check_to_judge_by(reopened(), workdir, STEP)
 
 
+@pytest.mark.parametrize("new_name", ["toad", "aaa"])
+def test_a_network_is_not_given_other_classes_than_it_was_trained_on(new_name, folder, workdir):
+    for split in ("val", "test"):
+        write_split(folder / split, 3, seed=50)
+    reopened = trained(folder, workdir)
+    for split in ("train", "val", "test"):
+        (folder / split / "green").rename(folder / split / new_name)
+    for check in (images.check_to_train_on, images.check_to_judge_by):
+        with pytest.raises(UserError, match=f"this data set lacks 'green' and has '{new_name}'; "):
+            check(reopened(), workdir, STEP)
+    # A new run may have any classes.
+    images.check_to_train_on(reopened(), workdir, 0)
+
+
 def test_checkpoints_that_say_less_are_taken_at_their_word(workdir):
     writer = checkpoints.CheckpointWriter(workdir, 1, {"num_train": 30})
     writer.save(State(np.int32(STEP)))
     writer.close()
     origins = dict.fromkeys(("train", "holdout", "test"), Origin("train", is_cut=True))
-    source = SimpleNamespace(num_train=30, digests={"train": "of them"}, origins=origins)
+    source = SimpleNamespace(
+        num_train=30, digests={"train": "of them"}, origins=origins, class_names=("any", "name")
+    )
     images.check_to_train_on(source, workdir, STEP)
     images.check_to_judge_by(source, workdir, STEP)
     source.num_train = 31
