@@ -66,13 +66,13 @@ def _train_or_evaluate(arguments: Arguments) -> None:
     import jax
 
     from l2w_jax import data
-    from l2w_jax.run import checkpoints, processes
+    from l2w_jax.run import checkpoints, images, processes
 
     config, workdir, mode = arguments
     validate(config, jax.device_count(), jax.process_count())
     if mode == "evaluate" and not checkpoints.has_checkpoint(workdir):
         raise UserError(f"--workdir={workdir}: no checkpoint to evaluate; train first")
-    source = data.open_source(config)
+    source = data.open_source(config, images.known_classes(workdir))
     if mode == "train" and source.num_train == 0:
         raise UserError(
             f"{config.dataset.data_dir}: split 'train' is missing: must hold train/CLASS/*.jpg to "
@@ -81,7 +81,7 @@ def _train_or_evaluate(arguments: Arguments) -> None:
 
     from l2w_jax.evaluation import evaluate
     from l2w_jax.report import __main__ as report
-    from l2w_jax.run import images, log, loop, parts, restore
+    from l2w_jax.run import log, loop, parts, restore
 
     if mode == "train":
         config = parts.with_parts_that_fit(config, loop.total_steps(config, source))

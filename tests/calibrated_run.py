@@ -37,13 +37,13 @@ class CalibratedRun(NamedTuple):
         config = self.config.copy_and_resolve_references()
         config.dataset.update(dataset)
         patch.setattr(stored, "read_config", lambda workdir: config)
-        patch.setattr(data, "open_source", lambda config: self.source)
+        patch.setattr(data, "open_source", lambda config, known_classes: self.source)
 
     def train_on_others(self, patch):
         """Has commands find other training images than those of the checkpoint."""
         others = copy.copy(self.source)
         others.digests = {"train": "of others"}
-        patch.setattr(data, "open_source", lambda config: others)
+        patch.setattr(data, "open_source", lambda config, known_classes: others)
 
     def scores(self, split):
         """Margins of the calibrated network, by hand: [K, N]."""

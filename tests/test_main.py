@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -291,9 +292,9 @@ def test_a_damaged_checkpoint_is_one_line_too(small_run):
     assert len(completed.stderr.splitlines()) == 1
 
 
-def test_a_run_is_not_judged_by_images_that_it_may_have_been_trained_on(
-    tmp_path, workdir, capsys, monkeypatch
-):
+@pytest.fixture
+def run_on_folder(tmp_path, workdir):
+    """The arguments that evaluate a run on tmp_path/data, which holds training images alone."""
     write_split(tmp_path / "data" / "train", 10, 0)
     dataset = {
         "name": "image_folder",
@@ -312,18 +313,46 @@ def test_a_run_is_not_judged_by_images_that_it_may_have_been_trained_on(
         writer = checkpoints.CheckpointWriter(workdir, 1, images.identity(open_source(config)))
         writer.save(create_train_state(config, jax.random.key(0)))
         writer.close()
+    return arguments
 
-    def evaluated(*_):
-        raise UserError("evaluated")
+
+@pytest.fixture
+def _evaluated_in_a_word(monkeypatch):
+    """What would be evaluated is told by its test images and classes alone."""
+
+    def evaluated(config, state, source, workdir):
+        raise UserError(f"evaluated: {source.num_test} {' '.join(source.class_names)}")
 
     monkeypatch.setattr(evaluate, "evaluate", evaluated)
+
+
+@pytest.mark.usefixtures("_evaluated_in_a_word")
+def test_a_run_is_not_judged_by_images_that_it_may_have_been_trained_on(
+    run_on_folder, tmp_path, capsys
+):
+    arguments = run_on_folder
     assert run_main(*arguments) == 2
-    assert capsys.readouterr().err == "evaluated\n"
+    assert capsys.readouterr().err == "evaluated: 6 blue green red\n"
     blue = tmp_path / "data" / "train" / "blue"
     (blue / "00.jpg").rename(blue / "zz.jpg")
     assert run_main(*arguments) == 2
     error = capsys.readouterr().err
     assert "'holdout' and 'test', cut from the same folder, may hold" in error
+    assert len(error.splitlines()) == 1
+
+
+@pytest.mark.usefixtures("_evaluated_in_a_word")
+def test_test_images_alone_are_judged_by_the_classes_of_the_run(run_on_folder, tmp_path, capsys):
+    data = tmp_path / "data"
+    shutil.rmtree(data / "train")
+    write_split(data / "test", 3, 0)
+    shutil.rmtree(data / "test" / "blue")
+    assert run_main(*run_on_folder) == 2
+    assert capsys.readouterr().err.endswith("evaluated: 6 blue green red\n")
+    (data / "test" / "red").rename(data / "test" / "pink")
+    assert run_main(*run_on_folder) == 2
+    error = capsys.readouterr().err
+    assert "'pink': not among the classes trained on, 'blue', 'green', 'red'" in error
     assert len(error.splitlines()) == 1
 
 

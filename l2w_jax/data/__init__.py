@@ -3,6 +3,8 @@
 Only this package knows about TensorFlow, and imports it only where it reads files through it.
 """
 
+from collections.abc import Sequence
+
 from ml_collections import ConfigDict
 
 from l2w_jax.data.source import Batch, Source
@@ -10,8 +12,13 @@ from l2w_jax.data.source import Batch, Source
 __all__ = ["Batch", "Source", "open_source"]
 
 
-def open_source(config: ConfigDict) -> Source:
+def open_source(config: ConfigDict, known_classes: Sequence[str] | None = None) -> Source:
     """Opens the data set that `config.dataset` names and splits it.
+
+    Args:
+        config: a run's configuration.
+        known_classes: the names of the classes that its network was trained on, by number; None
+            where there are none yet. They number those of a folder that has no training images.
 
     Raises:
         UserError: it is not there or not as the configuration says; before any training.
@@ -32,5 +39,5 @@ def open_source(config: ConfigDict) -> Source:
     if config.dataset.name == "image_folder":
         from l2w_jax.data.image_folder import open_image_folder
 
-        return open_image_folder(config)
+        return open_image_folder(config, known_classes)
     raise ValueError(f"unknown data set {config.dataset.name!r}")

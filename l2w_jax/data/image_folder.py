@@ -69,14 +69,14 @@ class CompleteSplits(NamedTuple):
     origins: dict[str, Origin]
 
 
-def open_image_folder(config: ConfigDict) -> Source:
-    """Opens the folder `config.dataset.data_dir`.
+def open_image_folder(config: ConfigDict, known_classes: Sequence[str] | None = None) -> Source:
+    """Opens the folder `config.dataset.data_dir`; see `open_source` for the arguments.
 
     Raises:
         UserError: the folder or one of its classes is missing, unreadable or empty, or does not
             agree with the configuration.
     """
-    found = list_images(Path(config.dataset.data_dir).expanduser())
+    found = list_images(Path(config.dataset.data_dir).expanduser(), known_classes)
     class_names = found.class_names
     if len(class_names) != config.dataset.num_classes:
         folder = found.folders.get("train") or " and ".join(found.folders.values())
@@ -104,12 +104,13 @@ def open_image_folder(config: ConfigDict) -> Source:
     return source
 
 
-def list_images(folder: Path) -> FoundImages:
+def list_images(folder: Path, known_classes: Sequence[str] | None = None) -> FoundImages:
     """Returns the files of each split that is there, in alphabetical order, and the class names.
 
-    Classes are numbered in the alphabetical order of the folders in "train", or in the others where
-    there is no "train". Names that differ only in how their letters are composed are one class.
-    Files and folders that are not used are told in a warning each.
+    Classes are numbered in the alphabetical order of the folders in "train". Where there is no
+    "train", those known are the classes, in their order; where none are known, the other folders
+    are, in alphabetical order. Names that differ only in how their letters are composed are one
+    class. Files and folders that are not used are told in a warning each.
     """
     if not folder.is_dir():
         raise UserError(f"config.dataset.data_dir: {folder} is not allowed: must be a folder")
@@ -118,17 +119,40 @@ def list_images(folder: Path) -> FoundImages:
         raise UserError(f"{folder}: split 'train' is missing: must hold train/CLASS/*.jpg")
     skipped: Counter[str] = Counter()
     classes = {split: _class_folders(folder / name, skipped) for split, name in folders.items()}
-    of_classes = [classes["train"]] if "train" in classes else classes.values()
-    class_names = sorted(set().union(*of_classes))
+    class_names = _class_names(folder, classes, known_classes)
     found = {
         split: _list_split(folder / folders[split], of_split, class_names, skipped)
         for split, of_split in classes.items()
     }
     if skipped:
         _logger.warning("%s: %s", folder, walk.skipped_line(skipped))
-    # A name that is not UTF-8 could be neither logged nor put into a report.
-    readable = tuple(os.fsencode(name).decode(errors="replace") for name in class_names)
-    return FoundImages(folder, found, folders, readable)
+    return FoundImages(folder, found, folders, tuple(map(_readable, class_names)))
+
+
+def _class_names(
+    folder: Path,
+    classes: Mapping[str, Mapping[str, Sequence[str]]],
+    known: Sequence[str] | None,
+) -> list[str]:
+    """Returns the names of the class folders, by number; one that is known may be absent."""
+    if "train" in classes:
+        return sorted(classes["train"])
+    found = sorted(set().union(*classes.values()))
+    if known is None:
+        return found
+    names = {_readable(name): name for name in found}
+    if unknown := sorted(names.keys() - set(known)):
+        raise UserError(
+            f"{folder}: {some(unknown)}: not among the classes trained on, {some(known)}; give "
+            "class folders the names of these, or name another folder with "
+            "--config.dataset.data_dir"
+        )
+    return [names.get(name, name) for name in known]
+
+
+def _readable(name: str) -> str:
+    # One that is not UTF-8 could be neither logged nor put into a report.
+    return os.fsencode(name).decode(errors="replace")
 
 
 def _digest(images: ImageFiles, root: Path) -> str:

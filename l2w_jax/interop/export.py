@@ -135,9 +135,9 @@ def _images_of(
         UserError: the data set is not there or another one by now, or no image sets thresholds.
     """
     from l2w_jax.data import open_source
-    from l2w_jax.run.images import check_to_judge_by
+    from l2w_jax.run.images import check_to_judge_by, known_classes
 
-    source = open_source(config)
+    source = open_source(config, known_classes(workdir))
     check_to_judge_by(source, workdir, step)
     split = config.dataset.thresholds_from
     if split == "holdout" and not source.num_holdout:

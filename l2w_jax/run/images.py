@@ -26,6 +26,12 @@ def identity(source: Source) -> dict[str, Any]:
     }
 
 
+def known_classes(workdir: Path) -> list[str] | None:
+    """The classes that a run's network was trained on, by number; None where no checkpoint says."""
+    records = (checkpoints.trained_on(workdir, step) for step in checkpoints.saved_steps(workdir))
+    return next((names for record in records if (names := record["class_names"])), None)
+
+
 def check_to_train_on(source: Source, workdir: Path, step: int) -> None:
     """Looks whether a run trained up to a step, 0 for a new one, would go on with its images.
 

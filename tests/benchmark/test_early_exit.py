@@ -126,7 +126,7 @@ def test_files_lie_beside_the_run(tiny_network, evaluation, tmp_path, monkeypatc
     for name, value in {
         "restore_evaluated": lambda config, workdir, evaluation: State,
         "create_network": lambda config: model,
-        "open_source": lambda config: source,
+        "open_source": lambda config, known_classes: source,
     }.items():
         monkeypatch.setattr(early_exit_benchmark, name, value)
     latency = benchmark_early_exit(tmp_path, batch_sizes=[4, 32], repeats=1)

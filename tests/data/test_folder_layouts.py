@@ -1,6 +1,8 @@
 """Folders as people lay them out: which becomes which split, and what is told of the rest."""
 
 import itertools
+import os
+import shutil
 import unicodedata
 from pathlib import Path
 
@@ -76,6 +78,49 @@ def test_test_images_alone_can_be_evaluated_on(tmp_path, augmentation):
     np.testing.assert_array_equal(seen["image"].mean(axis=(1, 2)).argmax(axis=1), 2 - seen["label"])
     assert list(source.evaluation_batches("holdout", 4)) == []
     np.testing.assert_array_equal(source.train_class_counts, [0, 0, 0])
+
+
+@pytest.mark.parametrize("absent", COLOURS)
+@pytest.mark.parametrize("augmentation", ["resized_crop", "crop"])
+def test_without_training_images_the_known_classes_number_those_at_hand(
+    augmentation, absent, tmp_path, caplog
+):
+    write_split(tmp_path / "test", 4, 0)
+    config = folder_config(tmp_path, augmentation=augmentation)
+    whole = everything(open_source(config), "test")
+    shutil.rmtree(tmp_path / "test" / absent)
+    source = open_source(config, ("blue", "green", "red"))
+    assert source.class_names == ("blue", "green", "red")
+    others = whole["label"] != source.class_names.index(absent)
+    for part in ("image", "label"):
+        np.testing.assert_array_equal(everything(source, "test")[part], whole[part][others])
+    assert f"classes without an image to test on: '{absent}'" in caplog.text
+
+
+def test_known_classes_keep_their_order_and_need_not_be_utf8(tmp_path):
+    write_split(tmp_path / "test", 4, 0)
+    green = os.fsencode(tmp_path) + b"/test/gr\xfcn"
+    os.rename(tmp_path / "test" / "green", green)
+    names = ("red", "gr\ufffdn", "blue")
+    source = open_source(folder_config(tmp_path), names)
+    assert source.class_names == names
+    seen = everything(source, "test")
+    np.testing.assert_array_equal(seen["image"].mean(axis=(1, 2)).argmax(axis=1), seen["label"])
+
+
+def test_without_training_images_other_classes_than_the_known_are_refused_in_one_line(tmp_path):
+    write_split(tmp_path / "test", 4, 0)
+    for name in ("green", "red"):
+        (tmp_path / "test" / name).rename(tmp_path / "test" / f"{name}ish")
+    message = r"'greenish', 'redish': not among the classes trained on, 'blue', 'green', 'red'; "
+    with pytest.raises(UserError, match=message) as raised:
+        open_source(folder_config(tmp_path), ("blue", "green", "red"))
+    assert "\n" not in str(raised.value)
+
+
+def test_training_images_number_the_classes_whatever_is_known(folder):
+    source = open_source(folder_config(folder), ("other", "names", "known"))
+    assert source.class_names == ("blue", "green", "red")
 
 
 def test_folders_that_play_no_part_are_named_once(folder, caplog):

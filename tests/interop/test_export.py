@@ -150,7 +150,7 @@ def test_a_run_is_exported_in_8_bits_with_what_that_costs(run_folder, tmp_path, 
     pytest.importorskip("onnxruntime")
     workdir, _ = run_folder
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "open_source", TinySource)
+        patch.setattr(data, "open_source", lambda config, known_classes: TinySource(config))
         export.main([f"--workdir={workdir}", f"--output={tmp_path}", "--format=onnx", "--quantize"])
     out = capsys.readouterr().out.splitlines()
     names = [line[:24].strip() for line in out]

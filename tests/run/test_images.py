@@ -103,6 +103,15 @@ def test_a_network_is_not_given_other_classes_than_it_was_trained_on(new_name, f
     images.check_to_train_on(reopened(), workdir, 0)
 
 
+def test_the_classes_of_a_run_are_known_from_its_checkpoints(folder, workdir):
+    assert images.known_classes(workdir) is None
+    for step, identity in ((1, {}), (2, {"class_names": ["cat", "dog"]})):
+        writer = checkpoints.CheckpointWriter(workdir, 2, identity)
+        writer.save(State(np.int32(step)))
+        writer.close()
+        assert images.known_classes(workdir) == identity.get("class_names")
+
+
 def test_checkpoints_that_say_less_are_taken_at_their_word(workdir):
     writer = checkpoints.CheckpointWriter(workdir, 1, {"num_train": 30})
     writer.save(State(np.int32(STEP)))
