@@ -21,7 +21,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from l2w_jax.config.choices import holdout_fault
-from l2w_jax.data import order, splits, walk
+from l2w_jax.data import copies, order, splits, walk
 from l2w_jax.data.bad_images import BadImages
 from l2w_jax.data.reading import read_evaluation_batches
 from l2w_jax.data.source import (
@@ -95,6 +95,8 @@ def open_image_folder(config: ConfigDict, known_classes: Sequence[str] | None = 
             config.dataset.data_dir,
             some([class_names[label] for label in untested]),
         )
+    if copied := copies.copies_line(complete.images, found.root):
+        _logger.warning("%s", copied)
     if config.dataset.augmentation == "resized_crop":
         source = StreamingSource(config, complete.images, class_names, complete.origins)
         used = complete.images

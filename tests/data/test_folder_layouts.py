@@ -159,7 +159,7 @@ def test_every_class_keeps_an_image_to_train_on_and_the_untested_are_named(folde
     for name, count in (("one", 1), ("two", 2)):
         (folder / "train" / name).mkdir()
         for i in range(count):
-            photo(i, 40, 40).save(folder / "train" / name / f"{i}.png")
+            photo(count + i, 40, 40).save(folder / "train" / name / f"{i}.png")
     source = open_source(folder_config(folder, num_classes=5, holdout=15, batch_size=4))
     assert source.class_names == ("blue", "green", "one", "red", "two")
     assert (source.train_class_counts >= 1).all()
