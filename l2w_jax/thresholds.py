@@ -107,6 +107,7 @@ def choose(arguments: argparse.Namespace, evaluation: results.Evaluation) -> dic
         # JSON has no infinity; nothing but the full network is without a q.
         "q": choice.q if math.isfinite(choice.q) else None,
         "step": evaluation.step,
+        "network": evaluation.network,
         "thresholds_from": evaluation.thresholds_from,
         "thresholds_images": len(evaluation.threshold_images().labels),
         "expected": evaluation.outcome(evaluation.threshold_images(), choice.thresholds, rule),

@@ -241,6 +241,19 @@ def test_thresholds_lie_beside_the_checkpoint_and_can_be_read_back(tmp_path, cap
         results.read_policy(tmp_path, evaluation)
 
 
+def test_thresholds_of_another_network_are_refused_where_its_step_is_the_same_too(tmp_path):
+    write_run(tmp_path / "one", network="one")
+    other = write_run(tmp_path / "other", network="other")
+    chosen_in(tmp_path / "one", "--risk=0.05")
+    path = tmp_path / "one" / "thresholds.json"
+    with pytest.raises(UserError, match=r"thresholds\.json is of another network of step 5 than"):
+        results.read_policy(path, other)
+    # Who has no checksum, as in files of earlier versions, has a step at least.
+    assert results.read_policy(path, dataclasses.replace(other, network=None))
+    with pytest.raises(UserError, match="is of step 5, but the run was last evaluated at step 6"):
+        results.read_policy(path, dataclasses.replace(other, network=None, step=6))
+
+
 def test_thresholds_of_before_there_were_rules_are_probabilities(tmp_path):
     path = tmp_path / "thresholds.json"
     path.write_text('{"thresholds": [0.5, 0.5, 0]}')

@@ -49,11 +49,11 @@ def benchmark_early_exit(
         repeats: how often each is timed; the median counts.
 
     Returns:
-        What latency.json holds: device, step of the network, and for each batch size and runtime
-        the time per image in ms of the full network (full_ms; in JAX in one piece), of stopping at
-        each exit (exits: exit, ms, top1) and along the budgeted curve (budgeted: q, ms, mul_adds,
-        top1). Timed are images from all over the test split; mul-adds and accuracies are those of
-        all of it, in JAX.
+        What latency.json holds: device, step and checksum of the network, and for each batch size
+        and runtime the time per image in ms of the full network (full_ms; in JAX in one piece), of
+        stopping at each exit (exits: exit, ms, top1) and along the budgeted curve (budgeted: q, ms,
+        mul_adds, top1). Timed are images from all over the test split; mul-adds and accuracies are
+        those of all of it, in JAX.
 
     Raises:
         UserError: the folder is not that of an evaluated run, its data are not there, or a runtime
@@ -78,6 +78,7 @@ def benchmark_early_exit(
     return {
         "device": jax.devices()[0].device_kind,
         "step": int(state.step),
+        "network": evaluation.network,
         "batch_sizes": timed,
     }
 

@@ -19,6 +19,7 @@ from l2w_jax.evaluation.predictions import Predictions, predict_all
 from l2w_jax.evaluation.results import Evaluation, SampleWeights
 from l2w_jax.files import told_if_unwritable
 from l2w_jax.models import MultiExitNetwork, create_network
+from l2w_jax.run.arrays import tree_checksum
 from l2w_jax.training.state import TrainState
 from l2w_jax.training.weighting import create_weighting
 
@@ -50,6 +51,7 @@ def evaluate(config: ConfigDict, state: TrainState, source: Source, workdir: Pat
     mul_adds = mul_adds_per_exit(model, config.dataset.image_size)
     evaluation = Evaluation(
         step=int(state.step),
+        network=tree_checksum(state.variables),
         dataset=config.dataset.name,
         class_names=list(source.class_names),
         splits={split: str(origin) for split, origin in source.origins.items()},

@@ -70,6 +70,8 @@ class Evaluation:
         examples: test images that leave at each exit, when about as many leave at each.
         splits: where the images of each split come from, `Source.origins` as texts.
         class_counts: training images of each class of a long-tailed data set.
+        network: checksum of the network's arrays (`arrays.tree_checksum`), by which it is known;
+            None in files of earlier versions.
     """
 
     step: int
@@ -87,6 +89,7 @@ class Evaluation:
     examples: ExitExamples | None = None
     splits: dict[str, str] | None = None
     class_counts: list[int] | None = None
+    network: str | None = None
 
     @property
     def mul_adds(self) -> list[float]:
@@ -153,14 +156,29 @@ class Evaluation:
         exits = first_exits(images.scores(rule), thresholds)
         return operating_point(exits, images.correct, self.mul_adds).row()
 
-    def check_step(self, step: int, what: str) -> None:
-        """Raises UserError if `what` is of another step than the one that was evaluated."""
-        if step != self.step:
-            raise UserError(
-                f"{what} is of step {step}, but the run was last evaluated at step {self.step}; "
-                "evaluate the run (python -m l2w_jax.main with its --config and --workdir, "
-                "--mode=evaluate), then choose thresholds anew"
+    def is_of(self, step: int, network: str | None) -> bool:
+        """Whether the network that was evaluated has this step and this checksum.
+
+        Where a file of an earlier version holds no checksum, its step has to do.
+        """
+        if network is None or self.network is None:
+            return step == self.step
+        return network == self.network
+
+    def check_network(self, step: int, network: str | None, what: str) -> None:
+        """Raises UserError if `what` is of another network than the one that was evaluated."""
+        if self.is_of(step, network):
+            return
+        raise UserError(
+            f"{what} is of "
+            + (
+                f"another network of step {step} than the one that was last evaluated; "
+                if step == self.step
+                else f"step {step}, but the run was last evaluated at step {self.step}; "
             )
+            + "evaluate the run (python -m l2w_jax.main with its --config and --workdir, "
+            "--mode=evaluate), then choose thresholds anew"
+        )
 
     def save(self, workdir: Path) -> None:
         """Writes the files of the folder, each atomically, the one that tells of the others last.
@@ -270,14 +288,14 @@ def read_latency(workdir: Path, evaluation: Evaluation) -> dict[str, Any] | None
     path = workdir / LATENCY_FILE
     try:
         latency = json.loads(path.read_text())
-        of_step = latency.get("step") == evaluation.step
-        if of_step:
+        is_of_network = evaluation.is_of(latency.get("step"), latency.get("network"))
+        if is_of_network:
             _check_latency(latency)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise UserError(f"{path}: is damaged ({error}); delete it or measure again") from error
-    return latency if of_step else None
+    return latency if is_of_network else None
 
 
 def _check_latency(latency: Mapping[str, Any]) -> None:
@@ -301,7 +319,7 @@ def read_policy(path: Path, evaluation: Evaluation) -> rules.ExitPolicy:
 
     Raises:
         UserError: there is no such file, it does not hold a number for each exit or a rule that
-            there is, or it was written for another step.
+            there is, or it was written for another network.
     """
     num_exits = len(evaluation.mul_adds)
     try:
@@ -324,5 +342,7 @@ def read_policy(path: Path, evaluation: Evaluation) -> rules.ExitPolicy:
         raise UserError(
             f"{path}: not a file of thresholds for {num_exits} exits: {error}"
         ) from error
-    evaluation.check_step(content.get("step", evaluation.step), str(path))
+    evaluation.check_network(
+        content.get("step", evaluation.step), content.get("network"), str(path)
+    )
     return rules.ExitPolicy(thresholds, rule, temperatures, has_promise)

@@ -38,6 +38,14 @@ def array_type(array: Any) -> str:
     return f"{np.dtype(array.dtype).name}{list(array.shape)}"
 
 
+def tree_checksum(tree: PyTree) -> str:
+    """Of the names, types, shapes and bytes of all arrays of a tree, the SHA-256."""
+    digest = hashlib.sha256()
+    for name, array in named_arrays(jax.device_get(tree)).items():
+        digest.update(f"{name} {array_type(array)} {array_checksum(array)}\n".encode())
+    return digest.hexdigest()
+
+
 def array_checksum(array: np.ndarray) -> str:
     """Of the bytes of an array, whatever their layout in memory, the SHA-256."""
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()

@@ -12,6 +12,7 @@ from l2w_jax.evaluation.results import Evaluation
 from l2w_jax.models import create_network
 from l2w_jax.models.preprocessing import channel_statistics, normalize
 from l2w_jax.run import checkpoints
+from l2w_jax.run.arrays import tree_checksum
 from l2w_jax.training import TrainState
 from l2w_jax.training.state import untrained_state
 
@@ -35,7 +36,9 @@ def restore_evaluated(config: ConfigDict, workdir: Path, evaluation: Evaluation)
         UserError: as by `restore_best`, or the best checkpoint is another one by now.
     """
     state = restore_best(config, workdir)
-    evaluation.check_step(int(state.step), f"{workdir}: the best checkpoint")
+    evaluation.check_network(
+        int(state.step), tree_checksum(state.variables), f"{workdir}: the best checkpoint"
+    )
     return state
 
 

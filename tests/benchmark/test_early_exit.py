@@ -37,6 +37,7 @@ def evaluation():
     rng = np.random.default_rng(0)
     return made_evaluation(
         anytime=[{"mul_adds": 1e6 * k, "top1": 60.0 + k} for k in (1, 2, 3)],
+        network="of its arrays",
         held_out=made_predictions(rng.random((3, 100)), rng.random((3, 100)) < 0.7),
         test=made_predictions(rng.random((3, 100)), rng.random((3, 100)) < 0.7),
     )
@@ -137,7 +138,7 @@ def test_files_lie_beside_the_run(tiny_network, evaluation, tmp_path, monkeypatc
     tested = {image.tobytes() for image in splits["test"].images}
     assert {image.tobytes() for images in timed for image in images} == tested
     assert latency["device"] == jax.devices()[0].device_kind
-    assert latency["step"] == 7
+    assert (latency["step"], latency["network"]) == (7, "of its arrays")
     assert (tmp_path / "plots" / "latency.png").read_bytes().startswith(b"\x89PNG")
 
 

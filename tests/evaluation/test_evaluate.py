@@ -88,6 +88,18 @@ def test_an_evaluation_says_what_it_is_of(evaluated):
     assert evaluated.shots is None
 
 
+def test_networks_of_one_step_are_told_apart(
+    evaluated, config, source, state, tiny_network, tmp_path
+):
+    network_config = with_network(config, tiny_network[0])
+    again = evaluate.evaluate(network_config, state, source, tmp_path)
+    assert again.network == evaluated.network
+    assert json.loads((tmp_path / "evaluation.json").read_text())["network"] == again.network
+    params = jax.tree.map(lambda array: array * 1.001, state.params)
+    other = evaluate.evaluate(network_config, state.replace(params=params), source, tmp_path)
+    assert (other.step, other.network == again.network) == (again.step, False)
+
+
 def test_what_is_returned_lies_in_the_workdir(evaluated, tmp_path):
     written = {path.name for path in tmp_path.iterdir()}
     assert written == {"anytime.csv", "budgeted.csv", "evaluation.json", "evaluation.npz"}

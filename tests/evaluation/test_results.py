@@ -205,3 +205,13 @@ def test_what_lacks_a_number_is_damaged(folder):
     (folder / "evaluation.json").write_text(json.dumps(summary))
     with pytest.raises(UserError, match=r"evaluation\.json is damaged \('anytime'\)"):
         Evaluation.load(folder)
+
+
+def test_latency_of_another_network_of_the_same_step_is_not_measured(folder):
+    latency = {"device": "cpu", "step": 40, "network": "one", "batch_sizes": []}
+    (folder / "latency.json").write_text(json.dumps(latency))
+    assert results.read_latency(folder, made_evaluation(network="one")) == latency
+    assert results.read_latency(folder, made_evaluation(network="other")) is None
+    # Of an earlier version, which knew a network by its step.
+    assert results.read_latency(folder, made_evaluation()) == latency
+    assert results.read_latency(folder, made_evaluation(step=20)) is None

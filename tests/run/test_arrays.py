@@ -25,3 +25,16 @@ def test_a_checksum_is_of_the_numbers_whatever_their_layout_in_memory():
     array = np.arange(6.0).reshape(2, 3)
     assert arrays.array_checksum(array) == arrays.array_checksum(np.asfortranarray(array))
     assert arrays.array_checksum(array) != arrays.array_checksum(-array)
+
+
+def test_the_checksum_of_a_tree_tells_one_number_and_the_arrays_places():
+    tree = {"bias": jnp.zeros(3), "kernel": jnp.ones(3)}
+    same = {"kernel": np.ones(3, np.float32), "bias": np.zeros(3, np.float32)}
+    assert arrays.tree_checksum(tree) == arrays.tree_checksum(same)
+    others = [
+        {"bias": jnp.ones(3), "kernel": jnp.zeros(3)},
+        {"bias": jnp.zeros(3), "kernel": jnp.array([1.0, 1.0, 1.0 + 1e-6])},
+        {"bias": jnp.zeros((3, 1)), "kernel": jnp.ones(3)},
+        {"bias": jnp.zeros(3, jnp.int32), "kernel": jnp.ones(3)},
+    ]
+    assert len({arrays.tree_checksum(other) for other in [tree, *others]}) == 5

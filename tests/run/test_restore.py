@@ -6,6 +6,7 @@ from written_runs import made_evaluation
 
 from l2w_jax.errors import UserError
 from l2w_jax.run import restore
+from l2w_jax.run.arrays import tree_checksum
 
 
 def test_the_best_checkpoint_is_the_one_to_evaluate(config, undisturbed):
@@ -23,6 +24,12 @@ def test_the_best_checkpoint_is_the_one_to_evaluate(config, undisturbed):
     outdated = made_evaluation(step=best - 5)
     with pytest.raises(UserError, match=f"of step {best}, but .* evaluated at step {best - 5}"):
         restore.restore_evaluated(config, workdir, outdated)
+    network = tree_checksum(restore.restore_best(config, workdir).variables)
+    evaluated = made_evaluation(step=best, network=network)
+    assert restore.restore_evaluated(config, workdir, evaluated).step == best
+    of_others = made_evaluation(step=best, network="of another training up to this step")
+    with pytest.raises(UserError, match=f"best checkpoint is of another network of step {best} "):
+        restore.restore_evaluated(config, workdir, of_others)
 
 
 def test_without_checkpoints_there_is_nothing_to_evaluate(config, tmp_path):
