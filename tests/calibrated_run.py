@@ -39,10 +39,10 @@ class CalibratedRun(NamedTuple):
         patch.setattr(stored, "read_config", lambda workdir: config)
         patch.setattr(data, "open_source", lambda config, known_classes: self.source)
 
-    def train_on_others(self, patch):
-        """Has commands find other training images than those of the checkpoint."""
+    def find_others(self, patch, split):
+        """Has commands find other images of a split than the run was trained and evaluated with."""
         others = copy.copy(self.source)
-        others.digests = {"train": "of others"}
+        others.digests = {**self.source.digests, split: "of others"}
         patch.setattr(data, "open_source", lambda config, known_classes: others)
 
     def scores(self, split):
@@ -82,7 +82,7 @@ def write(workdir, network, patch):
         for seed, split in enumerate(("train", "holdout", "test"))
     }
     source = MemorySource(config, splits, ("a", "b", "c", "d"))
-    source.digests = {"train": "of these"}
+    source.digests = {split: f"of {split}" for split in splits}
     state = create_train_state(config, jax.random.key(0)).replace(
         step=np.int32(STEP), params=variables["params"], batch_stats=variables["batch_stats"]
     )

@@ -185,9 +185,21 @@ def test_times_are_those_of_one_image_as_the_run_takes_it(calibrated_run, tmp_pa
 def test_images_that_the_run_may_have_been_trained_on_fit_no_temperature(
     calibrated_run, tmp_path, monkeypatch
 ):
-    calibrated_run.train_on_others(monkeypatch)
+    calibrated_run.find_others(monkeypatch, "train")
     output = tmp_path / "thresholds.json"
     with pytest.raises(UserError, match="'holdout', cut from the same folder, may hold some"):
+        chosen_in(calibrated_run.workdir, "--calibrate", "--q=1", output=output)
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("split", ["holdout", "test"])
+def test_images_that_the_run_was_not_evaluated_with_fit_no_temperature(
+    split, calibrated_run, tmp_path, monkeypatch
+):
+    """Of a run that was evaluated with images of another folder than its own."""
+    calibrated_run.find_others(monkeypatch, split)
+    output = tmp_path / "thresholds.json"
+    with pytest.raises(UserError, match=f"was last evaluated with other images of split '{split}'"):
         chosen_in(calibrated_run.workdir, "--calibrate", "--q=1", output=output)
     assert not output.exists()
 

@@ -20,7 +20,7 @@ from l2w_jax.interop.exported_folder import ImageFormat
 from l2w_jax.models import create_network
 from l2w_jax.models.preprocessing import channel_statistics
 from l2w_jax.report import figures, png
-from l2w_jax.run.images import check_to_judge_by, known_classes
+from l2w_jax.run.images import check_evaluated, check_to_judge_by, known_classes
 from l2w_jax.run.restore import restore_evaluated
 
 BATCH_SIZES = (1, 32, 256)
@@ -69,6 +69,7 @@ def benchmark_early_exit(
     made = [RUNTIMES[name](model, state.variables, image_format) for name in runtimes]
     source = open_source(config, known_classes(workdir))
     check_to_judge_by(source, workdir, evaluation.step)
+    check_evaluated(source, workdir, evaluation, ("test",))
     timed = []
     for batch_size in batch_sizes:
         count = batch_size * -(-LEAST_IMAGES // batch_size)

@@ -1,6 +1,7 @@
 """Evaluation of a trained network: every exit by itself, and with images leaving early."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -13,6 +14,7 @@ from l2w_jax.early_exit import mul_adds_per_exit
 from l2w_jax.early_exit.budget import budgeted_curve_from_confidences
 from l2w_jax.early_exit.calibration import calibration_table
 from l2w_jax.early_exit.selection import are_shifted, percentages, shares_of
+from l2w_jax.errors import UserError
 from l2w_jax.evaluation.classes import shot_groups
 from l2w_jax.evaluation.exit_examples import read_examples
 from l2w_jax.evaluation.predictions import Predictions, predict_all
@@ -30,8 +32,9 @@ MAX_IMAGES_WEIGHTED = 5000
 def evaluate(config: ConfigDict, state: TrainState, source: Source, workdir: Path) -> Evaluation:
     """Evaluates a state on the test images; the first process saves the results in the workdir.
 
-    Without images to set thresholds from, as where only test images are at hand, all but the
-    anytime table is left out.
+    Without images to set thresholds from, as where only test images are at hand, those of the last
+    evaluation in the workdir do where it is of the same network; else all but the anytime table is
+    left out.
 
     Args:
         config: a run's configuration.
@@ -40,7 +43,7 @@ def evaluate(config: ConfigDict, state: TrainState, source: Source, workdir: Pat
         workdir: the folder of the run.
 
     Returns:
-        The results, with examples in the first process only.
+        The results, with examples and what an earlier evaluation lends in the first process only.
 
     Raises:
         UserError: an answer is not finite.
@@ -55,6 +58,7 @@ def evaluate(config: ConfigDict, state: TrainState, source: Source, workdir: Pat
         dataset=config.dataset.name,
         class_names=list(source.class_names),
         splits={split: str(origin) for split, origin in source.origins.items()},
+        digests=dict(source.digests) or None,
         thresholds_from=thresholds_split,
         anytime=anytime_table(test, mul_adds),
         budgeted=[],
@@ -69,20 +73,57 @@ def evaluate(config: ConfigDict, state: TrainState, source: Source, workdir: Pat
     if {"train": source.num_train, "holdout": source.num_holdout}[thresholds_split]:
         held_out = predict_all(config, model, state.variables, source, thresholds_split)
         evaluation = dataclasses.replace(
-            evaluation,
-            budgeted=budgeted_curve_from_confidences(
-                held_out.log_odds, test.log_odds, test.correct, mul_adds
-            ),
-            held_out=held_out,
+            _with_curve(evaluation, held_out),
             sample_weights=sample_weights(config, model, state, held_out),
         )
     if jax.process_index() == 0:
+        if evaluation.held_out is None:
+            evaluation = _with_answers_kept(evaluation, workdir)
         if evaluation.held_out is not None:
             examples = read_examples(source, test, evaluation.even_thresholds())
             evaluation = dataclasses.replace(evaluation, examples=examples)
         with told_if_unwritable(workdir):
             evaluation.save(workdir)
     return evaluation
+
+
+def _with_curve(evaluation: Evaluation, held_out: Predictions) -> Evaluation:
+    """The evaluation with answers to images that set thresholds, and the curve that they make."""
+    test = evaluation.test
+    curve = budgeted_curve_from_confidences(
+        held_out.log_odds, test.log_odds, test.correct, evaluation.mul_adds
+    )
+    return dataclasses.replace(evaluation, held_out=held_out, budgeted=curve)
+
+
+def _with_answers_kept(evaluation: Evaluation, workdir: Path) -> Evaluation:
+    """The evaluation with what the last one in the workdir knows of images that set thresholds.
+
+    As it is where there is none of the same network with such images.
+    """
+    try:
+        last = Evaluation.load(workdir)
+    except UserError:
+        return evaluation
+    if last.held_out is None or not evaluation.is_of(last.step, last.network):
+        return evaluation
+    split = last.thresholds_from
+    return dataclasses.replace(
+        _with_curve(evaluation, last.held_out),
+        thresholds_from=split,
+        sample_weights=last.sample_weights,
+        splits=_with_split_of(evaluation.splits, last.splits, split),
+        digests=_with_split_of(evaluation.digests, last.digests, split),
+        held_out_kept=True,
+    )
+
+
+def _with_split_of(
+    texts: Mapping[str, str] | None, last: Mapping[str, str] | None, split: str
+) -> dict[str, str] | None:
+    """The texts with that of a split as it was last; without it where it is not known."""
+    merged = {**(texts or {}), split: (last or {}).get(split)}
+    return {name: text for name, text in merged.items() if text is not None} or None
 
 
 def anytime_table(
@@ -173,6 +214,7 @@ def summary_lines(evaluation: Evaluation) -> list[str]:
         f"mul-adds ({100 * point['mul_adds'] / evaluation.mul_adds[-1]:.0f}% of the last exit's), "
         f"with the cheapest thresholds that lose no accuracy on the "
         f"{len(evaluation.held_out.labels)} images of {evaluation.thresholds_from!r}"
+        + (", kept from an earlier evaluation" if evaluation.held_out_kept else "")
     )
     asked = shares_of(choice.q, len(evaluation.mul_adds))
     found = np.array([point[f"share_{k}"] for k in range(1, len(asked) + 1)])

@@ -72,6 +72,9 @@ class Evaluation:
         class_counts: training images of each class of a long-tailed data set.
         network: checksum of the network's arrays (`arrays.tree_checksum`), by which it is known;
             None in files of earlier versions.
+        digests: of the images of each split (`Source.digests`), where they tell them from others.
+        held_out_kept: whether `held_out` is of an earlier evaluation of the network, since this one
+            was without such images. It is these that `splits` and `digests` tell of.
     """
 
     step: int
@@ -90,6 +93,8 @@ class Evaluation:
     splits: dict[str, str] | None = None
     class_counts: list[int] | None = None
     network: str | None = None
+    digests: dict[str, str] | None = None
+    held_out_kept: bool = False
 
     @property
     def mul_adds(self) -> list[float]:
@@ -214,7 +219,7 @@ class Evaluation:
         summary = {
             field.name: value
             for field in _summary_fields()
-            if (value := getattr(self, field.name)) is not None
+            if (value := getattr(self, field.name)) != field.default
         }
         summary["test_images"] = len(self.test.labels)
         summary["thresholds_images"] = 0 if self.held_out is None else len(self.held_out.labels)

@@ -38,6 +38,7 @@ from l2w_jax.early_exit.calibration import calibrated
 from l2w_jax.early_exit.predictor import BATCH_SIZES
 from l2w_jax.early_exit.stages import StageFunction, folded_variables, narrowed, stage_function
 from l2w_jax.errors import UserError
+from l2w_jax.evaluation.results import Evaluation
 from l2w_jax.files import told_if_unwritable, write_arrays, write_atomically, write_json
 from l2w_jax.interop.exported_folder import (
     ImageFormat,
@@ -63,7 +64,6 @@ def main(argv: Sequence[str]) -> None:
         UserError: an argument is wrong, the run is not evaluated or has no good checkpoint, or the
             folder cannot be written.
     """
-    from l2w_jax.evaluation.results import Evaluation
     from l2w_jax.predict import choose_policy
 
     arguments = _parse(argv)
@@ -101,7 +101,7 @@ def main(argv: Sequence[str]) -> None:
         from l2w_jax.interop.export_onnx import export_quantized
 
         config.dataset.thresholds_from = evaluation.thresholds_from
-        images = _images_of(config, arguments.workdir, evaluation.step)
+        images = _images_of(config, arguments.workdir, evaluation)
         with told_if_unwritable(arguments.output, "--output="):
             summary = export_quantized(*exported, rule, *images, evaluation.mul_adds)
         print("\n".join(summary))
@@ -127,19 +127,21 @@ def _make_folder(path: Path) -> None:
 
 
 def _images_of(
-    config: ConfigDict, workdir: Path, step: int
+    config: ConfigDict, workdir: Path, evaluation: Evaluation
 ) -> tuple[NDArray[np.uint8], tuple[NDArray[np.uint8], NDArray[np.int32]]]:
     """Images of a run that set thresholds, [N, H, W, 3], and test images with their labels.
 
     Raises:
-        UserError: the data set is not there or another one by now, or no image sets thresholds.
+        UserError: the data set is not there, another one by now or not the one that set the run's
+            thresholds, or no image sets thresholds.
     """
     from l2w_jax.data import open_source
-    from l2w_jax.run.images import check_to_judge_by, known_classes
+    from l2w_jax.run.images import check_evaluated, check_to_judge_by, known_classes
 
     source = open_source(config, known_classes(workdir))
-    check_to_judge_by(source, workdir, step)
+    check_to_judge_by(source, workdir, evaluation.step)
     split = config.dataset.thresholds_from
+    check_evaluated(source, workdir, evaluation, (split,))
     if split == "holdout" and not source.num_holdout:
         raise UserError(
             "--quantize: sets thresholds anew by held-out images, and this run has none"

@@ -80,7 +80,8 @@ def results_table(runs: Sequence[Run]) -> Table:
         if evaluation.held_out is not None:
             point = evaluation.outcome(evaluation.test, evaluation.without_loss.thresholds)
             early = [f"{point['top1']:.2f}", f"{point['mul_adds'] / 1e6:.2f}"]
-            images = f"{len(evaluation.held_out.labels)} ({evaluation.thresholds_from})"
+            kept = ", of an earlier evaluation" if evaluation.held_out_kept else ""
+            images = f"{len(evaluation.held_out.labels)} ({evaluation.thresholds_from}{kept})"
         rows.append(
             [
                 run.name,

@@ -5,6 +5,7 @@ number, which would get a name that it was not trained for.
 """
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ml_collections import ConfigDict
 from l2w_jax.config import stored
 from l2w_jax.data import Source
 from l2w_jax.errors import UserError, some
+from l2w_jax.evaluation.results import Evaluation
 from l2w_jax.run import checkpoints, processes
 
 
@@ -87,6 +89,26 @@ def _check_classes(source: Source, workdir: Path, before: list[str] | None) -> N
         f"has {some(others)}; give the class folders their names back, name a data set of the "
         "run's classes with --config.dataset.data_dir, or start a new run with another --workdir"
     )
+
+
+def check_evaluated(
+    source: Source, workdir: Path, evaluation: Evaluation, splits: Sequence[str]
+) -> None:
+    """Looks whether a run was evaluated with the images that a source has in these splits.
+
+    It may have been with those of another folder than the one that its config.json names.
+
+    Raises:
+        UserError: it was with others.
+    """
+    evaluated = evaluation.digests or {}
+    for split in splits:
+        if evaluated.get(split) not in (None, source.digests.get(split)):
+            raise UserError(
+                f"{workdir}: was last evaluated with other images of split {split!r} than the data "
+                "set has that its config.json names; evaluate it with those first (python -m "
+                "l2w_jax.main with its --config and --workdir, --mode=evaluate)"
+            )
 
 
 def seen_by_earlier_runs(config: ConfigDict, source: Source) -> list[str]:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from written_runs import made_evaluation, made_predictions
 
+from l2w_jax import data
 from l2w_jax.benchmark import __main__ as benchmark_command
 from l2w_jax.benchmark import early_exit as early_exit_benchmark
 from l2w_jax.benchmark.early_exit import (
@@ -140,6 +141,13 @@ def test_files_lie_beside_the_run(tiny_network, evaluation, tmp_path, monkeypatc
     assert latency["device"] == jax.devices()[0].device_kind
     assert (latency["step"], latency["network"]) == (7, "of its arrays")
     assert (tmp_path / "plots" / "latency.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_images_that_the_run_was_not_evaluated_with_tell_no_times(calibrated_run, monkeypatch):
+    calibrated_run.find_others(monkeypatch, "test")
+    monkeypatch.setattr(early_exit_benchmark, "open_source", data.open_source)
+    with pytest.raises(UserError, match="was last evaluated with other images of split 'test'"):
+        benchmark_early_exit(calibrated_run.workdir)
 
 
 def test_the_command_prints_json_and_then_names_the_files(monkeypatch, capsys):

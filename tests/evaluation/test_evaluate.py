@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from tiny_images import TEST, all_log_probs, images_of
-from written_runs import made_evaluation, made_predictions
+from written_runs import made_evaluation, made_predictions, write_config
 
 from l2w_jax.data.source import ORIGINS, MemorySource
 from l2w_jax.early_exit import budgeted_curve, exit_shares, find_thresholds, mul_adds_per_exit
-from l2w_jax.early_exit.budget import first_exits
+from l2w_jax.early_exit.budget import budgeted_curve_from_confidences, first_exits
 from l2w_jax.early_exit.calibration import calibration_error
 from l2w_jax.evaluation import evaluate
+from l2w_jax.evaluation.results import Evaluation
 from l2w_jax.training.state import TrainState
 from l2w_jax.training.weighting import create_predictor, create_weighting, num_predictor_inputs
 
@@ -190,6 +191,61 @@ def test_without_held_out_images_there_is_the_anytime_table(
         "evaluation.npz",
     ]
     assert "no images of 'holdout' are at hand" in evaluate.summary_lines(found)[-1]
+
+
+def of_tests_alone(config):
+    """A data set of other test images, and nothing else."""
+    splits = {"train": images_of(0, 0), "holdout": images_of(2, 0), "test": images_of(5, 23)}
+    alone = MemorySource(config, splits, ("a", "b", "c", "d"), ORIGINS)
+    alone.digests = {"train": "none", "holdout": "none", "test": "others"}
+    return alone
+
+
+@pytest.mark.parametrize("split", ["holdout", "train"])
+def test_where_test_images_alone_are_at_hand_the_last_evaluations_others_set_thresholds(
+    split, config, source, state, tiny_network, tmp_path
+):
+    write_config(tmp_path)
+    config.dataset.thresholds_from = split
+    network_config = with_network(config, tiny_network[0])
+    source.digests = {name: f"of {name}" for name in ("train", "holdout", "test")}
+    before = evaluate.evaluate(network_config, state, source, tmp_path)
+    assert not before.held_out_kept
+    config.dataset.thresholds_from = "holdout"
+    for _ in range(2):
+        found = evaluate.evaluate(network_config, state, of_tests_alone(config), tmp_path)
+        kept = Evaluation.load(tmp_path)
+        assert kept.held_out_kept and kept.thresholds_from == split
+        np.testing.assert_array_equal(kept.held_out.log_odds, before.held_out.log_odds)
+        np.testing.assert_array_equal(kept.sample_weights.weights, before.sample_weights.weights)
+        assert kept.splits == {
+            **{"train": "none", "holdout": "none", "test": "test (23 images)"},
+            split: before.splits[split],
+        }
+        digests = {"train": "none", "holdout": "none", "test": "others", split: f"of {split}"}
+        assert kept.digests == digests
+    assert len(found.test.labels) == 23
+    assert found.budgeted == budgeted_curve_from_confidences(
+        before.held_out.log_odds, found.test.log_odds, found.test.correct, found.mul_adds
+    )
+    np.testing.assert_array_equal(found.even_thresholds(), before.even_thresholds())
+    places = {image.tobytes() for image in images_of(5, 23).images}
+    assert {image.tobytes() for image in found.examples.images} <= places
+    *_, line = [line for line in evaluate.summary_lines(found) if "leaving early" in line]
+    count = len(before.held_out.labels)
+    assert line.endswith(f"on the {count} images of '{split}', kept from an earlier evaluation")
+
+
+def test_what_an_evaluation_of_another_network_knows_is_not_kept(
+    config, source, state, tiny_network, tmp_path
+):
+    write_config(tmp_path)
+    network_config = with_network(config, tiny_network[0])
+    params = jax.tree.map(lambda array: array * 1.001, state.params)
+    evaluate.evaluate(network_config, state.replace(params=params), source, tmp_path)
+    found = evaluate.evaluate(network_config, state, of_tests_alone(config), tmp_path)
+    assert (found.held_out, found.budgeted, found.held_out_kept) == (None, [], False)
+    assert not (tmp_path / "budgeted.csv").exists()
 
 
 def test_accuracy_is_split_by_how_often_a_class_was_seen_in_training():

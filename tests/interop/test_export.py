@@ -250,8 +250,23 @@ def test_images_that_the_run_may_have_been_trained_on_set_nothing_in_8_bits(
     calibrated_run, tmp_path, monkeypatch
 ):
     pytest.importorskip("onnxruntime")
-    calibrated_run.train_on_others(monkeypatch)
+    calibrated_run.find_others(monkeypatch, "train")
     command = [f"--workdir={calibrated_run.workdir}", f"--output={tmp_path}", "--format=onnx"]
     with pytest.raises(UserError, match="'holdout', cut from the same folder, may hold some"):
         export.main([*command, "--quantize"])
     assert not list(tmp_path.iterdir())
+
+
+def test_images_that_the_run_was_not_evaluated_with_set_nothing_in_8_bits(
+    calibrated_run, tmp_path, monkeypatch
+):
+    """Of a run that was evaluated with images of another folder than its own."""
+    pytest.importorskip("onnxruntime")
+    command = [f"--workdir={calibrated_run.workdir}", f"--output={tmp_path}", "--format=onnx"]
+    calibrated_run.find_others(monkeypatch, "holdout")
+    with pytest.raises(UserError, match="was last evaluated with other images of split 'holdout'"):
+        export.main([*command, "--quantize"])
+    assert not list(tmp_path.iterdir())
+    # Test images set nothing, and both networks are told by the same ones.
+    calibrated_run.find_others(monkeypatch, "test")
+    export.main([*command, "--quantize"])

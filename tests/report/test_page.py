@@ -76,6 +76,12 @@ def test_results_name_early_exits_that_were_not_chosen_on_test_images(two_runs):
     ] in read(two_runs).rows
 
 
+def test_images_of_an_earlier_evaluation_are_said_to_set_the_thresholds(two_runs):
+    dataclasses.replace(Evaluation.load(two_runs[0]), held_out_kept=True).save(two_runs[0])
+    *_, images, _ = next(row for row in read(two_runs).rows if row[0] == "learned")
+    assert images == "180 (holdout, of an earlier evaluation)"
+
+
 def test_exits_above_the_curve_are_said_to_be(tmp_path):
     folder = write_run(tmp_path / "run")
     evaluation = Evaluation.load(folder)

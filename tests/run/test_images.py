@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from flax import struct
 from image_folders import COLOURS, folder_config, write_split
+from written_runs import made_evaluation
 
 from l2w_jax.config import to_json
 from l2w_jax.data import open_source
@@ -110,6 +111,19 @@ def test_the_classes_of_a_run_are_known_from_its_checkpoints(folder, workdir):
         writer.save(State(np.int32(step)))
         writer.close()
         assert images.known_classes(workdir) == identity.get("class_names")
+
+
+def test_images_of_another_folder_are_not_those_that_a_run_was_evaluated_with(folder, workdir):
+    source = open_source(folder_config(folder, augmentation="none"))
+    evaluation = made_evaluation(digests=dict(source.digests))
+    add_one(folder)
+    changed = open_source(folder_config(folder, augmentation="none"))
+    splits = ("train", "holdout", "test")
+    images.check_evaluated(source, workdir, evaluation, splits)
+    with pytest.raises(UserError, match=f"{workdir}: was last evaluated with other images of spl"):
+        images.check_evaluated(changed, workdir, evaluation, splits)
+    # Evaluations of earlier versions do not say, and other data sets are always the same.
+    images.check_evaluated(changed, workdir, made_evaluation(), splits)
 
 
 def test_checkpoints_that_say_less_are_taken_at_their_word(workdir):
