@@ -21,7 +21,7 @@ from l2w_jax.evaluation.predictions import Predictions, predict_all
 from l2w_jax.evaluation.results import Evaluation, SampleWeights
 from l2w_jax.files import told_if_unwritable
 from l2w_jax.models import MultiExitNetwork, create_network
-from l2w_jax.run.arrays import tree_checksum
+from l2w_jax.training.arrays import tree_checksum
 from l2w_jax.training.state import TrainState
 from l2w_jax.training.weighting import create_weighting
 

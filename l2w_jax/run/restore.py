@@ -12,8 +12,8 @@ from l2w_jax.evaluation.results import Evaluation
 from l2w_jax.models import create_network
 from l2w_jax.models.preprocessing import channel_statistics, normalize
 from l2w_jax.run import checkpoints
-from l2w_jax.run.arrays import tree_checksum
 from l2w_jax.training import TrainState
+from l2w_jax.training.arrays import tree_checksum
 from l2w_jax.training.state import untrained_state
 
 
