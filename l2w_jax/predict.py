@@ -1,12 +1,14 @@
 """Classifies image files, each with as much of the network as it takes.
 
-    python -m l2w_jax.predict --workdir=RUN [--thresholds=FILE] [--json] IMAGE|FOLDER ...
+    python -m l2w_jax.predict --workdir=RUN [--thresholds=FILE] [--top-k=N] [--json]
+        IMAGE|FOLDER ...
 
 Prints, for every image, its class, how confident the network is, at which exit it left and the
 share of the full network's mul-adds that this saved: as a table, or with --json as one JSON object
-a line. Folders are searched for images of all kinds, their sub-folders too, and links are followed;
-the other files in them are counted. A file that is no image is reported, the rest go on, and the
-exit status is 1.
+a line. With --top-k=N the N most probable classes at that exit are given, each with its
+probability: in the table in lines below, in JSON as "top". Folders are searched for images of all
+kinds, their sub-folders too, and links are followed; the other files in them are counted. A file
+that is no image is reported, the rest go on, and the exit status is 1.
 
 Thresholds are those of --thresholds, or else of RUN/thresholds.json; without either, the cheapest
 with which stopping early lost no accuracy on the run's held-out images.
@@ -49,6 +51,11 @@ def main(argv: Sequence[str]) -> None:
     arguments = _parse(argv)
     config = stored.read_config(arguments.workdir)
     evaluation = results.Evaluation.load(arguments.workdir)
+    if arguments.top_k is not None and not 1 <= arguments.top_k <= len(evaluation.class_names):
+        raise UserError(
+            f"--top-k={arguments.top_k} is not allowed: must be from 1 to "
+            f"{len(evaluation.class_names)}, the classes of the run"
+        )
     policy = choose_policy(arguments.workdir, arguments.thresholds, evaluation)
     skipped: Counter[str] = Counter()
     unreadable: list[UserError] = []
@@ -65,7 +72,7 @@ def main(argv: Sequence[str]) -> None:
     # Imported late: it brings Orbax and clu, which take seconds.
     from l2w_jax.run.restore import restore_predictor
 
-    predictor = restore_predictor(config, arguments.workdir, evaluation, policy)
+    predictor = restore_predictor(config, arguments.workdir, evaluation, policy, arguments.top_k)
     found = failed = 0
     for answer in answers(itertools.chain(first, files), config, predictor, evaluation):
         if "error" in answer and not arguments.json:
@@ -75,7 +82,7 @@ def main(argv: Sequence[str]) -> None:
         else:
             if not found:
                 print(TABLE_HEADER)
-            print(table_row(answer, evaluation))
+            print("\n".join(table_rows(answer, evaluation)))
         found += "error" not in answer
         failed += "error" in answer
     _tell_of_others(skipped, unreadable)
@@ -131,10 +138,13 @@ def answers(
 ) -> Iterator[dict[str, Any]]:
     """For each file, in order: file, class, confidence, exit (from 1) and saved, or an error.
 
+    Where several classes of each are predicted, "top" has class and confidence of them all.
+
     Args:
         files: what to classify.
         config: that of the run.
-        predict: from images uint8 [N, size, size, 3] to labels, exits and confidences.
+        predict: from images uint8 [N, size, size, 3] to labels, exits and confidences, as
+            `EarlyExitPredictor` gives them.
         evaluation: that of the run.
     """
     # Imported late: it brings TensorFlow, which takes seconds.
@@ -157,30 +167,40 @@ def answers(
             if file in errors:
                 yield {"file": str(file), "error": errors[file]}
             else:
-                label, exit_index, confidence = decided[file]
+                labels, exit_index, confidences = decided[file]
+                top = [
+                    {"class": class_names[label], "confidence": float(confidence)}
+                    for label, confidence in zip(
+                        np.atleast_1d(labels), np.atleast_1d(confidences), strict=True
+                    )
+                ]
                 yield {
                     "file": str(file),
-                    "class": class_names[label],
-                    "confidence": float(confidence),
+                    **top[0],
                     "exit": int(exit_index) + 1,
                     "saved": float(saved[exit_index]),
+                    **({"top": top} if np.ndim(labels) else {}),
                 }
 
 
-def table_row(answer: dict[str, Any], evaluation: results.Evaluation) -> str:
-    """One line of the table, under TABLE_HEADER."""
+def table_rows(answer: dict[str, Any], evaluation: results.Evaluation) -> list[str]:
+    """One line of the table, under TABLE_HEADER, and one for each further class."""
     of_exits = f"{answer['exit']}/{len(evaluation.mul_adds)}"
     file = answer["file"].replace("\n", "\\n")
-    return (
-        f"{answer['class']:<20} {100 * answer['confidence']:>9.1f}%  {of_exits:>5}  "
-        f"{100 * answer['saved']:>5.0f}%  {file}"
+    first, *further = (
+        f"{of_class['class']:<20} {100 * of_class['confidence']:>9.1f}%"
+        for of_class in answer.get("top", [answer])
     )
+    return [f"{first}  {of_exits:>5}  {100 * answer['saved']:>5.0f}%  {file}", *further]
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = command_line.ArgumentParser("predict", __doc__)
     parser.add_argument("--workdir", type=Path, required=True, help="folder of an evaluated run")
     parser.add_argument("--thresholds", type=Path, help="a file that l2w_jax.thresholds wrote")
+    parser.add_argument(
+        "--top-k", type=int, metavar="N", help="give the N most probable classes of each image"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument(
         "images", type=Path, nargs="+", metavar="IMAGE|FOLDER", help="what to classify"

@@ -47,17 +47,18 @@ class CalibratedRun(NamedTuple):
 
     def scores(self, split):
         """Margins of the calibrated network, by hand: [K, N]."""
-        highest = np.sort(self._log_probs(split), axis=-1)
+        highest = np.sort(self.log_probs(split), axis=-1)
         return highest[..., -1] - highest[..., -2]
 
     def decisions(self, split):
         """What becomes of the images of a split, by hand."""
         exits = first_exits(self.scores(split), self.chosen["thresholds"])
-        log_probs = self._log_probs(split)[exits, np.arange(len(exits))]
+        log_probs = self.log_probs(split)[exits, np.arange(len(exits))]
         probs = np.asarray(jax.nn.softmax(log_probs))
         return Decisions(probs.argmax(axis=-1), exits, probs.max(axis=-1))
 
-    def _log_probs(self, split):
+    def log_probs(self, split):
+        """Of the calibrated network, by hand, up to what is the same for all classes: [K, N, C]."""
         log_probs = all_log_probs(self.network, self.splits[split].images)
         return log_probs / np.reshape(self.chosen["temperatures"], (-1, 1, 1))
 

@@ -125,7 +125,51 @@ def test_the_table_names_class_confidence_exit_and_savings(command, folder, caps
 
 def test_a_file_is_one_row_whatever_its_name(evaluation):
     answer = {"file": "a\nb.png", "class": "cat", "confidence": 1.0, "exit": 1, "saved": 0.5}
-    assert predict.table_row(answer, evaluation).endswith("  a\\nb.png")
+    (row,) = predict.table_rows(answer, evaluation)
+    assert row.endswith("  a\\nb.png")
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_several_classes_of_an_image_come_with_their_probabilities(
+    calibrated_run, tmp_path, capsys, count
+):
+    images = calibrated_run.splits["test"].images[:8]
+    for place, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / f"{place}.png")
+    command = [f"--workdir={calibrated_run.workdir}", str(tmp_path)]
+    predict.main([*command, f"--top-k={count}", "--json"])
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    decided = calibrated_run.decisions("test")
+    probs = np.exp(calibrated_run.log_probs("test")[decided.exits, np.arange(90)])[:8]
+    probs /= probs.sum(axis=-1, keepdims=True)
+    for answer, of_image in zip(answers, probs, strict=True):
+        names = [each["class"] for each in answer["top"]]
+        assert names == ["abcd"[label] for label in np.argsort(-of_image)[:count]]
+        np.testing.assert_allclose(
+            [each["confidence"] for each in answer["top"]], np.sort(of_image)[::-1][:count], 1e-5
+        )
+        assert answer["class"] == answer["top"][0]["class"]
+        assert answer["confidence"] == answer["top"][0]["confidence"]
+    predict.main([*command, f"--top-k={count}"])
+    _, *rows = capsys.readouterr().out.splitlines()
+    assert [row.split()[0] for row in rows] == [
+        each["class"] for answer in answers for each in answer["top"]
+    ]
+    assert [row.split()[2:3] for row in rows[:count]] == [
+        [f"{answers[0]['exit']}/3"],
+        *[[]] * (count - 1),
+    ]
+    predict.main([*command, "--json"])
+    alone = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert not any("top" in answer for answer in alone)
+    assert [answer["class"] for answer in alone] == [answer["class"] for answer in answers]
+    assert [answer["exit"] for answer in alone] == [answer["exit"] for answer in answers]
+
+
+@pytest.mark.parametrize("count", [0, -1, 5])
+def test_more_classes_than_there_are_or_none_are_refused(command, folder, count):
+    with pytest.raises(UserError, match=rf"^--top-k={count} is not allowed: must be from 1 to 4, "):
+        command(f"--top-k={count}", folder)
 
 
 def test_json_is_one_object_a_line(command, folder, capsys):

@@ -7,6 +7,7 @@ is there: each stage is compiled once for each size, and never again.
 """
 
 import copy
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from l2w_jax.early_exit import rules
 from l2w_jax.early_exit.budget import checked_thresholds
-from l2w_jax.early_exit.stages import Stages
+from l2w_jax.early_exit.stages import Stages, most_probable, most_probable_classes
 from l2w_jax.models import MultiExitNetwork
 
 # On a CPU a stage's time is proportional to the rows of its batch, padding included, from two rows
@@ -38,9 +39,10 @@ class Decisions(NamedTuple):
     """What became of N images.
 
     Attributes:
-        labels: the most probable class, int32 [N].
+        labels: the most probable class, int32 [N]; where the `top_k` most probable ones were asked
+            for, these, int32 [N, top_k].
         exits: where the image left, from 0, int32 [N].
-        confidences: the probability of that class at that exit, float32 [N].
+        confidences: the probability of that class or these at that exit, float32 as labels.
     """
 
     labels: NDArray[np.int32]
@@ -66,6 +68,7 @@ class EarlyExitPredictor:
         preprocess: Callable[[jax.Array], jax.Array] | None = None,
         batch_sizes: Sequence[int] = BATCH_SIZES,
         rule: rules.Rule = rules.confidence,
+        top_k: int | None = None,
     ):
         """Puts the network on the default device.
 
@@ -77,6 +80,7 @@ class EarlyExitPredictor:
                 must be what the network takes.
             batch_sizes: what stages are compiled for; larger batches are cut.
             rule: the scores that the thresholds are for.
+            top_k: how many classes to give of each image; without it the most probable one alone.
 
         Raises:
             ValueError: the thresholds are not one number for each exit, or a size is not positive.
@@ -84,7 +88,9 @@ class EarlyExitPredictor:
         if not batch_sizes or min(batch_sizes) < 1:
             raise ValueError(f"batch_sizes are {tuple(batch_sizes)}; positive sizes are expected")
         self.thresholds = checked_thresholds(thresholds, model.num_exits)
-        self._stages = Stages(model, variables, preprocess, rule)
+        answer = functools.partial(most_probable_classes, count=top_k) if top_k else most_probable
+        self._stages = Stages(model, variables, preprocess, rule, answer)
+        self._shape_of_answer = (top_k,) if top_k else ()
         self._takes_stored_images = preprocess is not None
         self._batch_sizes = tuple(sorted(set(batch_sizes)))
 
@@ -105,10 +111,11 @@ class EarlyExitPredictor:
             ValueError: the images have another shape or type, or one holds NaN or infinity.
         """
         images = self._checked(images)
+        shape = (len(images), *self._shape_of_answer)
         decisions = Decisions(
-            labels=np.empty(len(images), np.int32),
+            labels=np.empty(shape, np.int32),
             exits=np.empty(len(images), np.int32),
-            confidences=np.empty(len(images), np.float32),
+            confidences=np.empty(shape, np.float32),
         )
         largest = self._batch_sizes[-1]
         for start in range(0, len(images), largest):

@@ -11,12 +11,33 @@ from l2w_jax.early_exit import rules
 from l2w_jax.models import MultiExitNetwork
 from l2w_jax.models.compiler_options import cpu_compiler_options
 from l2w_jax.models.folding import fold_batch_norms
+from l2w_jax.models.precision import at_least_float32
 
-# Labels int32 [n], confidences float32 [n], scores float32 [n] and further features.
+# From logits [n, C] to labels int32 and confidences float32, of one class [n] or several [n, k].
+Answer = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
+
+# Labels and confidences, as of `Answer`, scores float32 [n] and further features.
 StageAnswer = tuple[jax.Array, jax.Array, jax.Array, Any]
 
 # From variables and features.
 StageFunction = Callable[[Mapping[str, Any], Any], StageAnswer]
+
+
+def most_probable(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The most probable class and its `rules.finite_confidence`, [n] each."""
+    return logits.argmax(axis=-1).astype(jnp.int32), rules.finite_confidence(logits)
+
+
+def most_probable_classes(logits: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """So many classes by falling probability, and these probabilities, [n, count] each.
+
+    As `rules.finite_confidence` they are NaN where a logit is NaN or infinite.
+    """
+    logits = at_least_float32(logits)
+    largest, labels = jax.lax.top_k(logits, count)
+    probabilities = jnp.exp(largest - jax.nn.logsumexp(logits, axis=-1, keepdims=True))
+    is_finite = logits.max(axis=-1, keepdims=True) < jnp.inf
+    return labels, jnp.where(is_finite, probabilities, jnp.nan).astype(jnp.float32)
 
 
 def stage_function(
@@ -24,11 +45,11 @@ def stage_function(
     k: int,
     preprocess: Callable[[jax.Array], jax.Array] | None,
     rule: rules.Rule,
+    answer: Answer = most_probable,
 ) -> StageFunction:
     """Stage k with its exit; the first takes images, the last leaves no features.
 
-    Confidences are those of `rules.finite_confidence`; features are the network's and what the rule
-    remembers.
+    Features are the network's and what the rule remembers.
     """
 
     def function(variables: Mapping[str, Any], features: Any) -> StageAnswer:
@@ -39,8 +60,7 @@ def stage_function(
         else:
             features, remembered = features
         logits, features = model.apply(variables, k, features, train=False, method="stage")
-        labels = logits.argmax(axis=-1).astype(jnp.int32)
-        confidences = rules.finite_confidence(logits)
+        labels, confidences = answer(logits)
         scores, remembered = rules.follow(rule, logits, remembered)
         is_last = k == model.num_exits - 1
         further = None if is_last else (features, remembered)
@@ -110,9 +130,10 @@ class Stages:
         variables: Mapping[str, Any],
         preprocess: Callable[[jax.Array], jax.Array] | None,
         rule: rules.Rule,
+        answer: Answer = most_probable,
     ):
         self._model, self._variables = model, variables
-        self._preprocess, self._rule = preprocess, rule
+        self._preprocess, self._rule, self._answer = preprocess, rule, answer
         self._compiled: list[_Stage] = []
 
     def __call__(self, k: int, features: Any) -> StageAnswer:
@@ -122,7 +143,7 @@ class Stages:
             folded = folded_variables(self._model, self._variables, self._preprocess, features)
             self._variables = jax.device_put(folded)
             functions = (
-                stage_function(self._model, k, self._preprocess, self._rule)
+                stage_function(self._model, k, self._preprocess, self._rule, self._answer)
                 for k in range(self._model.num_exits)
             )
             self._compiled = [_Stage(function, self._variables) for function in functions]

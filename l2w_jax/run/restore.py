@@ -43,9 +43,15 @@ def restore_evaluated(config: ConfigDict, workdir: Path, evaluation: Evaluation)
 
 
 def restore_predictor(
-    config: ConfigDict, workdir: Path, evaluation: Evaluation, policy: rules.ExitPolicy
+    config: ConfigDict,
+    workdir: Path,
+    evaluation: Evaluation,
+    policy: rules.ExitPolicy,
+    top_k: int | None = None,
 ) -> EarlyExitPredictor:
     """The network that an evaluation is of, for stored images, which leave by this policy.
+
+    With `top_k` it gives so many classes of each.
 
     Raises:
         UserError: as by `restore_evaluated`.
@@ -58,4 +64,5 @@ def restore_predictor(
         policy.thresholds,
         preprocess=lambda images: normalize(images, mean, deviation),
         rule=rules.RULES[policy.rule],
+        top_k=top_k,
     )

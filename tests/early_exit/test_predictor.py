@@ -18,6 +18,7 @@ from l2w_jax.early_exit.budget import (
     first_exits,
 )
 from l2w_jax.early_exit.predictor import BATCH_SIZES
+from l2w_jax.early_exit.stages import most_probable_classes
 from l2w_jax.models import create_model, initial_variables
 
 IMAGES = np.random.default_rng(0).normal(0, 1, (512, 8, 8, 3)).astype(np.float32)
@@ -74,6 +75,29 @@ def test_all_may_leave_at_one_exit(predictor, probs, count, everybody_leaves_at)
     decisions = predictor.with_thresholds(thresholds)(IMAGES[:count])
     assert decisions.exits.tolist() == [everybody_leaves_at] * count
     check_against_simulation(decisions, probs[:, :count], thresholds)
+
+
+def test_several_classes_come_by_falling_probability_at_the_exit_where_an_image_leaves(
+    tiny_network, predictor, probs
+):
+    thresholds = [*np.median(probs.max(axis=-1), axis=1)[:2] + 1e-4, 0]
+    one = predictor.with_thresholds(thresholds)(IMAGES[:40])
+    three = EarlyExitPredictor(*tiny_network, thresholds, top_k=3)(IMAGES[:40])
+    np.testing.assert_array_equal(three.exits, one.exits)
+    np.testing.assert_array_equal(three.labels[:, 0], one.labels)
+    np.testing.assert_allclose(three.confidences[:, 0], one.confidences, rtol=1e-5)
+    of_image = probs[one.exits, np.arange(40)]
+    np.testing.assert_array_equal(three.labels, np.argsort(-of_image, axis=-1)[:, :3])
+    np.testing.assert_allclose(three.confidences, np.sort(of_image)[:, :-4:-1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_probabilities_of_several_classes_are_none_where_a_logit_is_broken(broken):
+    logits = jnp.array([[1.0, 2.0, 2.0, -jnp.inf], [1.0, broken, 2.0, 0.0]])
+    labels, confidences = most_probable_classes(logits, 4)
+    assert labels[0].tolist() == [1, 2, 0, 3]
+    np.testing.assert_allclose(confidences[0], jax.nn.softmax(logits[0])[labels[0]], rtol=1e-6)
+    assert np.isnan(confidences[1]).all()
 
 
 def test_equal_images_get_equal_answers(predictor, probs):
