@@ -4,11 +4,12 @@
         [--images=test|holdout] [--ways=NAME,NAME ...]
 
 The runs must have been evaluated. Those whose configurations differ in the seed alone are one way
-of training, named by the first one's folder without the -NUMBER that it may end in. The first table
-has, for each way, the mean and the standard deviation over its runs of top-1 at every exit, and of
-top-1 with images leaving early: at 40, 60 and 80% of the mul-adds of the last exit, and on average
-between 20 and 80%. The second has what each way gains on average over the first one, by pairs of
-runs of the same seed, with the 95% interval of Student's t.
+of training, named by the first one's folder without the -NUMBER that it may end in; they must have
+been evaluated on the same images. The first table has, for each way, the mean and the standard
+deviation over its runs of top-1 at every exit, and of top-1 with images leaving early: at 40, 60
+and 80% of the mul-adds of the last exit, and on average between 20 and 80%. The second has what
+each way gains on average over the first one, by pairs of runs of the same seed, with the 95%
+interval of Student's t.
 
 --save keeps the numbers of all runs in a file, which can be given in place of the runs, and beside
 further runs, which join the way of their configuration, or else of their name, that it holds.
@@ -28,6 +29,7 @@ from scipy.stats import t as student_t
 from l2w_jax import command_line
 from l2w_jax.config import stored
 from l2w_jax.errors import UserError
+from l2w_jax.evaluation.evaluated_data import differences
 from l2w_jax.evaluation.ways import (
     AVERAGED_BUDGETS,
     Way,
@@ -44,9 +46,10 @@ _CONFIDENCE = 0.95
 
 # Which images a network learns from and is tested on, and how large they are.
 _DATA_FIELDS = tuple(
-    f"dataset.{name}"
-    for name in ("name", "num_classes", "image_size", "holdout", "imbalance_factor")
+    f"dataset.{name}" for name in ("name", "num_classes", "image_size", "imbalance_factor")
 )
+# How many are held out, where an evaluation does not say: a folder may have its own.
+_HELD_OUT_FIELD = "dataset.holdout"
 
 
 def main(argv: Sequence[str]) -> None:
@@ -152,17 +155,21 @@ def data_lines(ways: Sequence[Way]) -> list[str]:
     first, *others = ways
     lines = []
     for way in others:
-        if first.config is None or way.config is None:
-            continue
-        changes = [
-            change
-            for change in stored.changes(first.config, way.config)
-            if change.field in _DATA_FIELDS
-        ]
-        if changes:
-            names = f"{first.name} and {way.name}"
-            lines.append(f"{names} are of other data: " + ", ".join(map(str, changes)))
+        texts = [*_config_changes(first, way), *differences(first.data, way.data).values()]
+        if texts:
+            lines.append(f"{first.name} and {way.name} are of other data: " + ", ".join(texts))
     return lines
+
+
+def _config_changes(first: Way, other: Way) -> list[str]:
+    """The fields by which the data of two ways are others; none where one was not kept."""
+    if first.config is None or other.config is None:
+        return []
+    fields = _DATA_FIELDS
+    if None in (first.data.num_holdout, other.data.num_holdout):
+        fields += (_HELD_OUT_FIELD,)
+    changes = stored.changes(first.config, other.config)
+    return [str(change) for change in changes if change.field in fields]
 
 
 def _mean_and_interval(values: NDArray[np.float64]) -> str:

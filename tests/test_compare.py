@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from compared_runs import write_run, write_ways
+from compared_runs import evaluate_with, write_run, write_ways
 from scipy import stats
 from written_runs import made_evaluation, write_config
 
@@ -140,6 +140,41 @@ def test_ways_of_other_data_are_told(workdirs, capsys):
     compare.main(list(map(str, workdirs[:3])))
     told = "weighted and plain are of other data: dataset.imbalance_factor: "
     assert capsys.readouterr().err.startswith(told)
+
+
+def set_holdout(workdir, num_images):
+    path = workdir / "config.json"
+    config = json.loads(path.read_text())
+    config["dataset"]["holdout"] = num_images
+    path.write_text(json.dumps(config))
+
+
+def test_ways_that_were_evaluated_on_other_images_are_told(workdirs, capsys):
+    runs = [workdirs[0], workdirs[2]]
+    evaluate_with(runs[0], digests={"test": "these", "holdout": "these"})
+    evaluate_with(runs[1], digests={"test": "others", "holdout": "others"})
+    compare.main(list(map(str, runs)))
+    told = "weighted and plain are of other data: other test images, other held-out images\n"
+    assert capsys.readouterr().err == told
+    evaluate_with(runs[1], class_names=["cat", "frog"], digests={})
+    compare.main(list(map(str, runs)))
+    assert capsys.readouterr().err.endswith(" of other data: other class names\n")
+
+
+def test_ways_with_as_many_held_out_images_are_not_of_other_data(workdirs, tmp_path, capsys):
+    """Of a folder with a val/ of its own, the field says nothing."""
+    runs = [workdirs[0], workdirs[2]]
+    set_holdout(runs[0], 60)
+    compare.main(list(map(str, runs)))
+    assert capsys.readouterr().err == ""
+    held_out = made_evaluation().held_out
+    evaluate_with(runs[1], held_out=held_out)
+    compare.main(list(map(str, runs)))
+    assert capsys.readouterr().err.endswith(": other held-out images (4 -> 180)\n")
+    # Where an evaluation does not tell, the field has to do.
+    evaluate_with(runs[1], held_out=None, budgeted=[])
+    compare.main(list(map(str, runs)))
+    assert capsys.readouterr().err.endswith(" are of other data: dataset.holdout: 60 -> 5000\n")
 
 
 def test_gains_are_over_the_budgets_that_both_ways_reach():

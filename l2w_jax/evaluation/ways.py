@@ -16,6 +16,14 @@ from l2w_jax.config import default_config, stored, to_json
 from l2w_jax.early_exit.budget import budgeted_curve_from_confidences
 from l2w_jax.early_exit.rules import DEFAULT_RULE
 from l2w_jax.errors import UserError
+from l2w_jax.evaluation.evaluated_data import (
+    NOTHING_KNOWN,
+    EvaluatedData,
+    data_of,
+    differences,
+    in_common,
+    num_held_out,
+)
 from l2w_jax.evaluation.results import Evaluation
 
 # Of the last exit's mul-adds: what the budgeted curves are averaged between.
@@ -38,6 +46,7 @@ class Way:
             [n, 2], by rising mul-adds.
         images: that these are of, "test" or "holdout".
         config: of the runs, but for their seeds and what changes no number; None if not kept.
+        data: that the runs were evaluated with, as far as it is known and the same of all.
     """
 
     name: str
@@ -47,6 +56,7 @@ class Way:
     budgeted: Sequence[NDArray[np.float64]]
     images: str = "test"
     config: ConfigDict | None = None
+    data: EvaluatedData = NOTHING_KNOWN
 
     def top1_at(self, mul_adds: NDArray[np.float64]) -> NDArray[np.float64]:
         """The runs' budgeted curves at these mul-adds, NaN outside of them: [runs, n]."""
@@ -78,8 +88,8 @@ def read_ways(paths: Sequence[Path], images: str = "test") -> list[Way]:
 
     Raises:
         UserError: a path is neither, a run is given twice, ways of one name are of networks with
-            other costs or of other configurations, a file is of other images, or a run has no
-            held-out images that count.
+            other costs or of other configurations, runs of one way were evaluated on other images,
+            a file is of other images, or a run has no held-out images that count.
     """
     resolved = [path.resolve() for path in paths]
     for path in paths:
@@ -129,6 +139,11 @@ def _joined(ways: Sequence[Way]) -> list[Way]:
                 f"{way.name}: is the name of two ways, which differ in "
                 + ", ".join(map(str, changes))
             )
+        if texts := _differences_that_count(before.data, way.data, way.images):
+            raise UserError(
+                f"{way.name}: is the name of two ways, which were evaluated with "
+                + ", ".join(texts)
+            )
         if twice := set(before.seeds) & set(way.seeds):
             raise UserError(f"{way.name}: seed {min(twice)} is given twice; a run counts once")
         by_name[way.name] = Way(
@@ -139,8 +154,16 @@ def _joined(ways: Sequence[Way]) -> list[Way]:
             budgeted=[*before.budgeted, *way.budgeted],
             images=way.images,
             config=configs[0] if configs else None,
+            data=in_common([before.data, way.data]),
         )
     return list(by_name.values())
+
+
+def _differences_that_count(one: EvaluatedData, other: EvaluatedData, images: str) -> list[str]:
+    """In words, what keeps accuracies on these images, "test" or "holdout", from being averaged."""
+    # Numbers may differ by images that could not be read.
+    found = differences(one._replace(num_holdout=None), other)
+    return [found[field] for field in ("class_names", images) if field in found]
 
 
 def _config_of_way(config: ConfigDict) -> ConfigDict:
@@ -181,14 +204,21 @@ def _read_run(workdir: Path) -> _Run:
 
 def _way_of(name: str, runs: Sequence[_Run], images: str) -> Way:
     seeds = [run.config.seed for run in runs]
+    data = [data_of(run.evaluation) for run in runs]
     for place, (workdir, _, evaluation) in enumerate(runs):
+        for other, of_other in zip(runs[:place], data, strict=False):
+            if texts := _differences_that_count(of_other, data[place], images):
+                raise UserError(
+                    f"{workdir}: was evaluated with {', '.join(texts)} than {other.workdir}, whose "
+                    "configuration it has: evaluate both with the same, or give one of them"
+                )
         if seeds[place] in seeds[:place]:
             other = runs[seeds.index(seeds[place])].workdir
             raise UserError(
                 f"{workdir}: has the seed ({seeds[place]}) and the configuration of {other}: give "
                 "one of them"
             )
-        if images == "holdout" and (count := _num_held_out(evaluation)) < 2:
+        if images == "holdout" and (count := num_held_out(evaluation)) < 2:
             raise UserError(
                 f"{workdir}: --images=holdout is not allowed: was evaluated with {count} held-out "
                 "images, must be with at least 2, half of which set thresholds for the others"
@@ -203,14 +233,8 @@ def _way_of(name: str, runs: Sequence[_Run], images: str) -> Way:
         budgeted=budgeted,
         images=images,
         config=_config_of_way(runs[0].config),
+        data=in_common(data),
     )
-
-
-def _num_held_out(evaluation: Evaluation) -> int:
-    """How many images were held out: those that set thresholds, unless they are training images."""
-    if evaluation.held_out is None or evaluation.thresholds_from != "holdout":
-        return 0
-    return len(evaluation.held_out.labels)
 
 
 def _of_test_images(
@@ -253,6 +277,7 @@ def numbers(way: Way) -> dict[str, Any]:
         "images": way.images,
         "mul_adds": way.mul_adds.tolist(),
         **({"config": way.config.to_dict()} if way.config is not None else {}),
+        "data": {name: of_data for name, of_data in way.data._asdict().items() if of_data},
         "runs": [
             {
                 "seed": seed,
@@ -290,6 +315,7 @@ def _read_numbers(path: Path, images: str) -> list[Way]:
                     if "config" in way
                     else None
                 ),
+                data=_read_data(way.get("data", {})),
             )
             for way in stored_ways
         ]
@@ -310,6 +336,12 @@ def _read_numbers(path: Path, images: str) -> list[Way]:
                 f"--images={images}"
             )
     return ways
+
+
+def _read_data(kept: Mapping[str, Any]) -> EvaluatedData:
+    """Undoes what `numbers` makes of it; files of earlier versions have none."""
+    data = EvaluatedData(**kept)
+    return data._replace(class_names=data.class_names and tuple(data.class_names))
 
 
 def mean_where_reached(early: NDArray[np.float64]) -> NDArray[np.float64]:

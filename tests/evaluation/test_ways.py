@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from compared_runs import write_run, write_ways
+from compared_runs import evaluate_with, write_run, write_ways
 from written_runs import made_predictions
 
 from l2w_jax.errors import UserError
@@ -115,6 +115,49 @@ def test_two_runs_of_one_seed_do_not_count_twice(workdirs, tmp_path):
         read_ways([*workdirs, again])
 
 
+@pytest.mark.parametrize(
+    ("fields", "images", "told"),
+    [
+        ({"digests": {"test": "others"}}, "test", "other test images"),
+        ({"class_names": ["cat", "frog"]}, "test", "other class names"),
+        ({"digests": {"holdout": "others"}}, "holdout", "other held-out images"),
+    ],
+)
+def test_runs_on_other_images_are_not_averaged(fields, images, told, workdirs):
+    evaluate_with(workdirs[0], digests={"test": "these", "holdout": "these"})
+    evaluate_with(workdirs[1], **fields)
+    with pytest.raises(UserError) as caught:
+        read_ways(workdirs, images)
+    assert str(caught.value) == (
+        f"{workdirs[1]}: was evaluated with {told} than {workdirs[0]}, whose configuration it has: "
+        "evaluate both with the same, or give one of them"
+    )
+
+
+def test_images_that_do_not_count_may_be_others(workdirs):
+    evaluate_with(workdirs[0], digests={"test": "these", "holdout": "these"})
+    evaluate_with(workdirs[1], digests={"test": "others", "holdout": "these"})
+    weighted, _ = read_ways(workdirs, "holdout")
+    assert (weighted.data.test, weighted.data.holdout) == (None, "these")
+
+
+def test_runs_on_other_images_do_not_join_a_kept_way(workdirs, tmp_path):
+    kept = tmp_path / "kept.json"
+    evaluate_with(workdirs[0], digests={"test": "these"})
+    keep(workdirs[:1], kept)
+    (way,) = read_ways([kept])
+    assert way.data == read_ways(workdirs[:1])[0].data
+    evaluate_with(workdirs[1], digests={"test": "others"})
+    with pytest.raises(UserError, match=r"weighted: is .* two ways, .* other test images"):
+        read_ways([kept, workdirs[1]])
+    # A file of a version that did not keep it.
+    ways = json.loads(kept.read_text())
+    del ways[0]["data"]
+    kept.write_text(json.dumps(ways))
+    (joined,) = read_ways([kept, workdirs[1]])
+    assert joined.seeds == [0, 1]
+
+
 def test_runs_of_another_way_do_not_join_a_kept_one_of_their_name(workdirs, tmp_path):
     kept = tmp_path / "kept.json"
     keep(workdirs[:1], kept)
@@ -166,6 +209,8 @@ def test_a_run_of_another_name_joins_the_kept_way_of_its_configuration(workdirs,
         lambda ways: ways[0]["runs"].clear(),
         lambda ways: ways[0]["runs"][0].update(budgeted=[1, 2]),
         lambda ways: ways[0].update(config=3),
+        lambda ways: ways[0].update(data={"classes": ["cat"]}),
+        lambda ways: ways[0]["data"].update(class_names=2),
     ],
 )
 def test_a_file_that_lacks_numbers_is_one_line(change, workdirs, tmp_path):
