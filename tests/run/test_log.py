@@ -74,19 +74,75 @@ def test_learning_rates_are_those_of_the_last_iteration(config, tmp_path):
     assert line["meta_learning_rate"] == 0.25**4
 
 
+def scalars(workdir):
+    """Of TensorBoard: what each tag holds, as {step: value}."""
+    events = EventAccumulator(str(workdir)).Reload()
+    return {
+        tag: {
+            event.step: tensor_util.make_ndarray(event.tensor_proto)
+            for event in events.Tensors(tag)
+        }
+        for tag in events.Tags()["tensors"]
+    }
+
+
 def test_tensorboard_holds_the_same_numbers(config, tmp_path):
-    (line,) = write_log(config, tmp_path, 0, map(iteration, (1, 2, 4)))
-    events = EventAccumulator(str(tmp_path)).Reload()
+    metrics = [iteration(number, meta_loss=5 + number) for number in (1, 2, 4)]
+    (line,) = write_log(config, tmp_path, 0, metrics)
+    written = scalars(tmp_path)
+    for name in ("weighted_loss", "meta_loss", "learning_rate", "meta_learning_rate"):
+        assert written[f"train/{name}"] == {3: pytest.approx(line[name])}
+    for name in ("loss", "top1"):
+        for k in range(2):
+            assert written[f"train/exit_{k + 1}/{name}"] == {
+                3: pytest.approx(line[name][k], rel=1e-5)
+            }
 
-    def scalar(tag):
-        (event,) = events.Tensors(tag)
-        assert event.step == 3
-        return tensor_util.make_ndarray(event.tensor_proto)
 
-    for k in range(2):
-        np.testing.assert_allclose(scalar(f"train/exit_{k + 1}/top1"), line["top1"][k], rtol=1e-5)
-        np.testing.assert_allclose(scalar(f"train/exit_{k + 1}/loss"), line["loss"][k], rtol=1e-5)
-    np.testing.assert_allclose(scalar("train/learning_rate"), line["learning_rate"], rtol=1e-5)
+def test_a_person_reads_the_mean_loss_of_the_exits_and_percent(config, tmp_path, capsys):
+    write_log(config, tmp_path, 0, map(iteration, (1, 2, 4)))
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("step "))
+    # The losses are 14/12 and 7/12.
+    assert line.startswith("step 3/8  epoch 0.8  loss 0.8750  top-1 23.3 29.2 %")
+
+
+def test_accuracy_on_held_out_images_is_told_in_percent(config, tmp_path, capsys):
+    with opened_log(config, tmp_path) as run_log:
+        run_log.add_holdout(4, np.array([81.5, 92.25]))
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line) == {"step": 4, "holdout_top1": [81.5, 92.25]}
+    written = scalars(tmp_path)
+    assert written["holdout/exit_1/top1"] == {4: 81.5}
+    assert written["holdout/exit_2/top1"] == {4: 92.25}
+    assert "held-out images after step 4: top-1 81.5 92.2 %" in capsys.readouterr().out
+
+
+def test_the_weights_of_each_exit_have_a_histogram(config, tmp_path):
+    config.log.histogram_every_steps = 2
+    weights = np.linspace([0, 10], [1, 13], 10)
+    write_log(config, tmp_path, 0, [iteration(k) | {"weights": weights} for k in (1, 2, 3)])
+    written = scalars(tmp_path)
+    for tag, (least, largest) in {"exit_1": (0, 1), "exit_2": (10, 13)}.items():
+        ((step, buckets),) = written[f"weights/{tag}"].items()
+        left, right, counts = np.array(buckets)[buckets[:, 2] > 0].T
+        assert (step, left.min(), right.max()) == (2, least, largest)
+        assert counts.sum() == 10
+
+
+@pytest.mark.parametrize(("first_step", "asked"), [(0, True), (100, True), (0, False)])
+def test_a_profile_is_begun_once_and_not_while_the_first_step_compiles(
+    first_step, asked, config, tmp_path, monkeypatch
+):
+    config.log.profile = asked
+    # Does not run: the profiler takes seconds.
+    monkeypatch.setattr("clu.periodic_actions.profiler.start", lambda logdir: begun.append(logdir))
+    begun, after = [], {}
+    with opened_log(config, tmp_path, first_step) as run_log:
+        for step in range(first_step + 1, first_step + 9):
+            run_log.add_step(step, iteration(1))
+            after[step] = len(begun)
+    assert begun == asked * [str(tmp_path)]
+    assert after[first_step + 1] == 0
 
 
 @pytest.fixture
@@ -124,6 +180,21 @@ def test_speed_and_waiting_are_those_of_the_iterations_alone(config, tmp_path, c
     for tag, value in {"images_per_second": 5, "waiting_for_data": 25}.items():
         of_tag = [tensor_util.make_ndarray(event.tensor_proto) for event in events.Tensors(tag)]
         assert of_tag == [value, value]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "left"), [(9, "45 s"), (18, "1 min 30 s"), (1500, "2 h 5 min")]
+)
+def test_the_time_left_is_told_in_hours_minutes_and_seconds(
+    seconds, left, config, tmp_path, clock, capsys
+):
+    """Of eight iterations five are left."""
+    with opened_log(config, tmp_path) as run_log:
+        run_log.start_clock()
+        for step in (1, 2, 3):
+            clock.seconds += seconds
+            run_log.add_step(step, iteration(step))
+    assert capsys.readouterr().out.endswith(f"  {left} left\n")
 
 
 def test_iterations_before_the_clock_starts_have_no_speed(config, tmp_path, clock, capsys):
