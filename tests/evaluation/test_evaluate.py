@@ -258,11 +258,24 @@ def test_accuracy_is_split_by_how_often_a_class_was_seen_in_training():
     assert row == {"exit": 1, "many": 50.0, "medium": 100.0, "few": 25.0}
 
 
+def test_each_exit_has_its_own_loss_and_top5():
+    predictions = dataclasses.replace(
+        made_predictions(np.ones((3, 4)), np.zeros((3, 4), bool)),
+        losses=np.float32([[4, 4, 8, 8], [2, 2, 4, 4], [1, 1, 2, 2]]),
+        correct_top5=np.arange(4) < [[1], [2], [3]],
+    )
+    rows = evaluate.anytime_table(predictions, np.array([1e6, 2e6, 3e6]))
+    assert [row["mul_adds"] for row in rows] == [1e6, 2e6, 3e6]
+    assert [row["top5"] for row in rows] == [25, 50, 75]
+    assert [row["loss"] for row in rows] == [6, 3, 1.5]
+
+
 def test_a_long_tailed_data_set_gets_its_table(config, source, state, tiny_network, tmp_path):
     config.dataset.imbalance_factor = 10
     network_config = with_network(config, tiny_network[0])
     found = evaluate.evaluate(network_config, state, source, tmp_path)
     assert found.shots == evaluate.shots_table(found.test, source.train_class_counts)
+    assert found.class_counts == source.train_class_counts.tolist()
 
 
 def test_the_summary_names_a_choice_made_on_the_images_that_set_thresholds():
@@ -272,9 +285,20 @@ def test_the_summary_names_a_choice_made_on_the_images_that_set_thresholds():
     *_, line = evaluate.summary_lines(evaluation)
     assert line.startswith(
         f"images leaving early: {point['top1']:.2f}% (last exit: {last_exit:.2f}%) "
-        f"with {point['mul_adds'] / 1e6:.2f} M mul-adds"
+        f"with {point['mul_adds'] / 1e6:.2f} M mul-adds "
+        f"({100 * point['mul_adds'] / 4.5e6:.0f}% of the last exit's)"
     )
     assert line.endswith("lose no accuracy on the 180 images of 'holdout'")
+
+
+def test_the_summary_has_a_line_of_each_exit():
+    header, *lines = evaluate.summary_lines(made_evaluation())
+    assert header.split("  ") == ["exit", "mul-adds [M]", "top-1 [%]", "top-5 [%]", "loss"]
+    assert [line.split() for line in lines[:3]] == [
+        ["1", "1.50", "71.25", "90.50", "0.5000"],
+        ["2", "3.00", "72.25", "90.50", "0.2500"],
+        ["3", "4.50", "73.25", "90.50", "0.1667"],
+    ]
 
 
 def test_the_summary_tells_when_test_images_leave_elsewhere_than_was_asked():

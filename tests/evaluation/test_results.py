@@ -61,6 +61,13 @@ def test_tables_are_files_too(folder):
     assert (folder / "shots.csv").read_text() == "exit,many,medium,few\n1,50.0,,25.0\n"
 
 
+def test_it_is_told_how_many_images_were_evaluated_and_how_many_set_thresholds(folder):
+    for evaluation, counts in ((whole_evaluation(), (360, 180)), (without_held_out(), (360, 0))):
+        evaluation.save(folder)
+        summary = json.loads((folder / "evaluation.json").read_text())
+        assert (summary["test_images"], summary["thresholds_images"]) == counts
+
+
 def test_the_curve_goes_by_rising_cost_from_the_first_exit_to_the_last():
     rows = [{"mul_adds": 3e6, "top1": 80}, {"mul_adds": 2e6, "top1": 75}]
     evaluation = made_evaluation(budgeted=rows)
