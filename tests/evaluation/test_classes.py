@@ -13,9 +13,9 @@ from l2w_jax.evaluation import classes
 
 @pytest.fixture
 def evaluation():
-    """Classes of which the first is surer; the third has no images."""
-    made = made_evaluation(class_names=["sure", "unsure", "unseen"])
-    labels = (made.test.log_odds[0] < np.median(made.test.log_odds[0])).astype(np.int32)
+    """Classes of which the second is surer; the third has no images."""
+    made = made_evaluation(class_names=["unsure", "sure", "unseen"])
+    labels = (made.test.log_odds[0] >= np.median(made.test.log_odds[0])).astype(np.int32)
     return dataclasses.replace(made, test=dataclasses.replace(made.test, labels=labels))
 
 
@@ -24,7 +24,7 @@ def test_rows_are_those_counted_image_by_image(evaluation):
     rows = {row["name"]: row for row in classes.leaving_by_class(evaluation)}
     assert list(rows) == ["sure", "unsure"], "from the class that leaves earliest"
     test = evaluation.test
-    for label, name in enumerate(rows):
+    for label, name in enumerate(evaluation.class_names[:2]):
         left, right = np.zeros(3), 0
         images = np.flatnonzero(test.labels == label)
         for image in images:
@@ -41,7 +41,7 @@ def test_rows_are_those_counted_image_by_image(evaluation):
 def test_a_long_tail_is_told_by_how_often_classes_were_seen(evaluation):
     assert classes.leaving_by_shots(evaluation) == []
     shots = [{"exit": 1, "many": 1.0, "medium": None, "few": 2.0}]
-    tailed = dataclasses.replace(evaluation, class_counts=[500, 7, 7], shots=shots)
+    tailed = dataclasses.replace(evaluation, class_counts=[7, 500, 7], shots=shots)
     rows = classes.leaving_by_shots(tailed)
     assert [(row["name"], row["images"]) for row in rows] == [("many", 180), ("few", 180)]
     assert rows[0]["share_1"] > rows[1]["share_1"]

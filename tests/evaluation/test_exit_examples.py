@@ -7,7 +7,12 @@ from l2w_jax.config import default_config
 from l2w_jax.data.source import LabelledImages, MemorySource
 from l2w_jax.early_exit.budget import first_exits
 from l2w_jax.evaluation import exit_examples as examples_of_exits
-from l2w_jax.evaluation.exit_examples import EXAMPLES, choose_examples, read_examples
+from l2w_jax.evaluation.exit_examples import (
+    EXAMPLES,
+    THUMBNAIL_SIZE,
+    choose_examples,
+    read_examples,
+)
 
 THRESHOLDS = np.float32([0.7, 0.4, -1e8])
 
@@ -54,6 +59,17 @@ def test_images_that_lie_class_by_class_are_shown_of_all_classes(monkeypatch):
     # All leave at the second exit, where twelve of them are shown.
     shown = read_examples(source, predictions, THRESHOLDS).labels
     assert np.bincount(shown).tolist() == [3, 3, 3, 3]
+
+
+def test_large_images_are_shown_small_and_as_wide_as_they_are_high():
+    """Whole ones would make a page of hundreds of megabytes."""
+    images = np.zeros((20, 4 * THUMBNAIL_SIZE, 4 * THUMBNAIL_SIZE, 3), np.uint8)
+    images[:, :, 2 * THUMBNAIL_SIZE :] = 200
+    source = make_source(images, np.zeros(20, np.int32))
+    answers = made_predictions(np.full((3, 20), 0.5), np.ones((3, 20), bool))
+    for shown in read_examples(source, answers, THRESHOLDS).images:
+        assert shown.shape == (THUMBNAIL_SIZE, THUMBNAIL_SIZE, 3)
+        assert (shown[:, 0].max(), shown[:, -1].min()) == (0, 200)
 
 
 def test_thumbnails_are_the_images_at_their_positions():
