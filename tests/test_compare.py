@@ -60,6 +60,39 @@ def test_runs_without_a_partner_do_not_count(workdirs, capsys):
     assert capsys.readouterr().out.splitlines()[-1].startswith("| plain | 1 | ")
 
 
+def test_the_gain_of_a_single_pair_has_a_sign_and_no_interval(workdirs, capsys):
+    for first, second in ((0, 2), (2, 0)):
+        runs = [workdirs[first], workdirs[second]]
+        of_first, of_second = (way.mean_top1() for way in compare.read_ways(runs))
+        compare.main(list(map(str, runs)))
+        *_, gain = capsys.readouterr().out.splitlines()
+        ((difference,),) = [of_second - of_first]
+        assert gain.endswith(f" | 1 | {difference:+.2f} |")
+
+
+def of_exits(name, *costs):
+    """A way of two runs that are 50 percent right, and one more for each million mul-adds."""
+    costs = np.array(costs, float)
+    curve = np.stack([1e6 * costs, 50 + costs], axis=1)
+    return compare.Way(name, [0, 1], 1e6 * costs, np.stack([50 + costs] * 2), [curve] * 2)
+
+
+def test_a_way_of_fewer_exits_has_no_number_where_another_has_more():
+    ways = [of_exits("two", 1, 2), of_exits("three", 1, 2, 4)]
+    header, _, *rows = compare.table_lines(ways)
+    assert header.startswith("| top-1 [%] | runs | exit 1 | exit 2 | exit 3 | early, 40% |")
+    assert [row.split(" | ")[2:5] for row in rows] == [
+        ["51.00 ± 0.00", "52.00 ± 0.00", "–"],
+        ["51.00 ± 0.00", "52.00 ± 0.00", "54.00 ± 0.00"],
+    ]
+
+
+def test_the_line_of_a_cheaper_network_ends_at_its_last_exit():
+    chart = figures.comparison([of_exits("cheap", 1, 2), of_exits("dear", 1, 4)])
+    ends = [max(x for x, _ in series.points) for series in chart.series if series.joined]
+    assert ends == pytest.approx([2, 4], abs=0.01)
+
+
 def test_kept_numbers_make_the_same_tables(workdirs, tmp_path, capsys):
     compare.main([*map(str, workdirs), f"--save={tmp_path / 'numbers.json'}"])
     of_runs = capsys.readouterr().out

@@ -184,6 +184,17 @@ def test_where_the_data_lay_and_what_was_logged_makes_no_other_way(workdirs):
     assert weighted.seeds == [0, 1]
 
 
+def test_where_the_data_of_kept_runs_lay_makes_no_other_way(workdirs, tmp_path):
+    """A file may be of a version that kept it."""
+    kept = tmp_path / "kept.json"
+    keep(workdirs[:1], kept)
+    ways = json.loads(kept.read_text())
+    ways[0]["config"]["dataset"]["data_dir"] = "elsewhere"
+    kept.write_text(json.dumps(ways))
+    (joined,) = read_ways([kept, workdirs[1]])
+    assert joined.seeds == [0, 1]
+
+
 def test_runs_of_a_dearer_network_do_not_join_a_kept_way_of_their_name(workdirs, tmp_path):
     kept = tmp_path / "kept.json"
     keep(workdirs[:1], kept)
