@@ -76,6 +76,19 @@ def test_share_of_every_exit_is_a_band_from_all_at_the_first_to_all_at_the_last(
     assert chart.series[2].points == [(10, 0), (12, 0), (20, 20), (30, 100)]
 
 
+def test_share_of_every_class_and_exit_is_a_band_at_the_rank_of_the_class():
+    rows = [
+        {"name": "first", "share_1": 0.7, "share_2": 0.2, "share_3": 0.1},
+        {"name": "second", "share_1": 0.3, "share_2": 0.1, "share_3": 0.6},
+    ]
+    bands = figures.class_shares(rows).series
+    assert [band.label for band in bands] == ["exit 1", "exit 2", "exit 3"]
+    shares = [[(1, 70), (2, 30)], [(1, 20), (2, 10)], [(1, 10), (2, 60)]]
+    for band, points in zip(bands, shares, strict=True):
+        assert band.points == [pytest.approx(point) for point in points]
+        assert band.names == ["first", "second"]
+
+
 def sampled_weights(num_exits=3):
     losses = np.random.default_rng(0).exponential(size=(50, num_exits))
     return SampleWeights(losses, 1 + losses)
@@ -93,6 +106,17 @@ def test_one_or_two_images_are_no_mean():
     losses = np.concatenate([np.full((10, 1), 0.01), np.full((2, 1), 10.0)])
     (panel,) = figures.weight_panels(SampleWeights(losses, losses))
     assert panel.series[1].points == [(pytest.approx(0.01), pytest.approx(0.01))]
+
+
+def test_the_images_of_the_least_and_of_the_largest_loss_have_a_mean_too():
+    losses = np.repeat([0.01, 0.1, 10.0], 5)[:, None]
+    (panel,) = figures.weight_panels(SampleWeights(losses, 1 + losses))
+    assert panel.series[1].points == [pytest.approx((x, 1 + x)) for x in (0.01, 0.1, 10.0)]
+
+
+def test_weights_are_compared_with_those_of_plain_training():
+    charts = [*figures.weight_panels(sampled_weights()), figures.mean_weights(sampled_weights())]
+    assert [[rule.y for rule in chart.rules] for chart in charts] == [[1.0]] * 4
 
 
 def test_the_means_of_all_exits_are_those_of_the_panels():
@@ -165,3 +189,13 @@ def test_reliability_is_the_accuracy_of_images_of_like_confidence():
     np.testing.assert_allclose(first.points, [(63, 50), (92, 100)], rtol=1e-6)
     np.testing.assert_allclose(second.points, [(50, 0)])
     assert ideal.points == [(0, 0), (100, 100)]
+
+
+def test_reliability_with_temperatures_is_that_which_was_found_with_them():
+    found = [[[0.5, 0.75]], [[0.25, 1.0]]]
+    calibrated = [{"exit": k + 1, "reliability": points} for k, points in enumerate(found)]
+    chart = figures.calibrated_reliability(made_evaluation(calibrated=calibrated))
+    first, second, ideal = chart.series
+    assert (first.points, second.points) == ([(50, 75)], [(25, 100)])
+    assert ideal.points == [(0, 0), (100, 100)]
+    assert figures.calibrated_reliability(made_evaluation()) is None
