@@ -52,6 +52,14 @@ def test_a_chart_shows_its_rules_and_ranges():
     assert chart.y_limits[0] < 40 and chart.y_limits[1] > 90
 
 
+def test_after_all_colours_and_patterns_they_come_again():
+    looks = [
+        (each.hue, each.turn, each.pattern) for each in (Series("a", [], k) for k in range(40))
+    ]
+    assert looks[18:] == looks[:22]
+    assert len(set(looks)) == 18
+
+
 def test_bands_fill_the_chart():
     bands = [Series("low", [(1, 30), (2, 60)]), Series("high", [(1, 70), (2, 40)])]
     chart = Chart("Title", X, Y, bands, stacked=True)

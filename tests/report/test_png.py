@@ -34,6 +34,13 @@ def test_axes_reach_as_far_as_the_chart_says():
     assert axes.get_ylim() == pytest.approx(chart.y_limits)
 
 
+def test_charts_side_by_side_reach_as_far_as_any_of_them():
+    charts = [Chart("Title", X, Y, [Series("a", [(1, y), (2, y + 5)])]) for y in (70, 40, 90)]
+    lows, highs = zip(*(chart.y_limits for chart in charts), strict=True)
+    for axes in png.figure(charts).axes:
+        assert axes.get_ylim() == pytest.approx((min(lows), max(highs)))
+
+
 def test_names_stand_at_their_points():
     axes = axes_of(Series("a", [(1, 70), (2, 80)], names=["exit 1", "exit 2"]))
     assert [(text.get_text(), text.xy) for text in axes.texts] == [
@@ -66,11 +73,11 @@ def test_rules_cross_the_chart():
 
 def test_a_mean_has_its_range_as_a_band_or_as_bars():
     line = Series("a", [(1, 70), (2, 80)], ranges=[(69, 71), (75, 90)])
-    marks = Series("b", [(1, 70)], joined=False, marked=True, ranges=[(60, 80)])
+    marks = Series("b", [(1, 70)], joined=False, marked=True, ranges=[(60, 75)])
     axes = axes_of(line, marks)
     band, bars = axes.collections
     assert {(1, 69), (2, 90)} <= set(map(tuple, band.get_paths()[0].vertices.tolist()))
-    assert bars.get_segments()[0].tolist() == [[1, 60], [1, 80]]
+    assert bars.get_segments()[0].tolist() == [[1, 60], [1, 75]]
 
 
 def test_ways_at_the_same_place_are_drawn_side_by_side():
@@ -143,6 +150,16 @@ def test_bands_fill_the_figure():
     axes = axes_of(*bands, stacked=True)
     assert [band.get_label() for band in axes.collections] == ["low", "high"]
     assert axes.collections[1].get_paths()[0].vertices[:, 1].max() == pytest.approx(100)
+
+
+def test_the_legend_of_bands_names_them_from_the_top_down():
+    bands = [Series(name, [(1, 30), (2, 50)], k) for k, name in enumerate(("low", "high"))]
+    drawn = png.figure([Chart("Title", X, Y, bands, stacked=True)])
+    (legend,), (axes,) = drawn.legends, drawn.axes
+    names = [text.get_text() for text in legend.get_texts()]
+    colours = [tuple(patch.get_facecolor()) for patch in legend.get_patches()]
+    of_bands = {band.get_label(): tuple(band.get_facecolor()[0]) for band in axes.collections}
+    assert list(zip(names, colours, strict=True)) == list(of_bands.items())[::-1]
 
 
 @pytest.mark.parametrize("num_panels", [1, 2, 4, 5, 7])

@@ -106,7 +106,9 @@ def test_rules_cross_the_chart():
 
 def test_bands_lie_on_each_other_and_fill_the_height():
     bands = [Series("low", [(1, 30), (2, 60)]), Series("high", [(1, 70), (2, 40)], colour=1)]
-    low, high = (places(polygon) for polygon in drawn(*bands, stacked=True).iter("polygon"))
+    polygons = list(drawn(*bands, stacked=True).iter("polygon"))
+    assert [polygon.get("class") for polygon in polygons] == ["band e0", "band e1"]
+    low, high = map(places, polygons)
     assert low[:2] == high[2:][::-1]
     assert {y for _, y in high[:2]} == {TOP}
     assert {y for _, y in low[2:]} == {LOWER_EDGE}
