@@ -1,6 +1,7 @@
 """The page holds the runs' figures, and nothing that it would have to fetch."""
 
 import dataclasses
+import json
 import os
 import re
 from html.parser import HTMLParser
@@ -12,7 +13,7 @@ from written_runs import made_evaluation, random_predictions, write_config, writ
 from l2w_jax.config import default_config, to_json
 from l2w_jax.early_exit.selection import cheapest_without_loss
 from l2w_jax.errors import UserError
-from l2w_jax.evaluation.classes import leaving_by_class
+from l2w_jax.evaluation.classes import leaving_by_class, leaving_by_shots
 from l2w_jax.evaluation.results import Evaluation
 from l2w_jax.files import write_json
 from l2w_jax.report import __main__ as report
@@ -209,6 +210,12 @@ def test_a_run_without_metrics_is_shown(two_runs):
     assert "No metrics.jsonl" in report.write_report(two_runs[:1]).read_text()
 
 
+def test_a_loss_that_was_no_number_is_no_damage(two_runs):
+    lines = [{"step": 20, "loss": [1.0, None]}, {"step": 40, "loss": [0.5, 0.3]}]
+    (two_runs[0] / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert report.read_runs(two_runs)[0].metrics == lines
+
+
 def test_damaged_and_unwritable_files_are_named(two_runs, tmp_path):
     with pytest.raises(UserError, match=f"{tmp_path}: cannot be written"):
         report.write_report(two_runs, tmp_path)
@@ -280,6 +287,38 @@ def test_the_page_says_where_the_images_come_from(tmp_path):
     assert (
         "run: train: train/ (38,000 images); holdout: cut from train/; test: &lt;val&gt;/." in page
     )
+
+
+def test_classes_and_the_parts_of_a_long_tail_have_their_numbers_in_tables(tmp_path):
+    test = random_predictions(np.random.default_rng(0), 400)
+    labels = (test.log_odds[0] < np.median(test.log_odds[0])).astype(np.int32)
+    shots = [{"exit": 1, "many": 1.0, "medium": None, "few": 2.0}]
+    write_config(tmp_path)
+    evaluation = made_evaluation(
+        test=dataclasses.replace(test, labels=labels), class_counts=[500, 7], shots=shots
+    )
+    evaluation.save(tmp_path)
+    page = Reader(report.write_report([tmp_path], tmp_path / "page.html").read_text())
+    for rows, names in (
+        (leaving_by_class(evaluation), ["cat", "<dog>"]),
+        (leaving_by_shots(evaluation), ["many", "few"]),
+    ):
+        assert [row["name"] for row in rows] == names
+        for row in rows:
+            assert [
+                *[row["name"], f"{row['images']}", f"{row['top1']:.1f}", f"{row['top1_last']:.1f}"],
+                *(f"{100 * row[f'share_{k}']:.0f}" for k in (1, 2, 3)),
+            ] in page.rows
+
+
+def test_every_band_has_a_colour_also_where_runs_have_other_numbers_of_exits(two_runs, tmp_path):
+    test = random_predictions(np.random.default_rng(0), 40, num_exits=2)
+    fewer = {"test": test, "held_out": test, "examples": None, "sample_weights": None}
+    whole = Evaluation.load(two_runs[0])
+    dataclasses.replace(whole, anytime=whole.anytime[:2], **fewer).save(two_runs[0])
+    text = report.write_report(two_runs, tmp_path / "page.html").read_text()
+    drawn = set(re.findall(r'class="band (e\d)"', text))
+    assert drawn == {"e0", "e1", "e2"} == set(re.findall(r"\.(e\d)\b", text))
 
 
 def test_of_many_classes_those_at_both_ends_are_told(tmp_path):
