@@ -8,6 +8,20 @@ from l2w_jax.config import default_config
 from l2w_jax.data.digits import open_digits
 from l2w_jax.models.preprocessing import channel_statistics, normalize
 
+# Mean and deviation as the authors of MSDNet and, of ImageNet, PyTorch's examples state them.
+PUBLISHED = {
+    "cifar10": ([0.4914, 0.4824, 0.4467], [0.2471, 0.2435, 0.2616]),
+    "cifar100": ([0.5071, 0.4867, 0.4408], [0.2675, 0.2565, 0.2761]),
+    "imagenet2012": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+    "image_folder": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_statistics_of_each_channel_are_the_published_ones(name):
+    for found, published in zip(channel_statistics(name), PUBLISHED[name], strict=True):
+        np.testing.assert_array_equal(found, np.float32(published))
+
 
 @pytest.mark.parametrize("name", ["digits", "cifar10", "cifar100", "imagenet2012", "image_folder"])
 def test_black_and_white_end_up_at_the_ends_of_the_scale(name):
