@@ -1,6 +1,7 @@
 """JPEGs that lack their last bytes: used where nothing to be seen is missing, and only there."""
 
 import io
+import re
 
 import numpy as np
 import pytest
@@ -60,6 +61,30 @@ def test_what_lacks_a_visible_part_is_not_used(kind, way):
     # The lower part of the drawing is white, which it would be without the data too.
     for share in (0, 0.1, 0.3) if kind == "drawing" else (0, 0.1, 0.5, 0.9):
         assert with_end(encoded[: start + int(share * (len(encoded) - start))]) is None, share
+
+
+@pytest.mark.parametrize("way", ["baseline", "grey"])
+@pytest.mark.parametrize("kind", ["photo", "smooth"])
+def test_a_hundredth_of_the_picture_may_be_missing_and_no_more(kind, way):
+    def seen(file: bytes) -> np.ndarray:
+        return np.atleast_3d(Image.open(io.BytesIO(file)))
+
+    encoded = picture(kind, way)
+    # What most of these lack lies within the last row of blocks.
+    for missing in (5, 60, 80, 100):
+        kept = encoded[:-missing]
+        lost = (seen(kept + b"\xff\xd9") != seen(encoded)).any(axis=-1).mean()
+        if lost < 0.005 or lost > 0.01:
+            assert (with_end(kept) is not None) == (lost < 0.005), missing
+
+
+def test_a_progressive_file_without_all_its_scans_is_not_used():
+    encoded = picture("photo", "progressive")
+    scans = [found.start() for found in re.finditer(rb"\xff\xda", encoded)]
+    # With all but the last, every coefficient is there and some lack their last bit.
+    assert len(scans) > 5
+    for start in scans:
+        assert with_end(encoded[:start]) is None
 
 
 def test_a_cut_between_restarts_is_noticed():
