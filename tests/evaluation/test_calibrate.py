@@ -18,6 +18,7 @@ from l2w_jax.early_exit.calibration import (
     reliability,
 )
 from l2w_jax.errors import UserError
+from l2w_jax.evaluation import calibrate as calibrate_module
 from l2w_jax.evaluation.calibrate import calibrate
 from l2w_jax.evaluation.predictions import logits_of, predict_all
 from l2w_jax.models.preprocessing import channel_statistics, normalize
@@ -51,6 +52,12 @@ def test_temperatures_are_fitted_on_images_that_set_no_threshold(run, calibratio
         expected = fit_temperature(log_probs[k], held_out.labels[fitting])
         assert temperature == pytest.approx(expected, rel=1e-3)
     np.testing.assert_array_equal(rest.labels, held_out.labels[rest.positions])
+
+
+def test_of_many_images_no_more_are_fitted_on_than_memory_holds(run, monkeypatch):
+    monkeypatch.setattr(calibrate_module, "MAX_FITTING_IMAGES", 20)
+    found = calibrate(*run)
+    assert (found.fitting_images, len(found.evaluation.held_out.labels)) == (20, 70)
 
 
 @pytest.mark.parametrize(("split", "seed"), [("held_out", 2), ("test", 1)])
@@ -92,7 +99,9 @@ def test_the_calibrated_predictor_stops_where_the_evaluation_says(calibration, t
 
 def test_logits_are_those_of_the_positions(run, tiny_network):
     config, variables, source, _ = run
-    positions = np.array([3, 40, 88])
+    # The last one fills up the last batch too, masked.
+    positions = np.array([3, 40, 89])
+    assert 90 % config.dataset.eval_batch_size
     logits, labels = logits_of(config, config.model, variables, source, positions)
     held_out = images_of(2, 90)
     np.testing.assert_array_equal(labels, held_out.labels[positions])
