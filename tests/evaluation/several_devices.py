@@ -16,6 +16,22 @@ from l2w_jax.evaluation.predictions import predict_all
 from l2w_jax.models import initial_variables
 
 
+class SharedSource:
+    """The tiny data set, of which all processes together read no more than a batch at once."""
+
+    def __init__(self, config):
+        self._source = open_tiny_source(config)
+        self._batch_size = config.dataset.eval_batch_size
+
+    def __getattr__(self, name):
+        return getattr(self._source, name)
+
+    def evaluation_batches(self, *arguments):
+        for batch in self._source.evaluation_batches(*arguments):
+            assert len(batch["mask"]) * jax.process_count() <= self._batch_size
+            yield batch
+
+
 def main(devices, process, processes, port):
     if processes > 1:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -31,7 +47,7 @@ def found():
     model = TinyNetwork()
     image = jax.ShapeDtypeStruct((1, 8, 8, 3), np.float32)
     variables = initial_variables(model, jax.random.key(0), image, train=False)
-    predictions = predict_all(config, model, variables, open_tiny_source(config), "test")
+    predictions = predict_all(config, model, variables, SharedSource(config), "test")
     np.testing.assert_array_equal(predictions.labels, TEST.labels)
     places = np.arange(len(TEST.labels))
     return (predictions.confidences @ places).sum(), (predictions.losses @ places).sum()

@@ -6,12 +6,13 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from evaluation import several_devices
 from programs import ENVIRONMENT
-from small_networks import between
-from tiny_images import TEST, all_log_probs
+from small_networks import ConvNetwork, between, lively_variables
+from tiny_images import TEST, all_log_probs, open_tiny_source
 
 from l2w_jax.early_exit import EarlyExitPredictor, rules
 from l2w_jax.early_exit.budget import first_exits
@@ -70,6 +71,19 @@ def test_any_number_of_devices_and_processes_finds_the_same():
         assert found == pytest.approx(expected, rel=1e-5)
 
 
+def test_top5_is_told_of_more_than_five_classes(config, source):
+    config.dataset.num_classes = 10
+    network = ConvNetwork(num_classes=10)
+    network = network, lively_variables(network, jnp.zeros((1, 8, 8, 3)))
+    predictions = split_predictions.predict_all(config, *network, source, "test")
+    five_best = np.argsort(-all_log_probs(network, TEST.images), axis=-1)[..., :5]
+    expected = (five_best == TEST.labels[:, None]).any(axis=-1)
+    np.testing.assert_array_equal(predictions.correct_top5, expected)
+    # Some are right with their fifth class only.
+    assert (five_best[..., 4] == TEST.labels).any()
+    assert not expected.all()
+
+
 def test_top5_counts_the_label_among_the_five_most_probable():
     logits = np.zeros((1, 3, 7), np.float32)
     logits[0, 0] = [5, 4, 3, 2, 1, 0, -1]
@@ -100,12 +114,26 @@ def test_stored_scores_are_those_by_which_images_leave(config, source, tiny_netw
         assert len(set(exits)) > 1
 
 
-def test_answers_that_are_not_finite_are_refused(config, source, tiny_network):
+@pytest.mark.parametrize(
+    ("bias", "images"),
+    [
+        (np.nan, 37),
+        # A class that is ruled out: the loss of its images alone is infinite, no confidence is.
+        (-np.inf, np.count_nonzero(TEST.labels == 2)),
+    ],
+)
+def test_answers_that_are_not_finite_are_refused(config, source, tiny_network, bias, images):
     model, variables = tiny_network
     broken = jax.tree.map(np.array, variables)
-    broken["params"]["head_1"]["bias"][2] = np.nan
-    with pytest.raises(UserError, match=r"37 of 37 images .* \(exits \[2\]\)"):
+    broken["params"]["head_1"]["bias"][2] = bias
+    with pytest.raises(UserError, match=rf"{images} of 37 images .* \(exits \[2\]\)"):
         split_predictions.predict_all(config, model, broken, source, "test")
+
+
+def test_a_split_without_images_is_one_line(config, tiny_network):
+    source = open_tiny_source(config, num_holdout=0)
+    with pytest.raises(UserError, match=r"^evaluation: the split 'holdout' of .* has no images$"):
+        split_predictions.predict_all(config, *tiny_network, source, "holdout")
 
 
 @pytest.mark.parametrize("change", ["repeat a batch", "leave one out"])
