@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import shutil
 import tarfile
 
 import numpy as np
@@ -150,10 +151,18 @@ def test_a_damaged_record_is_replaced_and_named(data_dir, caplog):
     assert f"record at byte {first}: is no record that can be parsed" in message
 
 
-def test_a_label_out_of_range_is_one_line(data_dir):
-    config = imagenet_config(data_dir, num_classes=2)
+@pytest.mark.parametrize(
+    "batches",
+    [
+        lambda source: itertools.islice(source.train_batches(0), 4),
+        lambda source: source.evaluation_batches("train", 8),
+    ],
+    ids=["training", "evaluation"],
+)
+def test_a_label_out_of_range_is_one_line(data_dir, batches):
+    source = open_source(imagenet_config(data_dir, num_classes=2))
     with pytest.raises(UserError, match="label 2 is not allowed: must be from 0 to 1") as raised:
-        list(itertools.islice(open_source(config).train_batches(0), 4))
+        list(batches(source))
     assert "\n" not in str(raised.value)
 
 
@@ -184,6 +193,43 @@ def test_a_truncated_record_file_is_named(data_dir):
             open_source(imagenet_config(data_dir))
     finally:
         shard.write_bytes(whole)
+
+
+def test_a_record_file_without_its_last_records_is_not_the_data_set(data_dir):
+    (shard,) = data_dir.glob("imagenet2012/*/*train.tfrecord*")
+    whole = shard.read_bytes()
+    _, first, _ = stored.index_records([str(shard)]).places[-2]
+    shard.write_bytes(whole[: first - 12])
+    try:
+        with pytest.raises(UserError, match="split 'train' holds 34 images: must be 36"):
+            open_source(imagenet_config(data_dir))
+    finally:
+        shard.write_bytes(whole)
+
+
+def test_files_that_are_no_tfrecords_are_one_line(data_dir, tmp_path):
+    shutil.copytree(data_dir / "imagenet2012", tmp_path / "imagenet2012")
+    (info,) = tmp_path.glob("imagenet2012/*/dataset_info.json")
+    info.write_text(info.read_text().replace('"tfrecord"', '"array_record"'))
+    for shard in info.parent.glob("*.tfrecord*"):
+        shard.rename(shard.with_name(shard.name.replace(".tfrecord", ".array_record")))
+    with pytest.raises(UserError, match="files of split 'train' are not TFRecords") as raised:
+        open_source(imagenet_config(tmp_path))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_record_that_was_cut_after_the_start_is_left_out_and_named(data_dir, caplog):
+    source = open_source(imagenet_config(data_dir, max_bad_share=0.5))
+    (shard,) = data_dir.glob("imagenet2012/*/*validation.tfrecord*")
+    whole = shard.read_bytes()
+    _, first, length = stored.index_records([str(shard)]).places[-1]
+    shard.write_bytes(whole[: first + length - 1])
+    try:
+        (batch,) = source.evaluation_batches("test", NUM_VALIDATION)
+    finally:
+        shard.write_bytes(whole)
+    assert np.flatnonzero(~batch["mask"]).tolist() == [NUM_VALIDATION - 1]
+    assert f"record at byte {first}: ends before its record does" in caplog.text
 
 
 def test_the_places_of_records_are_those_that_tfds_wrote(data_dir):
