@@ -1,4 +1,5 @@
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +22,19 @@ def test_functions_take_turns_and_times_are_per_image_without_the_first_round():
     assert found[0] == pytest.approx(5, rel=0.5)
     assert found[1] < 1
     assert calls == [("slow", 4), ("quick", 4)] * 2
+
+
+def test_the_median_round_counts(monkeypatch):
+    now = 0.0
+    seconds = iter([100, 1, 9, 2, 3, 30])  # the first round is not timed
+
+    def takes_seconds(images):
+        nonlocal now
+        now += next(seconds)
+
+    monkeypatch.setattr(latency, "time", SimpleNamespace(perf_counter=lambda: now))
+    (found,) = milliseconds([takes_seconds], np.zeros((4, 1)), repeats=5)
+    assert found == 1000 * 3 / 4
 
 
 def test_every_exit_is_timed(tiny_network):
