@@ -317,6 +317,22 @@ def test_an_unreadable_folder_is_one_line(folder, monkeypatch):
         open_source(folder_config(folder))
 
 
+def test_the_digest_of_a_split_tells_other_images_and_other_labels(folder):
+    def digests(**fields):
+        return open_source(folder_config(folder, **fields)).digests
+
+    before = digests()
+    assert len({*before.values()}) == 3
+    assert digests() == before
+    # The same test images, whose classes are now numbered from 1.
+    (folder / "train" / "amber").mkdir()
+    photo(9, 60, 50).save(folder / "train" / "amber" / "00.jpg")
+    renumbered = digests(num_classes=4)
+    assert renumbered["test"] != before["test"]
+    photo(9, 60, 50).save(folder / "test" / "red" / "more.jpg")
+    assert digests(num_classes=4)["test"] != renumbered["test"]
+
+
 def test_images_that_do_not_fit_into_memory_are_refused(folder, monkeypatch):
     monkeypatch.setattr(image_folder, "_MOST_BYTES_IN_MEMORY", 42 * SIZE * SIZE * 3 - 1)
     with pytest.raises(UserError, match="do not fit into memory: must be 'resized_crop'"):
