@@ -29,6 +29,17 @@ def layer_norm(x):
     return (x - mean) * lax.rsqrt(x.var(axis=-1, keepdims=True) + 1e-3) * CHANNELS
 
 
+def of_last_axes(x, matrix):
+    """Products of the last axis of x and that of a matrix."""
+    return lax.dot_general(x, matrix, (((x.ndim - 1,), (1,)), ((), ())))
+
+
+def joined(results):
+    return jnp.concatenate([result.astype(jnp.float32) for result in results], -1)
+
+
+ORDERS = (jnp.less, jnp.less_equal, jnp.greater, jnp.greater_equal)
+
 FUNCTIONS = {
     "own convolution": lambda x: convolve(x, KERNEL, 2),
     "1x1 convolution": lambda x: convolve(x, KERNEL[:1, :1]) + 1,
@@ -51,16 +62,59 @@ FUNCTIONS = {
     "average pool": lambda x: nn.avg_pool(x, (2, 2), (2, 2), ((1, 0), (0, 0))),
     "resize": lambda x: resize_align_corners(convolved(x), 11, 4),
     "layer norm": lambda x: layer_norm(convolved(x, KERNEL.repeat(2, 3)[..., :8])),
+    "parts of a grouped convolution": lambda x: jnp.subtract(
+        *jnp.split(convolved(x, KERNEL[:, :, :4], feature_group_count=2), 2, axis=-1)
+    ),
     "flattened": lambda x: (
         convolved(x).reshape(x.shape[0], -1) @ np.ones((6 * 7 * 6, 3), np.float32)
     ),
     "linear map of pixels": lambda x: jnp.dot(x, KERNEL[0, 0]) + 1,
+    "linear map by rows": lambda x: of_last_axes(x, KERNEL[0, :2].reshape(12, 8)),
+    "linear map by rows of what is no image": lambda x: of_last_axes(
+        x.max(1), KERNEL[0, :2].reshape(12, 8)
+    ),
+    "linear map that is computed": lambda x: x.swapaxes(2, 3) @ x.max((0, 1)),
+    "linear map by rows that are computed": lambda x: of_last_axes(x, x.max((0, 1))),
     "mean and deviation": lambda x: jnp.concatenate([x.mean((1, 2)), x.std((1, 2))], -1),
     "soft": lambda x: nn.softmax(x.mean((1, 2))) + nn.log_softmax(x.max((1, 2))),
     "gates": lambda x: nn.gelu(x) + nn.silu(x) * nn.sigmoid(x) + nn.softplus(x) + jnp.expm1(x),
     "numbers": lambda x: jnp.clip(x, -0.5, 0.5) ** 3 + jnp.log1p(x**2) + jnp.square(x) / 3,
     "cases": lambda x: jnp.where(x > 0, jnp.floor(x), -jnp.inf) * jnp.sign(x),
     "finite": lambda x: jnp.isfinite(jnp.log(x)).astype(jnp.float32),
+    "comparisons": lambda x: joined(
+        [compare(jnp.floor(x), 0) for compare in (*ORDERS, jnp.equal, jnp.not_equal)]
+    ),
+    "comparisons of two": lambda x: joined(
+        [compare(jnp.floor(x), jnp.ceil(x - 1.5)) for compare in ORDERS]
+    ),
+    "logic": lambda x: joined([(x > 0) & (x < 1), (x > 0) | (x < -1), ~(x > 0)]),
+    "roundings": lambda x: joined([jnp.abs(x), jnp.ceil(x), jnp.floor(x), jnp.sign(x), -x]),
+    "curves": lambda x: joined(
+        [lax.erf(x), jnp.tanh(x), lax.logistic(x), jnp.sin(x), jnp.cos(x), jnp.exp(x), jnp.exp2(x)]
+    ),
+    "roots and powers": lambda x: joined(
+        [f(jnp.abs(x) + 0.1) for f in (jnp.sqrt, lax.rsqrt, jnp.log, lambda y: lax.pow(y, x))]
+    ),
+    "the larger and the smaller": lambda x: joined(
+        [
+            f(x, y)
+            for f in (jnp.maximum, jnp.minimum)
+            for y in (0.0, 0.5, CHANNELS - 4, x.mean(1, keepdims=True))
+        ]
+    ),
+    "both orders": lambda x: joined(
+        [
+            f(*of)
+            for f in (jnp.subtract, jnp.divide)
+            for y in (2.0, CHANNELS + 1, jnp.exp(x))
+            for of in ((x, y), (y, x))
+        ]
+    ),
+    # Where limits cross, the upper one holds.
+    "limits of each channel": lambda x: lax.clamp(
+        jnp.broadcast_to(CHANNELS - 4, x.shape), x, jnp.broadcast_to(2 - CHANNELS, x.shape)
+    ),
+    "reductions": lambda x: joined([x.max((1, 2)), x.min((1, 2)), x.sum((1, 2))]),
     "one of each": lambda x: jax.nn.one_hot(x.mean((1, 2)).argmax(-1), 8) + CHANNELS,
     "repeated": lambda x: jnp.broadcast_to(x.mean((1, 2), keepdims=True), x.shape).sum((1, 2)),
 }
