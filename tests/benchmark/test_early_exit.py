@@ -11,6 +11,7 @@ from l2w_jax import data
 from l2w_jax.benchmark import __main__ as benchmark_command
 from l2w_jax.benchmark import early_exit as early_exit_benchmark
 from l2w_jax.benchmark.early_exit import (
+    LEAST_IMAGES,
     TIMED_QS,
     benchmark_early_exit,
     time_network,
@@ -64,6 +65,38 @@ def test_every_exit_and_the_curve_are_timed_in_batches_in_each_runtime(tiny_netw
     assert sum(row["ms"] for row in other["budgeted"]) < sum(row["ms"] for row in entry["budgeted"])
 
 
+def test_each_time_is_told_of_what_took_it(evaluation, monkeypatch):
+    costs, taken = {}, []
+
+    def runtime(name, more):
+        def stopping(thresholds):
+            # What stops by other thresholds takes another time.
+            ms = costs.setdefault(np.float32(thresholds).tobytes(), 1.0 + len(costs))
+            return lambda batch: taken.append(ms + more)
+
+        return Runtime(name, lambda batch: taken.append(0.5 + more), stopping)
+
+    def told(passes, images, repeats):
+        for one_pass in passes:
+            one_pass(images)
+        return np.array(taken)
+
+    monkeypatch.setattr(early_exit_benchmark, "milliseconds", told)
+    runtimes = [runtime("jax", 0), runtime("other", 100)]
+    entries = time_network(runtimes, np.zeros((2, 8, 8, 3)), 2, evaluation, 1)
+    held_out = evaluation.held_out.log_odds
+    expected = {
+        "exits": [all_leave_at(k, 3) for k in range(3)],
+        "budgeted": [find_thresholds(held_out, exit_shares(q, 3)) for q in TIMED_QS],
+    }
+    assert len(costs) == 3 + len(TIMED_QS)
+    for entry, more in zip(entries, (0, 100), strict=True):
+        assert entry["full_ms"] == 0.5 + more
+        for part, of_rows in expected.items():
+            ms = [costs[np.float32(thresholds).tobytes()] + more for thresholds in of_rows]
+            assert [row["ms"] for row in entry[part]] == ms
+
+
 def test_the_curve_tells_what_test_images_come_to_by_thresholds_of_held_out_ones(evaluation):
     runtime = Runtime("none", len, lambda thresholds: len)
     (entry,) = time_network([runtime], np.zeros((2, 8, 8, 3)), 2, evaluation, 1)
@@ -89,11 +122,28 @@ def test_onnx_answers_as_jax_does(tiny_network):
     )
     assert [runtime.name for runtime in made] == ["jax", "onnx", "onnx_1_thread"]
     assert np.bincount(in_jax.exits).tolist() == [25, 0, 25]
+    # The full network stops at no exit, however sure.
+    for runtime in made[1:]:
+        assert set(runtime.full_network(images)[1]) == {2}
     for labels, exits, _ in in_onnx:
         np.testing.assert_array_equal(labels, in_jax.labels)
         np.testing.assert_array_equal(exits, in_jax.exits)
     with pytest.raises(UserError, match="--runtime: 'tensorrt' is not allowed"):
         checked_runtimes(["jax", "tensorrt"])
+
+
+@pytest.mark.parametrize(("name", "threads"), [("onnx", 0), ("onnx_1_thread", 1)])
+def test_onnx_has_the_threads_that_its_name_says(name, threads, tiny_network, monkeypatch):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    found, session = [], onnxruntime.InferenceSession
+
+    def watched(model, options, providers):
+        found.append(options.intra_op_num_threads)
+        return session(model, options, providers)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", watched)
+    RUNTIMES[name](*tiny_network, ImageFormat(8, 1.0, [0.5] * 3, [0.25] * 3))
+    assert found == [threads] * 3
 
 
 def test_files_lie_beside_the_run(tiny_network, evaluation, tmp_path, monkeypatch):
@@ -136,6 +186,8 @@ def test_files_lie_beside_the_run(tiny_network, evaluation, tmp_path, monkeypatc
     write_latency(tmp_path, latency)
     assert json.loads((tmp_path / "latency.json").read_text()) == latency
     assert [entry["batch_size"] for entry in latency["batch_sizes"]] == [4, 32]
+    # Also of a few images at a time, enough in all that they do not leave at one exit.
+    assert [len(images) for images in timed] == [LEAST_IMAGES] * 2
     tested = {image.tobytes() for image in splits["test"].images}
     assert {image.tobytes() for images in timed for image in images} == tested
     assert latency["device"] == jax.devices()[0].device_kind

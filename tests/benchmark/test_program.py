@@ -125,6 +125,16 @@ def test_an_exchange_that_is_waited_for_later_counts_once():
     assert program.collectives(text) == {"all-gather": {"count": 1, "bytes": 32 * 4}}
 
 
+def test_traffic_of_what_is_waited_for_later_is_that_of_what_is_done_at_once():
+    # A gather that is begun names what it reads beside what it writes; a sum does not.
+    gathered = "  %begun.1 = (f32[8]{0}, f32[32]{0}) all-gather-start(%p0), dimensions={0}\n"
+    added = "  %begun.2 = f32[8]{0} all-reduce-start(%p0), to_apply=%add\n"
+    before = program.memory_traffic(TPU_PROGRAM)
+    for begun, touched in ((gathered, 8 + 32), (added, 8 + 8)):
+        text = TPU_PROGRAM.replace("  %copy.1", begun + "  %copy.1")
+        assert program.memory_traffic(text) == before + 4 * touched
+
+
 def test_traffic_is_what_is_read_from_and_written_to_the_main_memory():
     prefetched = 8 * 4
     relaid = 2 * 6 * 2

@@ -1,7 +1,10 @@
 """The benchmark of a step counts what XLA compiles, and compares like with like."""
 
+import json
 import time
+from types import SimpleNamespace
 
+import jax
 import pytest
 from small_networks import ConvNetwork
 
@@ -37,6 +40,44 @@ def test_report_has_both_steps_and_their_ratios(config, schedule):
     assert spent < report["weighted"]["seconds_to_first_step"]
 
 
+class Compiled(SimpleNamespace):
+    """Stands in for a program that takes so long each time, by a clock that only it moves."""
+
+    def __call__(self, state, batch, step):
+        self.clock.now += self.seconds.pop(0)
+        return state, {}
+
+    cost_analysis = staticmethod(lambda: {"flops": 1e9})
+    memory_analysis = staticmethod(lambda: SimpleNamespace(temp_size_in_bytes=1e6))
+    as_text = staticmethod(str)
+
+
+def test_seconds_are_told_apart_by_what_they_were_spent_on(config, monkeypatch):
+    clock = SimpleNamespace(now=100.0)
+    clock.monotonic = lambda: clock.now
+
+    def passed(seconds, result):
+        clock.now += seconds
+        return result
+
+    def step(config, total_steps):
+        compiled = Compiled(clock=clock, seconds=[7.0, 4.0, 1.0, 2.0])
+        lowered = SimpleNamespace(compile=lambda: passed(5, compiled))
+        update = SimpleNamespace(lower=lambda *_: passed(3, lowered))
+        return SimpleNamespace(num_updates=1, update=update)
+
+    monkeypatch.setattr(benchmark, "time", clock)
+    monkeypatch.setattr(benchmark, "step_on_devices", step)
+    monkeypatch.setattr(benchmark, "num_kernels", lambda text: 1)
+    report = benchmark.measure(config, num_steps=3, started=80.0)
+    for name, before in (("weighted", 20), ("plain", 0)):
+        assert report[name]["seconds_tracing"] == 3
+        assert report[name]["seconds_compiling"] == 5
+        # Of the program's own start only what is measured first knows.
+        assert report[name]["seconds_to_first_step"] == before + 3 + 5 + 7
+        assert report[name]["seconds"] == 2, "the median of those after the first"
+
+
 def test_plain_recipe_is_measured_alone(config):
     config.weighting.kind = "none"
     report = benchmark.measure(config, num_steps=1, started=time.monotonic())
@@ -52,6 +93,34 @@ def test_ratios_are_of_the_numbers_that_both_have():
     assert benchmark.ratios(new, old) == {"plain": {"seconds": 0.5}}
     for other in ({"plain": 3.0}, {"plain": {"seconds": "x"}}):
         assert not any(benchmark.ratios(new, other).values())
+
+
+def test_the_command_tells_how_much_longer_it_takes_than_before(monkeypatch, tmp_path, capsys):
+    (tmp_path / "old.json").write_text('{"plain": {"seconds": 4.0}}')
+    monkeypatch.setattr(benchmark, "measure", lambda *_: {"plain": {"seconds": 1.0}})
+    command.main(
+        ["--config=configs/digits_msdnet.py", f"--compare={tmp_path / 'old.json'}"], started=0.0
+    )
+    report = json.loads(capsys.readouterr().out)
+    assert report["plain"]["seconds"] == 1
+    assert report["ratio_to_old"] == {"plain": {"seconds": 0.25}}
+
+
+@pytest.mark.parametrize(("options", "reads"), [([], True), (["--no-cache"], False)])
+def test_compiled_programs_are_read_back_unless_asked_otherwise(options, reads, monkeypatch):
+    found = []
+
+    def measured(*_):
+        found.append(jax.config.jax_enable_compilation_cache)
+        return {}
+
+    monkeypatch.setattr(benchmark, "measure", measured)
+    before = jax.config.jax_enable_compilation_cache
+    try:
+        command.main(["--config=configs/digits_msdnet.py", *options], started=0.0)
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+    assert found == [reads]
 
 
 def test_what_is_no_report_is_refused_before_anything_is_measured(tmp_path):
