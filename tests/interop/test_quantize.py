@@ -8,7 +8,7 @@ from small_networks import between, lively_variables, network
 
 from l2w_jax.early_exit import rules
 from l2w_jax.early_exit.budget import NOBODY_LEAVES, first_exits
-from l2w_jax.interop import quantize
+from l2w_jax.interop import export_onnx, quantize
 from l2w_jax.interop.export_onnx import LOADER, _models, export_quantized
 from l2w_jax.interop.exported_folder import ImageFormat, load_program
 
@@ -113,6 +113,26 @@ def test_limits_are_taken_from_images_of_all_over_the_held_out_ones(
     (images,) = taken
     assert quantize.CALIBRATION_IMAGES <= len(images) < 2 * quantize.CALIBRATION_IMAGES
     assert set(images[:, 0, 0, 0].tolist()) == set(range(256))
+
+
+def test_the_time_before_is_told_before_the_time_in_8_bits(tiny_network, tmp_path, monkeypatch):
+    in_8_bits = []
+
+    def quantized(stages, images):
+        in_8_bits.extend(stages)
+        return in_8_bits
+
+    monkeypatch.setattr(quantize, "quantized", quantized)
+    monkeypatch.setattr(
+        quantize, "full_network", lambda stages: 2.0 if stages is in_8_bits else 8.0
+    )
+    monkeypatch.setattr(export_onnx, "milliseconds", lambda ways, images, repeats: np.array(ways))
+    images = np.zeros((4, 8, 8, 3), np.uint8)
+    image_format = ImageFormat(8, 1.0, [0.5] * 3, [0.25] * 3)
+    arguments = (tmp_path, *tiny_network, [0, 0, 0], image_format, "abcd", rules.log_odds)
+    lines = export_quantized(*arguments, images, (images, np.zeros(4, np.int32)), [1e6, 2e6, 3e6])
+    assert lines[0].split() == ["test", "images", "float32", "8", "bits"]
+    assert lines[-1].split()[-4:] == ["8.000", "ms", "2.000", "ms"]
 
 
 def test_held_out_answers_set_the_thresholds_of_the_curve_that_is_told():
