@@ -259,6 +259,35 @@ def test_a_process_that_nobody_reads_or_that_prints_other_bytes_ends_all_the_sam
         assert run_printing(lines) == 0
 
 
+def test_what_a_process_printed_before_it_died_is_all_there(capfd):
+    lines = "import os, sys; print('begun'); print('fault', file=sys.stderr); os._exit(3)"
+    assert run_printing(lines) == 3
+    assert capfd.readouterr().out == "[0] begun\n[0] fault\n"
+
+
+def test_a_terminal_interrupts_the_launcher_alone():
+    (process,) = processes.start(1, [sys.executable, "-c", "input()"])
+    try:
+        assert os.getsid(process.pid) != os.getsid(0)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_under_nohup_a_hang_up_is_ignored_and_else_it_is_passed_on():
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    try:
+        for before in (signal.SIG_IGN, signal.SIG_DFL):
+            signal.signal(signal.SIGHUP, before)
+            assert processes.run(1, ["true"]) == 0
+            ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            assert ignored == (before == signal.SIG_IGN)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
 def test_a_signal_leaves_none_behind_that_starts_later(monkeypatch):
     handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     start, started_all = processes.start, []

@@ -64,6 +64,8 @@ def test_slurm_has_a_run_save_before_its_time_is_up_and_starts_it_again_when_pre
     assert ("requeue", "") in options
     # Of what was printed before it was preempted nothing is lost.
     assert ("open-mode", "append") in options
+    # One core would read the images of a process.
+    assert int(dict(options)["cpus-per-task"]) > 1
     # After the first command Slurm reads no more options.
     assert script.rindex("#SBATCH") < script.index("\nset ")
 
@@ -106,6 +108,11 @@ def test_the_job_set_starts_one_process_a_host_with_arguments_that_main_takes(mo
     assert rule["action"] == "FailJob"
     assert rule["onExitCodes"]["containerName"] == container["name"]
     assert rule["onExitCodes"]["values"] == [UserError.exit_status], "bad input is not tried again"
+    (of_set,) = manifest["spec"]["failurePolicy"]["rules"]
+    assert of_set["action"] == "FailJobSet", "what fails by that rule fails for good"
+    assert of_set["onJobFailureReasons"] == ["PodFailurePolicy"]
+    assert spec["backoffLimit"] == 0, "no host is tried again without the others"
+    assert pod["terminationGracePeriodSeconds"] >= 120, "as long as under Slurm to save"
     assert {"name": "L2W_DISTRIBUTED", "value": "auto"} in container["env"]
     monkeypatch.chdir(ROOT)
     arguments = main.parse(["main", *container["args"]])

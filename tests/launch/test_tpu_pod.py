@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ case "$*" in
         ;;
     *" delete "*) rm "$SLICE/state" ;;
     *" scp "*)
+        cp "$5" "$SLICE/archive"
         if [ -e "$SLICE/lost_while_copying" ]; then
             rm "$SLICE/lost_while_copying"
             echo PREEMPTED > "$SLICE/state"
@@ -99,6 +101,32 @@ def test_creates_installs_trains_fetches_deletes(pod):
     assert "--worker=all" in training
     assert "--config=configs/digits_msdnet.py" in training
     assert r"--config.model.growth_factors=\(1\,\ 2\)" in training, "quoted for the shell there"
+
+
+def test_every_host_gets_the_clone_without_what_is_of_this_machine(pod, tmp_path):
+    for name in ("runs/old/log.txt", ".venv/bin/python", ".git/config", "l2w_jax/data/runs/x.py"):
+        path = tmp_path / "clone" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    _, calls = pod(*SLICE_FLAGS, *TRAIN)
+    (copying,) = [call for call in calls if " scp " in call]
+    assert copying.endswith(" pod:l2w_jax.tar.gz --zone=z --worker=all;")
+    with tarfile.open(tmp_path / "archive") as archive:
+        names = {os.path.normpath(member.name) for member in archive if member.isfile()}
+    assert names >= {"launch/tpu_pod.sh", "launch/local.sh", "l2w_jax/data/runs/x.py"}
+    assert not [name for name in names if name.startswith(("runs", ".venv", ".git"))]
+
+
+@pytest.mark.parametrize("bucket", ["mine", "gs://mine"])
+def test_hosts_write_to_the_bucket_and_this_machine_reads_from_it(bucket, pod):
+    _, calls = pod(*SLICE_FLAGS, f"--bucket={bucket}", *TRAIN)
+    installing, training, fetching = (
+        call for call in calls if " ssh " in call or call.startswith("storage")
+    )
+    assert " gcsfuse --implicit-dirs mine l2w_jax/runs;" in installing
+    assert fetching == "storage rsync --recursive gs://mine runs;"
+    for call in (installing, training):
+        assert "EXTRAS=tpu " in call and "--worker=all" in call
 
 
 def test_a_slice_that_is_there_is_used_and_can_be_kept(pod):
