@@ -4,11 +4,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from programs import ENVIRONMENT
 
+from l2w_jax.config import default_config
+from l2w_jax.models.preprocessing import channel_statistics
+from l2w_jax.run import devices as run_devices
 from l2w_jax.run.devices import device_batches
+from l2w_jax.training.step import TrainStep
 
 
 def run_on_devices(count, script, *arguments):
@@ -53,3 +58,20 @@ def test_batches_come_in_order_and_a_fault_in_the_source_comes_through():
     assert [int(next(batches)["label"][0, 0]) for _ in range(5)] == [0, 1, 2, 3, 4]
     with pytest.raises(OSError, match="the disk is gone"):
         next(batches)
+
+
+def test_a_step_learns_from_both_its_batches_as_a_network_reads_them(monkeypatch):
+    learnt_from = TrainStep(lambda state, batch, i: (state, batch), 1)
+    monkeypatch.setattr(run_devices, "make_train_step", lambda *_, **options: learnt_from)
+    config = default_config()
+    config.dataset.name = "cifar10"
+    stored = np.random.default_rng(0).integers(0, 256, (2, 4, 8, 8, 3)).astype(np.uint8)
+    images, previous = stored
+    batch = {"image": images, "previous": {"image": previous}}
+    step = run_devices.step_on_stored(config, 10, jax.devices()[:1])
+    _, found = step.update(None, batch, 0)
+    mean, deviation = channel_statistics("cifar10")
+    for of_step, as_stored in ((found, images), (found["previous"], previous)):
+        np.testing.assert_allclose(
+            of_step["image"], (as_stored / 255 - mean) / deviation, rtol=1e-5, atol=1e-6
+        )

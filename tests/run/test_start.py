@@ -114,6 +114,15 @@ def test_another_number_of_exits_names_whole_branches():
     assert differences == ["new: params/e", "left out: params/c"]
 
 
+def test_what_is_taken_has_the_precision_of_the_network_that_takes_it():
+    there = {"a": np.float32([1, 1.001]), "b": np.float16([1])}
+    here = {"a": np.zeros(2, np.float16), "b": np.zeros(1, np.float32)}
+    merged, differences = start.take_what_fits(there, here)
+    assert (merged["a"].dtype, merged["b"].dtype) == (np.float16, np.float32)
+    np.testing.assert_array_equal(merged["a"], np.float16([1, 1.001]))
+    assert differences == []
+
+
 def test_strict_allows_no_difference(config, tmp_path):
     config.init.strict = True
     with pytest.raises(UserError, match=r"^config\.init\.checkpoint: .* must fit exactly, but new"):
