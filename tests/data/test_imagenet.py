@@ -84,7 +84,10 @@ def archives(tmp_path_factory, broken: bool):
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    return archives(tmp_path_factory, broken=False)
+    """With the archives, and what is prepared of them when they are first opened."""
+    folder = archives(tmp_path_factory, broken=False)
+    open_source(imagenet_config(folder))
+    return folder
 
 
 def test_archives_put_in_their_place_are_prepared_and_read(data_dir):
