@@ -4,6 +4,7 @@ import gc
 import itertools
 import subprocess
 import sys
+import threading
 import weakref
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from programs import ENVIRONMENT
 
 from l2w_jax.data import decode, reading
 from l2w_jax.data.bad_images import BadImages
-from l2w_jax.data.reading import Choice, read_batches, read_evaluation_batches
+from l2w_jax.data.reading import Choice, read_batches, read_evaluation_batches, read_one
 from l2w_jax.data.stored import ImageFiles
+from l2w_jax.data.tensorflow_import import tf
 
 
 def test_a_program_ends_while_threads_of_tensorflow_call_python(tmp_path):
@@ -78,6 +80,17 @@ def test_broken_images_leave_the_others_as_they_are(images, broken):
         assert (batch.pixels[~batch.is_read] == 0).all()
 
 
+def test_an_image_read_alone_is_what_it_would_be_in_a_batch(images):
+    bad = BadImages(40, 0.0)
+    # The images of even positions are mirrored.
+    for batch in read(images, some_choices(2, 2), 2):
+        for row in range(2):
+            choice = batch.choice.row(row)
+            pixels, label = read_one(images, choice, 8, 10**6, decode.centre_boxes, bad)
+            np.testing.assert_array_equal(pixels, batch.pixels[row])
+            assert label == batch.labels[row]
+
+
 def test_an_error_of_the_choices_is_raised(images):
     def choices():
         yield from some_choices(4, 3)
@@ -101,6 +114,34 @@ def test_choices_are_asked_for_a_few_batches_ahead_only(images):
         next(batches)
     batches.close()
     assert next(asked) < 20 + 16
+
+
+class CountedFiles(ImageFiles):
+    """Releases `groups` once for each group that is read."""
+
+    def read(self, *references):
+        encoded, labels = super().read(*references)
+
+        def counted(labels):
+            self.groups.release()
+            return labels
+
+        return encoded, tf.ensure_shape(
+            tf.numpy_function(counted, [labels], tf.int32), labels.shape
+        )
+
+
+def test_batches_are_read_before_they_are_asked_for(images, monkeypatch):
+    # One group of images after another: it is not this that reads ahead.
+    monkeypatch.setattr(reading, "available_cores", lambda: 1)
+    images = CountedFiles(*images)
+    images.groups = threading.Semaphore(0)
+    # Of three groups each.
+    batches = read(images, some_choices(39, 12), 12)
+    next(batches)
+    for _ in range(3 * 3):
+        assert images.groups.acquire(timeout=20)
+    batches.close()
 
 
 def test_nothing_is_kept_of_what_has_been_read(images):
