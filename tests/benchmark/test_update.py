@@ -116,6 +116,7 @@ def test_compiled_programs_are_read_back_unless_asked_otherwise(options, reads, 
 
     monkeypatch.setattr(benchmark, "measure", measured)
     before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", True)
     try:
         command.main(["--config=configs/digits_msdnet.py", *options], started=0.0)
     finally:
