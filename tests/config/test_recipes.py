@@ -16,7 +16,7 @@ from l2w_jax.config import changes, split_variant, validate
 from l2w_jax.data.digits import open_digits
 from l2w_jax.errors import UserError
 from l2w_jax.models import create_model
-from l2w_jax.run import loop
+from l2w_jax.run import loop, parts
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -237,7 +237,9 @@ def test_recipe_lowers_the_loss_of_every_exit_in_two_epochs(recipe, tmp_path):
     if config.dataset.holdout:
         config.dataset.holdout = 180
     validate(config)
-    loop.train(config, open_digits(config), tmp_path)
+    source = open_digits(config)
+    config = parts.with_parts_that_fit(config, loop.total_steps(config, source))
+    loop.train(config, source, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     losses = np.array([line["loss"] for line in lines if "loss" in line])
     assert (losses[-4:].mean(axis=0) < losses[:4].mean(axis=0) - 0.1).all()
