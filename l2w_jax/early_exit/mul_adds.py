@@ -113,11 +113,15 @@ def _mul_adds_of_calls(eqn: core.JaxprEqn, operands: Sequence[_Kind]) -> int:
     """
     match eqn.primitive.name:
         case "scan":
-            first, num_carry = eqn.params["num_consts"], eqn.params["num_carry"]
+            (body,) = core.jaxprs_in_params(eqn.params)
+            # Constants come first, then what is carried, then what is scanned, of which an
+            # iteration sees a part without the first axis.
+            num_carry = _num_of_equal_rank(eqn.outvars, body.outvars)
+            end = _num_of_equal_rank(eqn.invars, body.invars)
             # What one iteration hands to the next is not what the first one got.
             carried = [_Kind.OTHER] * num_carry
-            operands = [*operands[:first], *carried, *operands[first + num_carry :]]
-            return eqn.params["length"] * _mul_adds_of_jaxpr(eqn.params["jaxpr"].jaxpr, operands)
+            operands = [*operands[: end - num_carry], *carried, *operands[end:]]
+            return eqn.params["length"] * _mul_adds_of_jaxpr(body, operands)
         case "cond":
             branches = eqn.params["branches"]
             return max(_mul_adds_of_jaxpr(branch.jaxpr, operands[1:]) for branch in branches)
@@ -131,6 +135,10 @@ def _mul_adds_of_calls(eqn: core.JaxprEqn, operands: Sequence[_Kind]) -> int:
             "lax.fori_loop between numbers, do"
         )
     return total
+
+
+def _num_of_equal_rank(outside: Sequence[Any], inside: Sequence[Any]) -> int:
+    return sum(len(a.aval.shape) == len(b.aval.shape) for a, b in zip(outside, inside, strict=True))
 
 
 def _mul_adds_of_operation(eqn: core.JaxprEqn, operands: Sequence[_Kind]) -> int:
