@@ -83,9 +83,11 @@ def top1(config, state, source):
     return answers.top1.max()
 
 
-def test_fine_tuning_to_twice_the_classes_is_better_than_starting_anew(config, tmp_path):
+def test_fine_tuning_to_twice_the_classes_is_better_than_starting_anew(config, tmp_path, capsys):
     source = digits_below(10)
     tuned = loop.train(config, source, tmp_path / "tuned")
+    warning = f"config.init.checkpoint: {config.init.checkpoint} was trained on"
+    assert warning in capsys.readouterr().out, "these digits were divided in another way"
     config.init.checkpoint = ""
     anew = loop.train(config, source, tmp_path / "anew")
     assert top1(config, tuned, source) > top1(config, anew, source) + 5
