@@ -18,6 +18,21 @@ from l2w_jax.models.layers import ConvBNReLU, LayerOptions
 from l2w_jax.models.precision import parameter_dtype
 
 
+class OneLayer(MultiExitNetwork):
+    """Defines what every network must and no more."""
+
+    num_exits: int = 1
+
+    def setup(self):
+        self.head = nn.Dense(10)
+
+    def init_carry(self, images, train):
+        return images
+
+    def stage(self, k, carry, train):
+        return self.head(carry.mean(axis=(1, 2))), carry
+
+
 class ConvNetwork(MultiExitNetwork):
     """Two exits, each a linear layer on the pooled output of one more strided convolution."""
 

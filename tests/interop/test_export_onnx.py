@@ -14,9 +14,15 @@ import onnx
 import onnxruntime
 import pytest
 from exported_networks import image_format, preprocess, stored_images
-from flax import linen as nn
 from PIL import Image
-from small_networks import between, lively_variables, network, scores_of, thresholds_between
+from small_networks import (
+    OneLayer,
+    between,
+    lively_variables,
+    network,
+    scores_of,
+    thresholds_between,
+)
 
 from l2w_jax.early_exit import EarlyExitPredictor, rules
 from l2w_jax.early_exit.budget import NOBODY_LEAVES
@@ -24,7 +30,6 @@ from l2w_jax.early_exit.calibration import calibrated
 from l2w_jax.errors import UserError
 from l2w_jax.interop import export_onnx
 from l2w_jax.interop.exported_folder import load_program
-from l2w_jax.models import MultiExitNetwork
 
 CLASSES = [f"class {i}" for i in range(10)]
 
@@ -232,15 +237,7 @@ def test_faults_are_told_in_one_line(folder, fault, message, tmp_path):
     assert done.stderr == f"{copy}/{message}\n"
 
 
-class SortingNetwork(MultiExitNetwork):
-    num_exits: int = 1
-
-    def setup(self):
-        self.head = nn.Dense(10)
-
-    def init_carry(self, images, train):
-        return images
-
+class SortingNetwork(OneLayer):
     def stage(self, k, carry, train):
         return self.head(jax.numpy.sort(carry.mean(axis=(1, 2)))), ()
 

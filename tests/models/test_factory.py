@@ -4,25 +4,10 @@ import re
 
 import pytest
 from flax import linen as nn
-from small_networks import ConvNetwork
+from small_networks import ConvNetwork, OneLayer
 
 from l2w_jax.config import default_config
-from l2w_jax.models import MultiExitNetwork, create_network
-
-
-class OneLayer(MultiExitNetwork):
-    """Defines what every network must and no more."""
-
-    num_exits: int = 1
-
-    def setup(self):
-        self.head = nn.Dense(10)
-
-    def init_carry(self, images, train):
-        return images
-
-    def stage(self, k, carry, train):
-        return self.head(carry.mean(axis=(1, 2))), carry
+from l2w_jax.models import create_network
 
 
 class NoNumberOfClasses(OneLayer):
