@@ -1,10 +1,14 @@
-"""What a compiled program does, counted in its text as XLA prints it, one instruction a line."""
+"""What a compiled program does, counted in its text as XLA prints it, one instruction a line.
+
+What a loop holds counts as often as the loop passes, if the text says how often; both branches of a
+condition count.
+"""
 
 import functools
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 # The last three do what the computations do that they call.
@@ -24,6 +28,9 @@ _PREFETCHES = ("copy-start", "slice-start")
 
 _NAME = re.compile(r"%[\w.\-]+")
 
+# Condition, body and other attributes.
+_LOOP = r" while\(.*condition=%([\w.\-]+), body=%([\w.\-]+)(.*)$"
+
 # An array that is not in the main memory.
 _ELSEWHERE = re.compile(r"\w+\[[\d,]*\]\{[^}]*S\([1-9]\d*\)\}")
 
@@ -33,6 +40,11 @@ _COLLECTIVES = (
     "all-to-all",
     "collective-permute",
     "reduce-scatter",
+)
+
+_EXCHANGE = (
+    rf"^ +(?:ROOT )?(?P<name>\S+) = (?P<result>\(.*?\)|\S+) (?P<kind>{'|'.join(_COLLECTIVES)})"
+    r'(?:-done)?\((?:.*chain_id="(?P<chain>\d+)")?'
 )
 
 
@@ -54,16 +66,9 @@ class Instruction(NamedTuple):
 
 
 def instructions(compiled_text: str) -> Iterator[Instruction]:
-    """The instructions of the whole program, once each, but not what the inside of a fusion is.
-
-    What a loop or a condition holds counts once.
-    """
-    computations = {
-        match["name"]: match["body"]
-        for match in re.finditer(
-            r"^(?:ENTRY )?%(?P<name>\S+) .*\{\n(?P<body>(?: .*\n)*)\}", compiled_text, re.MULTILINE
-        )
-    }
+    """The instructions of the whole program, as often as they run; of a fusion not the inside."""
+    computations = _computations(compiled_text)
+    times = _times(computations)
     entry = re.search(r"^ENTRY %(\S+)", compiled_text, re.MULTILINE)[1]
 
     @functools.cache
@@ -73,8 +78,8 @@ def instructions(compiled_text: str) -> Iterator[Instruction]:
         called = {of: without_names(of[1:]) for of in places if of[1:] in computations}
         return _NAME.sub(lambda match: called.get(match[0], f"%{places[match[0]]}"), body)
 
-    def of_computation(name: str) -> Iterator[Instruction]:
-        body = computations[name]
+    def of_computation(of: str) -> Iterator[Instruction]:
+        body = computations[of]
         lines = re.findall(
             r"^ +(?:ROOT )?(%\S+) = (\(.*?\)|\S+) ([\w\-]+)\((.*?)\)(?:,(.*))?$", body, re.MULTILINE
         )
@@ -83,7 +88,7 @@ def instructions(compiled_text: str) -> Iterator[Instruction]:
             read = tuple(types.get(name, "") for name in _NAME.findall(operands))
             fused = re.search(r" calls=%([\w.\-]+)", attributes) if operation == "fusion" else None
             computation = without_names(fused[1]) if fused else ""
-            yield Instruction(operation, result, read, computation)
+            yield from [Instruction(operation, result, read, computation)] * times[of]
         called = re.findall(
             r"(?:body|condition|true_computation|false_computation)=%([\w.\-]+)", body
         )
@@ -94,6 +99,54 @@ def instructions(compiled_text: str) -> Iterator[Instruction]:
             yield from of_computation(name)
 
     return of_computation(entry)
+
+
+def _computations(compiled_text: str) -> dict[str, str]:
+    """The lines of each computation of a program, by its name."""
+    return {
+        match["name"]: match["body"]
+        for match in re.finditer(
+            r"^(?:ENTRY )?%(?P<name>\S+) .*\{\n(?P<body>(?: .*\n)*)\}", compiled_text, re.MULTILINE
+        )
+    }
+
+
+def _times(computations: Mapping[str, str]) -> dict[str, int]:
+    """How often each computation runs: once, but within loops."""
+    times = dict.fromkeys(computations, 1)
+    for body in computations.values():
+        for condition, passed, rest in re.findall(_LOOP, body, re.MULTILINE):
+            passes = _num_passes(computations.get(condition, ""), rest)
+            for name in _reached(computations, passed):
+                times[name] *= passes
+    return times
+
+
+def _num_passes(condition: str, attributes: str) -> int:
+    """How often a loop passes; 1 where the program does not say.
+
+    A GPU's and a CPU's compiler write it beside the loop. Of a TPU's it is the one number that the
+    condition compares with, since JAX counts from 0.
+    """
+    known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', attributes)
+    limits = [known[1]] if known else re.findall(r" s32\[\]\S* constant\((\d+)\)", condition)
+    return int(limits[0]) if len(limits) == 1 else 1
+
+
+def _reached(computations: Mapping[str, str], first: str) -> set[str]:
+    """A computation and all that it calls, directly or not."""
+    reached, left = set(), [first]
+    while left:
+        name = left.pop()
+        if name in computations and name not in reached:
+            reached.add(name)
+            left += [called[1:] for called in _NAME.findall(computations[name])]
+    return reached
+
+
+def has_loops(compiled_text: str) -> bool:
+    """Whether a program has loops, of which XLA's own counts have one pass only."""
+    return re.search(_LOOP, compiled_text, re.MULTILINE) is not None
 
 
 def kernels(compiled_text: str) -> Iterator[Instruction]:
@@ -141,7 +194,12 @@ def estimated_cycles(compiled_text: str) -> int:
 
     It has no estimate of exchanges between devices, prefetches and a few others.
     """
-    return sum(map(int, re.findall(r'"estimated_cycles":"(\d+)"', compiled_text)))
+    computations = _computations(compiled_text)
+    times = _times(computations)
+    return sum(
+        times[name] * sum(map(int, re.findall(r'"estimated_cycles":"(\d+)"', body)))
+        for name, body in computations.items()
+    )
 
 
 def memory_traffic(compiled_text: str) -> int:
@@ -171,23 +229,21 @@ def collectives(compiled_text: str) -> dict[str, dict[str, int]]:
     """Exchanges between devices: {kind: {"count": ..., "bytes": of their results}}.
 
     A TPU's compiler may spread an exchange over many fusions, in each of which it appears, a link
-    of one chain. A chain counts once, and so does what a loop holds; one that is begun and waited
-    for later counts where it is done.
+    of one chain. A chain counts once; one that is begun and waited for later counts where it is
+    done.
     """
+    computations = _computations(compiled_text)
+    times = _times(computations)
     found: dict[str, dict[str, int]] = {}
     seen = set()
-    for match in re.finditer(
-        rf"^ +(?:ROOT )?(?P<name>\S+) = (?P<result>\(.*?\)|\S+) (?P<kind>{'|'.join(_COLLECTIVES)})"
-        r'(?:-done)?\((?:.*chain_id="(?P<chain>\d+)")?',
-        compiled_text,
-        re.MULTILINE,
-    ):
-        kind, exchange = match["kind"], match["chain"] or match["name"]
-        if (kind, exchange) not in seen:
-            seen.add((kind, exchange))
-            total = found.setdefault(kind, {"count": 0, "bytes": 0})
-            total["count"] += 1
-            total["bytes"] += num_bytes(match["result"])
+    for name, body in computations.items():
+        for match in re.finditer(_EXCHANGE, body, re.MULTILINE):
+            kind, exchange = match["kind"], match["chain"] or match["name"]
+            if (kind, exchange) not in seen:
+                seen.add((kind, exchange))
+                total = found.setdefault(kind, {"count": 0, "bytes": 0})
+                total["count"] += times[name]
+                total["bytes"] += times[name] * num_bytes(match["result"])
     return dict(sorted(found.items()))
 
 

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from l2w_jax.benchmark.program import (
     collectives,
     estimated_cycles,
+    has_loops,
     memory_traffic,
     num_convolutions,
     num_copies,
@@ -179,8 +180,9 @@ def measure_compiled(config: ConfigDict, batch_size: int, chips: Slice) -> dict[
         argument_gigabytes, temporary_gigabytes, kernels, copies, prefetches, collectives by kind,
         gigabytes_of_memory (read from and written to the chip's main memory) and
         milliseconds_of_memory, in which it can move them; for TPUs, as a GPU's compiler does not
-        count and convolves by its libraries, also gigaflops, gigabytes_moved (also those within the
-        chip), milliseconds_of_arithmetic, megacycles (`estimated_cycles`) and `num_convolutions`.
+        count and convolves by its libraries, also megacycles (`estimated_cycles`),
+        `num_convolutions` and, of a step in one part, gigaflops, gigabytes_moved (also those within
+        the chip) and milliseconds_of_arithmetic: the compiler counts one pass of a loop.
         Where a TPU's compiler finds that it does not fit, only needed_gigabytes.
     """
     step = pmap_train_step(step_on_stored(config, TOTAL_STEPS, chips.devices), chips.devices)
@@ -230,12 +232,12 @@ def _counted(cost: dict[str, float], text: str, chip: Chip) -> dict[str, float]:
         "gigabytes_of_memory": traffic / 1e9,
         "milliseconds_of_memory": 1e3 * traffic / chip.bandwidth,
     }
-    if "flops" in cost:
+    if "flops" not in cost:
+        return counted
+    counted |= {"megacycles": estimated_cycles(text) / 1e6, **num_convolutions(text)}
+    if not has_loops(text):
         counted["gigaflops"] = cost["flops"] / 1e9
         counted["milliseconds_of_arithmetic"] = 1e3 * cost["flops"] / chip.flops
-        counted["megacycles"] = estimated_cycles(text) / 1e6
-        counted |= num_convolutions(text)
-    if "bytes accessed" in cost:
         counted["gigabytes_moved"] = cost["bytes accessed"] / 1e9
     return counted
 

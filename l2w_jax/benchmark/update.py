@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from l2w_jax.benchmark.program import num_kernels
+from l2w_jax.benchmark.program import has_loops, num_kernels
 from l2w_jax.config.choices import updates_per_iteration
 from l2w_jax.run.devices import device_batches, place_replicated, step_on_devices, with_previous
 from l2w_jax.run.parts import with_parts_that_fit
@@ -43,7 +43,11 @@ def measure(config: ConfigDict, num_steps: int, started: float) -> dict[str, Any
     return report | {
         "plain": plain,
         "weighted": weighted,
-        "ratio": {name: weighted[name] / plain[name] for name in compared},
+        "ratio": {
+            name: weighted[name] / plain[name]
+            for name in compared
+            if name in weighted and name in plain
+        },
     }
 
 
@@ -66,9 +70,10 @@ def measure_update(
         started: when the seconds to the first update began, by `time.monotonic()`.
 
     Returns:
-        gigaflops, temporary_megabytes and kernels of one device, seconds (median) of an update,
-        images_per_second of all devices, and seconds_to_first_step, of which seconds_tracing and
-        seconds_compiling (or reading from the cache).
+        gigaflops (of a step in one part: XLA counts one pass of a loop), temporary_megabytes and
+        kernels of one device, seconds (median) of an update, images_per_second of all devices, and
+        seconds_to_first_step, of which seconds_tracing and seconds_compiling (or reading from the
+        cache).
     """
     step = step_on_devices(config, TOTAL_STEPS)
     state = place_replicated(untrained_state(config, jax.random.key(config.seed)))
@@ -97,10 +102,11 @@ def measure_update(
         durations.append(time.monotonic() - begun)
     batches.close()
     seconds = float(np.median(durations))
-    return {
-        "gigaflops": compiled.cost_analysis()["flops"] / 1e9,
+    text = compiled.as_text()
+    counted = {} if has_loops(text) else {"gigaflops": compiled.cost_analysis()["flops"] / 1e9}
+    return counted | {
         "temporary_megabytes": compiled.memory_analysis().temp_size_in_bytes / 1e6,
-        "kernels": float(num_kernels(compiled.as_text())),
+        "kernels": float(num_kernels(text)),
         "seconds": seconds,
         "images_per_second": batch_size / step.num_updates / seconds,
         "seconds_to_first_step": first_step_done - started,

@@ -29,7 +29,8 @@ ENTRY %main (p0: f32[8], p1: bf16[2,3]) -> f32[8] {
   %copy.1 = bf16[2,3]{0,1:T(8,128)(2,1)} copy(%p1)
   %all-reduce.1 = (f32[8]{0:T(128)}, bf16[2,3]{1,0:T(8,128)(2,1)}) all-reduce(%copy-done, %p1)
   %all-reduce.2 = f32[4]{0:T(128)} all-reduce(%p0), replica_groups={}
-  %while.1 = (s32[]{:T(128)}, f32[8]{0:T(128)}) while(%t), condition=%condition, body=%body
+  %while.1 = (s32[]{:T(128)}, f32[8]{0:T(128)}) while(%t), condition=%condition, body=%body, \
+metadata={op_name="jit(f)/while"}
   ROOT %fusion.1 = f32[8]{0:T(128)} fusion(%p0), kind=kLoop, calls=%fused_computation
 }
 
@@ -60,9 +61,50 @@ def test_kernels_of_both_branches_of_a_condition_count():
     assert program.num_kernels(text) >= 4
 
 
-def test_what_is_waited_for_later_is_one_kernel_and_a_loop_is_what_it_holds():
+def test_what_is_waited_for_later_is_one_kernel():
     # A prefetch, a copy, two all-reduces and a fusion; in the loop an all-gather.
     assert program.num_kernels(TPU_PROGRAM) == 6
+
+
+def test_what_a_loop_holds_counts_in_every_pass():
+    def twice(x, _):
+        return jax.lax.scan(lambda y, _: (jnp.sort(y) @ y, None), x, length=2)[0], None
+
+    def function(x, length):
+        return jax.lax.scan(twice, x, length=length)[0]
+
+    shape = jax.ShapeDtypeStruct((4, 4), jnp.float32)
+    texts = [
+        jax.jit(function, static_argnums=1).lower(shape, length).compile().as_text()
+        for length in (3, 4, 5)
+    ]
+    assert all(map(program.has_loops, texts))
+    kernels, traffic = (
+        [count(text) for text in texts] for count in (program.num_kernels, program.memory_traffic)
+    )
+    # A pass sorts and multiplies twice, and each touches arrays of 16 floats.
+    assert kernels[1] - kernels[0] == kernels[2] - kernels[1] >= 4
+    assert traffic[1] - traffic[0] == traffic[2] - traffic[1] >= 4 * 2 * 16 * 4
+
+
+def test_passes_of_a_tpus_loop_are_those_up_to_which_its_condition_counts():
+    counting = (
+        "  %constant.1 = s32[]{:T(128)} constant(3)\n"
+        "  %gte.2 = s32[]{:T(128)} get-tuple-element(%arg), index=0\n"
+        "  ROOT %lt.1 = pred[]{:T(512)} compare(%gte.2, %constant.1), direction=LT\n"
+    )
+    text = TPU_PROGRAM.replace("  ROOT %constant.1 = pred[]{:T(512)} constant(true)\n", counting)
+    gathered = {"count": 3, "bytes": 3 * 32 * 4}
+    assert program.collectives(text)["all-gather"] == gathered
+    # Two more gathers, and the comparison.
+    assert program.num_kernels(text) == 6 + 2 + 1
+    cycles = text.replace("dimensions={0}", 'dimensions={0}, {"estimated_cycles":"1824"}')
+    assert program.estimated_cycles(cycles) == 3 * 1824
+
+
+def test_a_program_without_loops_has_none():
+    text = jax.jit(jnp.sin).lower(jax.ShapeDtypeStruct((4,), jnp.float32)).compile().as_text()
+    assert not program.has_loops(text)
 
 
 def test_convolutions_that_only_names_tell_apart_are_one():
@@ -93,7 +135,7 @@ def test_convolutions_that_only_names_tell_apart_are_one():
     assert program.num_convolutions(text) == {"convolutions": 3, "distinct_convolutions": 2}
 
 
-def test_collectives_count_with_the_bytes_of_all_their_results_also_in_loops():
+def test_collectives_count_with_the_bytes_of_all_their_results():
     assert program.collectives(TPU_PROGRAM) == {
         "all-gather": {"count": 1, "bytes": 32 * 4},
         "all-reduce": {"count": 2, "bytes": 8 * 4 + 6 * 2 + 4 * 4},
@@ -119,8 +161,10 @@ def test_bytes_of_types_are_those_of_all_their_arrays():
 
 def test_an_exchange_that_is_waited_for_later_counts_once():
     text = (
+        "ENTRY %main (p0: f32[8]) -> f32[32] {\n"
         "  %begun = (f32[8]{0}, f32[32]{0}) all-gather-start(%p0), dimensions={0}\n"
-        "  %done = f32[32]{0} all-gather-done(%begun)\n"
+        "  ROOT %done = f32[32]{0} all-gather-done(%begun)\n"
+        "}\n"
     )
     assert program.collectives(text) == {"all-gather": {"count": 1, "bytes": 32 * 4}}
 

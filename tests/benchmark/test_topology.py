@@ -66,6 +66,16 @@ def test_what_compiles_fits_unless_it_is_more_than_jax_takes_of_a_gpu(config, me
     assert report["temporary_gigabytes"] > 0
 
 
+@pytest.mark.parametrize(("parts", "counted"), [(1, True), (2, False)])
+def test_what_a_compiler_counts_in_one_pass_of_a_loop_is_left_out(config, parts, counted):
+    config.optimizer.accumulation = parts
+    chips = topology.Slice("v5e:1x1", topology.TPUS["v5e"], jax.devices())
+    report = topology.measure_compiled(config, 16, chips)
+    for name in ("gigaflops", "milliseconds_of_arithmetic", "gigabytes_moved"):
+        assert (name in report) is counted
+    assert report["gigabytes_of_memory"] > 0
+
+
 @pytest.mark.parametrize(("fitting", "found"), [(2, 2), (3, None)])
 def test_where_a_step_does_not_fit_the_parts_that_do_are_found(config, monkeypatch, fitting, found):
     """Of 16 images, two halves on four chips of two samples each, which are two parts at most."""

@@ -40,6 +40,13 @@ def test_report_has_both_steps_and_their_ratios(config, schedule):
     assert spent < report["weighted"]["seconds_to_first_step"]
 
 
+def test_of_a_step_in_parts_no_operations_are_told_as_xla_counts_one_part_only(config):
+    config.optimizer.accumulation = 2
+    report = benchmark.measure(config, num_steps=1, started=time.monotonic())
+    assert "gigaflops" not in {**report["weighted"], **report["plain"], **report["ratio"]}
+    assert report["ratio"]["kernels"] > 1
+
+
 class Compiled(SimpleNamespace):
     """Stands in for a program that takes so long each time, by a clock that only it moves."""
 
