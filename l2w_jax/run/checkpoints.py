@@ -196,7 +196,7 @@ def restore_newest(workdir: Path, template: PyTree) -> PyTree | None:
         UserError: no checkpoint is good, or the good one is of another network.
         RunFailed: some processes of this run read a checkpoint well, and others do not.
     """
-    steps = _as_in_first_process(saved_steps(workdir)[::-1])
+    steps = processes.of_all(saved_steps(workdir)[::-1])[0]
     if not steps:
         return None
     state, good_step = _restore_first_good(workdir, template, steps)
@@ -216,7 +216,8 @@ def restore_best(workdir: Path, template: PyTree) -> PyTree | None:
     # One without a readable record may have been the best, so it comes first, to be warned of and
     # passed over.
     unknown = [step for step in saved_steps(workdir) if step not in scores]
-    steps = _as_in_first_process(unknown + _best_first(scores))
+    # As the first process has them: another may have read other scores.
+    steps = processes.of_all(unknown + _best_first(scores))[0]
     if not steps:
         return None
     return _restore_first_good(workdir, template, steps)[0]
@@ -267,11 +268,6 @@ def _put_aside(workdir: Path, steps: list[int]) -> None:
         os.replace(_directory(workdir) / str(step), directory / str(step))
 
 
-def _as_in_first_process(steps: list[int]) -> list[int]:
-    """The steps that the first process comes here with; another may have read other scores."""
-    return json.loads(processes.texts_of_all(json.dumps(steps))[0])
-
-
 def _restore_first_good(workdir: Path, template: PyTree, steps: list[int]) -> tuple[PyTree, int]:
     """The state and the step of the first checkpoint, in the order of `steps`, that is good.
 
@@ -288,7 +284,7 @@ def _restore_first_good(workdir: Path, template: PyTree, steps: list[int]) -> tu
             state = _read_state(_directory(workdir) / str(step), template)
         except _DamagedCheckpoint as error:
             reason = str(error)
-        reasons = processes.texts_of_all(reason)
+        reasons = processes.of_all(reason)
         if not any(reasons):
             return state, step
         if not all(reasons):

@@ -4,7 +4,6 @@ Nor does it go on with other classes or is judged by images of such: its network
 number, which would get a name that it was not trained for.
 """
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -156,9 +155,9 @@ def check_alike_in_all_processes(source: Source) -> None:
     Raises:
         UserError: in every process, where one has others.
     """
-    counts = (source.num_train, source.num_holdout, source.num_test)
-    digest = hashlib.sha256(repr((counts, dict(source.digests))).encode()).digest()
-    if not processes.have_all(digest):
+    counts = [source.num_train, source.num_holdout, source.num_test]
+    own = [counts, dict(source.digests)]
+    if any(other != own for other in processes.of_all(own)):
         raise UserError(
             f"process {jax.process_index()} has {counts[0]:,} training, {counts[1]:,} held-out and "
             f"{counts[2]:,} test images, and not all processes have the same: their copies of the "

@@ -13,7 +13,7 @@ from l2w_jax.config.choices import updates_per_iteration
 from l2w_jax.errors import UserError, is_of_memory
 from l2w_jax.run.devices import device_batches, place_replicated, step_on_devices
 from l2w_jax.run.log import say
-from l2w_jax.run.processes import largest_of_all
+from l2w_jax.run.processes import of_all
 from l2w_jax.training.state import untrained_state
 from l2w_jax.training.weighting import is_pipelined
 
@@ -75,7 +75,7 @@ def memory_of_device() -> float | None:
     """Bytes that JAX may take of the smallest device; None where it knows no limit."""
     statistics = [device.memory_stats() or {} for device in jax.local_devices()]
     limits = [of_device.get("bytes_limit") for of_device in statistics]
-    return None if None in limits else -largest_of_all(-min(limits))
+    return None if None in limits else min(of_all(min(limits)))
 
 
 def _needs(config: ConfigDict, total_steps: int) -> float:
@@ -88,9 +88,9 @@ def _needs(config: ConfigDict, total_steps: int) -> float:
     except jax.errors.JaxRuntimeError as error:
         if not is_of_memory(error):
             raise
-        return largest_of_all(float("inf"))
+        return max(of_all(float("inf")))
     # The state is donated, and what comes back takes its place.
-    return largest_of_all(memory.argument_size_in_bytes + memory.temp_size_in_bytes)
+    return max(of_all(memory.argument_size_in_bytes + memory.temp_size_in_bytes))
 
 
 def _black_batch(config: ConfigDict) -> dict[str, Any]:

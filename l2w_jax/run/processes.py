@@ -6,6 +6,7 @@ Slurm), L2W_DISTRIBUTED=auto. All processes need the same view of the run folder
 """
 
 import contextlib
+import json
 import os
 import re
 import sys
@@ -105,48 +106,28 @@ def held_by_first(context: contextlib.AbstractContextManager[None]) -> Iterator[
                 entered = True
             except UserError as error:
                 refusal = error
-        if not _all_succeed(entered):
+        if not all(of_all(entered)):
             raise refusal
         yield
 
 
 def wait_for_all() -> None:
     """Returns when every process has come here."""
-    _all_succeed(True)
+    of_all(None)
 
 
-def _all_succeed(succeeded: bool) -> bool:
+def of_all(value: Any) -> list[Any]:
+    """What every process of the run comes here with, in the order of their numbers.
+
+    A value is anything that JSON holds, and goes as its bytes: of an array of numbers JAX would
+    keep 32 bits each.
+    """
     if jax.process_count() == 1:
-        return succeeded
-    return bool(np.all(multihost_utils.process_allgather(np.asarray(succeeded))))
-
-
-def have_all(content: bytes) -> bool:
-    """Whether all processes come here with the same bytes, of which they have equally many."""
-    if jax.process_count() == 1:
-        return True
-    of_all = multihost_utils.process_allgather(np.frombuffer(content, np.uint8))
-    return bool(np.all(of_all == of_all[0]))
-
-
-def largest_of_all(number: float) -> float:
-    """The largest of the numbers that the processes of the run come here with."""
-    if jax.process_count() == 1:
-        return number
-    return float(np.max(multihost_utils.process_allgather(np.asarray(number))))
-
-
-def texts_of_all(text: str) -> list[str]:
-    """The texts that the processes of the run come here with, in the order of their numbers."""
-    if jax.process_count() == 1:
-        return [text]
-    content = np.frombuffer(text.encode(errors="backslashreplace"), np.uint8)
-    longest = int(largest_of_all(len(content)))
-    if not longest:
-        return [text] * jax.process_count()
-    padded = np.pad(content, (0, longest - len(content)))
-    of_all = multihost_utils.process_allgather(padded)
-    return [bytes(row).rstrip(b"\0").decode() for row in of_all]
+        return [value]
+    content = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    longest = multihost_utils.process_allgather(np.int32(len(content))).max()
+    padded = np.pad(content, (0, longest - len(content)), constant_values=ord(" "))
+    return [json.loads(bytes(row)) for row in multihost_utils.process_allgather(padded)]
 
 
 def sigterm_listener() -> stop_signals.Listener | None:

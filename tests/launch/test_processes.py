@@ -337,6 +337,14 @@ def test_a_mistake_ends_all_processes_with_its_line(mistake, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_what_a_process_tells_the_others_arrives_exactly(monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    command = [sys.executable, str(Path(__file__).with_name("tell_others.py"))]
+    statuses, outputs = ended(list(processes.start(2, command)))
+    assert statuses == [0, 0], outputs
+    assert all(output.endswith("the same\n") for output in outputs), outputs
+
+
 def started(commands):
     return [subprocess.Popen(["sh", "-c", command]) for command in commands]
 

@@ -215,10 +215,10 @@ def test_what_another_process_reads_well_is_not_taken_for_damaged(
         if damage:
             DAMAGE[damage](run_copy / "checkpoints" / str(step))
 
-    def texts_of_both(text):
-        return [text, text if text.startswith("[") else of_another_process]
+    def of_both(value):
+        return [value, value if isinstance(value, list) else of_another_process]
 
-    monkeypatch.setattr(checkpoints.processes, "texts_of_all", texts_of_both)
+    monkeypatch.setattr(checkpoints.processes, "of_all", of_both)
     with pytest.raises(RunFailed) as failure:
         restore(run_copy, make_state(0))
     assert told in str(failure.value)
@@ -233,10 +233,10 @@ def test_what_another_process_reads_well_is_not_taken_for_damaged(
 def test_all_processes_try_the_checkpoints_in_the_order_of_the_first(
     restore, run_copy, monkeypatch
 ):
-    def texts_of_both(text):
-        return ["[10, 20]" if text.startswith("[") else text, text]
+    def of_both(value):
+        return [[10, 20] if isinstance(value, list) else value, value]
 
-    monkeypatch.setattr(checkpoints.processes, "texts_of_all", texts_of_both)
+    monkeypatch.setattr(checkpoints.processes, "of_all", of_both)
     assert_same(restore(run_copy, make_state(0)), make_state(10))
 
 
