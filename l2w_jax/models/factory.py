@@ -1,5 +1,7 @@
 """From a config to a network."""
 
+import dataclasses
+
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
@@ -8,6 +10,8 @@ from l2w_jax.models.collaboration import CollaborativeExits
 from l2w_jax.models.msdnet import MSDNet
 from l2w_jax.models.multi_exit import MultiExitNetwork
 from l2w_jax.models.ranet import RANet
+
+_NETWORKS = {"msdnet": MSDNet, "ranet": RANet}
 
 
 def create_network(config: ConfigDict) -> MultiExitNetwork:
@@ -57,37 +61,14 @@ def create_model(config: ConfigDict | MultiExitNetwork) -> MultiExitNetwork:
     if not isinstance(config, ConfigDict):
         allowed = "a section of fields, or an object of a subclass of MultiExitNetwork"
         raise ValueError(not_allowed("model", type(config).__name__, allowed))
-    if config.name == "msdnet":
-        return MSDNet(
-            num_blocks=config.num_exits,
-            base=config.base,
-            step=config.step,
-            step_mode=config.step_mode,
-            channels=config.channels,
-            growth_rate=config.growth_rate,
-            growth_factors=tuple(config.growth_factors),
-            bottleneck_factors=tuple(config.bottleneck_factors),
-            reduction=config.reduction,
-            prune=config.prune,
-            stem=config.stem,
-            num_classes=config.num_classes,
-            dtype=jnp.dtype(config.dtype),
-        )
-    if config.name == "ranet":
-        return RANet(
-            first_blocks=config.first_blocks,
-            block_step=config.block_step,
-            step=config.step,
-            step_mode=config.step_mode,
-            channels=config.channels,
-            growth_rate=config.growth_rate,
-            growth_factors=tuple(config.growth_factors),
-            bottleneck_factors=tuple(config.bottleneck_factors),
-            scale_list=tuple(config.scale_list),
-            reduction=config.reduction,
-            compress_factor=config.compress_factor,
-            stem=config.stem,
-            num_classes=config.num_classes,
-            dtype=jnp.dtype(config.dtype),
-        )
-    raise unknown_choice("model.name", config.name)
+    if config.name not in _NETWORKS:
+        raise unknown_choice("model.name", config.name)
+    network = _NETWORKS[config.name]
+    # What describes a network has the names of its attributes; `name` is one that Flax adds.
+    attributes = {field.name for field in dataclasses.fields(network)} - {"name"}
+    described = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in config.items()
+        if name in attributes
+    }
+    return network(**described | {"dtype": jnp.dtype(config.dtype)})

@@ -197,7 +197,7 @@ class MSDNet(MultiExitNetwork):
     """Multi-Scale DenseNet.
 
     Attributes:
-        num_blocks: K, the number of blocks, each with an exit.
+        num_exits: K, the number of blocks, each with an exit.
         base: layers in the first block.
         step, step_mode: layers in the others (`layers_per_block`).
         channels: width of the first layer, times the scale's growth factor.
@@ -210,7 +210,7 @@ class MSDNet(MultiExitNetwork):
         num_classes: C.
     """
 
-    num_blocks: int
+    num_exits: int
     base: int
     step: int
     step_mode: str
@@ -224,11 +224,6 @@ class MSDNet(MultiExitNetwork):
     num_classes: int
 
     @property
-    @override
-    def num_exits(self) -> int:
-        return self.num_blocks
-
-    @property
     def num_scales(self) -> int:
         """S, each half as large as the one before."""
         return len(self.growth_factors)
@@ -236,7 +231,7 @@ class MSDNet(MultiExitNetwork):
     @property
     def block_plans(self) -> tuple[tuple[LayerPlan, ...], ...]:
         """The layers of every block."""
-        counts = layers_per_block(self.num_blocks, self.base, self.step, self.step_mode)
+        counts = layers_per_block(self.num_exits, self.base, self.step, self.step_mode)
         return plan_blocks(
             counts,
             self.num_scales,
@@ -256,7 +251,7 @@ class MSDNet(MultiExitNetwork):
             for plans in self.block_plans
         ]
         self.classifiers = [
-            Classifier(self.stem, self.num_classes, options) for _ in range(self.num_blocks)
+            Classifier(self.stem, self.num_classes, options) for _ in range(self.num_exits)
         ]
 
     @override

@@ -16,6 +16,23 @@ class NoNumberOfClasses(OneLayer):
         return features, self.head(features), carry
 
 
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("msdnet", {"num_exits": 3, "growth_factors": [1, 2], "prune": "min", "dtype": "bfloat16"}),
+        ("ranet", {"first_blocks": 3, "scale_list": [1, 1, 2], "compress_factor": 0.5}),
+    ],
+)
+def test_a_network_has_the_fields_of_its_section_and_no_name_among_variables(name, fields):
+    config = default_config()
+    config.model.update(fields, name=name)
+    model = create_network(config)
+    assert {field: getattr(model, field) for field in fields} == {
+        field: tuple(value) if isinstance(value, list) else value for field, value in fields.items()
+    }
+    assert model.name is None
+
+
 def test_a_network_is_taken_as_it_is():
     model = OneLayer()
     assert create_network(default_config(model=model)) is model
