@@ -8,7 +8,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from l2w_jax.models.exchange import axis_size, gathered, sum_over
+from l2w_jax.models.collectives import axis_size, gathered, sum_over
 from l2w_jax.models.precision import at_least_float32
 
 EPSILON = 1e-5

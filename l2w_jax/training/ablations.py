@@ -14,10 +14,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from l2w_jax.config.choices import unknown_choice
-from l2w_jax.models.exchange import axis_size, sum_over
+from l2w_jax.models.collectives import axis_size, gather_rows, own_rows, sum_over
 from l2w_jax.models.exit_shares import exit_shares
 from l2w_jax.training.allocation import allocate_globally
-from l2w_jax.training.collectives import gather_rows, own_rows
 
 
 def unlearned_weighting(

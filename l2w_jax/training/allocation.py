@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from l2w_jax.models.exchange import axis_size, sum_over
-from l2w_jax.training.collectives import gather_rows, own_rows
+from l2w_jax.models.collectives import axis_size, gather_rows, own_rows, sum_over
 
 
 def allocate(confidences: jax.Array, shares: np.ndarray) -> jax.Array:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from l2w_jax.models.exchange import axis_size, sum_over
+from l2w_jax.models.collectives import axis_size, sum_over
 from l2w_jax.models.platforms import made_after
 from l2w_jax.training.losses import Batch, TrainingLosses, confidences_of_logits, weighted_loss
 from l2w_jax.training.state import TrainState

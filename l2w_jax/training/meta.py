@@ -24,12 +24,11 @@ import optax
 from ml_collections import ConfigDict
 
 from l2w_jax.config.choices import unknown_choice
-from l2w_jax.models.exchange import axis_size, sum_over
+from l2w_jax.models.collectives import axis_size, mean_over, sum_over
 from l2w_jax.models.exit_shares import exit_shares
 from l2w_jax.models.platforms import apart_on_tpus
 from l2w_jax.training.ablations import vanilla_objective
 from l2w_jax.training.allocation import allocate_globally, allocated_mean
-from l2w_jax.training.collectives import mean_over
 from l2w_jax.training.forward import TrainingForward
 from l2w_jax.training.losses import (
     Batch,

@@ -27,9 +27,8 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 
-from l2w_jax.models.exchange import axis_size, sum_over
+from l2w_jax.models.collectives import axis_size, mean_over, sum_over
 from l2w_jax.models.platforms import made_after
-from l2w_jax.training.collectives import mean_over
 from l2w_jax.training.forward import TrainingForward
 from l2w_jax.training.losses import Batch, confidences_of_logits
 from l2w_jax.training.meta import (

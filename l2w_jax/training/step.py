@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from l2w_jax.config.choices import schedule_fault, updates_per_iteration
 from l2w_jax.models import create_network
-from l2w_jax.training.collectives import gather_rows, mean_over
+from l2w_jax.models.collectives import gather_rows, mean_over
 from l2w_jax.training.forward import TrainingForward, training_forward
 from l2w_jax.training.losses import Batch, TrainingLosses, correctness, create_losses
 from l2w_jax.training.meta import MetaLearner, create_meta_learner, meta_update

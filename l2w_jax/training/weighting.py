@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 
 from l2w_jax.config.choices import CHOICES, unknown_choice
 from l2w_jax.models import MultiExitNetwork, WeightPredictor
+from l2w_jax.models.collectives import mean_over
 from l2w_jax.training.ablations import unlearned_weighting
-from l2w_jax.training.collectives import mean_over
 
 # From Θ (unused where nothing is learned), losses and confidences [N, K] to weights [N, K].
 Weighting = Callable[[Any, jax.Array, jax.Array], jax.Array]

@@ -13,8 +13,8 @@ from programs import ENVIRONMENT
 
 from l2w_jax.config import default_config
 from l2w_jax.models import create_model
+from l2w_jax.models.collectives import gather_rows
 from l2w_jax.models.layers import BatchNorm
-from l2w_jax.training.collectives import gather_rows
 
 
 @pytest.fixture(scope="module")

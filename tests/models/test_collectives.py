@@ -1,12 +1,30 @@
-"""What devices make together."""
+"""Devices tell one another what they have, and what it makes together."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from l2w_jax.training.collectives import mean_over
+from l2w_jax.models.collectives import gathered, mean_over
 
 TREE = {"a": jnp.arange(12.0).reshape(4, 3), "b": jnp.array([1.0, -1.0, 5.0, 2.0])}
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int32])
+def test_every_device_has_what_all_have_in_their_order(shape, dtype):
+    x = jax.random.normal(jax.random.key(0), (4, *shape)) * 100
+    x = x.astype(dtype)
+    of_devices = jax.vmap(lambda x: gathered("devices", x), axis_name="devices")(x)
+    for of_device in of_devices:
+        assert of_device.dtype == dtype
+        np.testing.assert_array_equal(of_device, x)
+
+
+def test_what_is_not_a_number_stays_with_its_device():
+    x = jnp.array([1.0, jnp.nan, jnp.inf])
+    of_devices = jax.vmap(lambda x: gathered("devices", x), axis_name="devices")(x)
+    np.testing.assert_array_equal(of_devices, np.tile(x, (3, 1)))
 
 
 def test_a_mean_is_that_of_all_devices_on_each():
