@@ -14,39 +14,32 @@ import numpy as np
 
 from l2w_jax.config.stored import read_config
 from l2w_jax.data import open_source
-from l2w_jax.models import create_network
 from l2w_jax.models.preprocessing import channel_statistics, normalize
 from l2w_jax.run.loop import total_steps
 from l2w_jax.run.restore import restore_best
 from l2w_jax.training.forward import training_forward
-from l2w_jax.training.losses import confidences_of_logits, create_losses
-from l2w_jax.training.meta import meta_objective
-from l2w_jax.training.optimizers import create_sgd, descend, learning_rates
-from l2w_jax.training.step import half_of
-from l2w_jax.training.weighting import create_weighting
+from l2w_jax.training.losses import confidences_of_logits
+from l2w_jax.training.optimizers import descend
+from l2w_jax.training.step import create_training, half_of
 
 BATCHES = 100
 
 
 def meta_losses(config, num_steps, state, halves):
     """The meta loss of x2 at θ, after a step of plain training on x1, and of a weighted one."""
-    model = create_network(config)
-    network, judging = create_losses(config, model)
-    weigh = create_weighting(config.weighting, model, None)
-    optimizer = create_sgd(config.optimizer, model.frozen)
-    objective = meta_objective(config.weighting, model.num_exits, None)
+    training = create_training(config, num_steps)
     x1, x2 = halves
-    forward = training_forward(network, state, x1)
-    weights = weigh(state.wpn_params, forward.losses, forward.confidences)
-    rate = learning_rates(config, num_steps)(state.step).network
+    forward = training_forward(training.network, state, x1)
+    weights = training.weigh(state.wpn_params, forward.losses, forward.confidences)
+    rate = training.rates_at(state.step).network
 
     def after(weights):
         gradient = forward.weighted_gradient(weights)
-        return descend(optimizer, gradient, state.opt_state, state.params, rate)[0]
+        return descend(training.optimizer, gradient, state.opt_state, state.params, rate)[0]
 
     def meta_loss(params):
-        losses, (logits, _) = judging(params, state.batch_stats, x2)
-        return objective(losses, confidences_of_logits(logits))
+        losses, (logits, _) = training.learner.network(params, state.batch_stats, x2)
+        return training.learner.objective(losses, confidences_of_logits(logits))
 
     return jnp.stack(
         [meta_loss(p) for p in (state.params, after(jnp.ones_like(weights)), after(weights))]

@@ -36,7 +36,7 @@ from l2w_jax.training.losses import (
     confidences_of_logits,
     weighted_loss,
 )
-from l2w_jax.training.optimizers import LearningRates, adam, descend
+from l2w_jax.training.optimizers import LearningRates, descend
 from l2w_jax.training.state import TrainState
 from l2w_jax.training.weighting import Weighting
 
@@ -69,38 +69,6 @@ class MetaLearner:
     recompute: bool
     batch_axis: str | None
     device_axis: str | None
-
-
-def create_meta_learner(
-    config: ConfigDict,
-    network: TrainingLosses,
-    weigh: Weighting,
-    optimizer: optax.GradientTransformation,
-    recompute: bool,
-    batch_axis: str | None,
-    device_axis: str | None,
-) -> MetaLearner:
-    """How Θ learns in a run.
-
-    Args:
-        config: the run's configuration.
-        network: what its network is judged by.
-        weigh, optimizer, recompute, batch_axis, device_axis: `MetaLearner`.
-
-    Raises:
-        ValueError: `config.weighting.objective` is not known.
-    """
-    return MetaLearner(
-        network=network,
-        weigh=weigh,
-        objective=meta_objective(config.weighting, network.model.num_exits, batch_axis),
-        optimizer=optimizer,
-        meta_optimizer=adam(config.weighting.weight_decay),
-        interval=config.weighting.interval,
-        recompute=recompute,
-        batch_axis=batch_axis,
-        device_axis=device_axis,
-    )
 
 
 def meta_update(

@@ -20,25 +20,20 @@ from l2w_jax.config.choices import unknown_choice
 Params = TypeVar("Params")
 
 
-def sgd(
-    momentum: float, weight_decay: float, frozen: Sequence[str] = ()
-) -> optax.GradientTransformation:
-    """buf <- μ·buf + g + wd·θ, on every parameter; the direction is buf (no Nesterov).
+def sgd(config: ConfigDict, frozen: Sequence[str]) -> optax.GradientTransformation:
+    """The SGD of `config.optimizer`: the direction is buf <- μ·buf + g + wd·θ (no Nesterov).
 
-    The parameters under the names `frozen` stay as they are, and have no buffer.
+    Every parameter decays. Those under the names `frozen` stay as they are, and have no buffer.
     """
-    optimizer = optax.chain(optax.add_decayed_weights(weight_decay), optax.trace(decay=momentum))
+    optimizer = optax.chain(
+        optax.add_decayed_weights(config.weight_decay), optax.trace(decay=config.momentum)
+    )
     if not frozen:
         return optimizer
     return optax.partition(
         {"trained": optimizer, "frozen": optax.set_to_zero()},
         lambda params: {name: "frozen" if name in frozen else "trained" for name in params},
     )
-
-
-def create_sgd(config: ConfigDict, frozen: Sequence[str]) -> optax.GradientTransformation:
-    """The SGD of `config.optimizer`, but for the parameters under the names `frozen`."""
-    return sgd(config.momentum, config.weight_decay, frozen)
 
 
 def adam(weight_decay: float) -> optax.GradientTransformation:

@@ -18,8 +18,8 @@ from l2w_jax.models import create_network
 from l2w_jax.models.collectives import gather_rows, mean_over
 from l2w_jax.training.forward import TrainingForward, training_forward
 from l2w_jax.training.losses import Batch, TrainingLosses, correctness, create_losses
-from l2w_jax.training.meta import MetaLearner, create_meta_learner, meta_update
-from l2w_jax.training.optimizers import LearningRates, create_sgd, descend, learning_rates
+from l2w_jax.training.meta import MetaLearner, meta_objective, meta_update
+from l2w_jax.training.optimizers import LearningRates, adam, descend, learning_rates, sgd
 from l2w_jax.training.pipelined import late_meta_update, select, split_previous
 from l2w_jax.training.state import TrainState
 from l2w_jax.training.weighting import Weighting, create_weighting, is_pipelined
@@ -109,7 +109,7 @@ def make_train_step(
         ValueError: a field of `config.weighting` is not known, or its schedule not possible. The
             function, where `apply_in_training` does.
     """
-    training = _create_training(config, total_steps, axis_name, recompute)
+    training = create_training(config, total_steps, axis_name, recompute)
     if config.weighting.kind == "none":
         update = plain_step
     else:
@@ -118,21 +118,29 @@ def make_train_step(
     return TrainStep(functools.partial(update, training), num_updates)
 
 
-def _create_training(
-    config: ConfigDict, total_steps: int, axis_name: str | None, recompute: bool
+def create_training(
+    config: ConfigDict, total_steps: int, axis_name: str | None = None, recompute: bool = False
 ) -> Training:
+    """What the updates of a run are made with; arguments and errors as of `make_train_step`."""
     batch_axis = axis_name if config.weighting.scope == "global" else None
     model = create_network(config).clone(axis_name=batch_axis)
     if fault := schedule_fault(config.weighting.schedule, model.gradient_equilibrium):
         raise ValueError(fault)
     network, judging = create_losses(config, model)
     weigh = create_weighting(config.weighting, model, batch_axis)
-    optimizer = create_sgd(config.optimizer, model.frozen)
+    optimizer = sgd(config.optimizer, model.frozen)
     learner = None
     if config.weighting.kind == "meta":
-        recompute = recompute and config.weighting.interval == 1
-        learner = create_meta_learner(
-            config, judging, weigh, optimizer, recompute, batch_axis, axis_name
+        learner = MetaLearner(
+            network=judging,
+            weigh=weigh,
+            objective=meta_objective(config.weighting, model.num_exits, batch_axis),
+            optimizer=optimizer,
+            meta_optimizer=adam(config.weighting.weight_decay),
+            interval=config.weighting.interval,
+            recompute=recompute and config.weighting.interval == 1,
+            batch_axis=batch_axis,
+            device_axis=axis_name,
         )
     rates_at = learning_rates(config, total_steps)
     return Training(network, weigh, optimizer, rates_at, axis_name, learner)

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from compiled_step import compiled_step
-from learners import create_learner
 from small_networks import ConvNetwork
 
 from l2w_jax.benchmark.program import collectives
@@ -18,6 +17,7 @@ from l2w_jax.models.layers import BatchNorm, LayerOptions
 from l2w_jax.training import DEVICE_AXIS, create_train_state, make_train_step, pmap_train_step
 from l2w_jax.training.forward import training_forward
 from l2w_jax.training.meta import meta_gradient, predictor_step
+from l2w_jax.training.step import create_training
 
 DEVICES = 8
 # Of a device's four images.
@@ -90,7 +90,8 @@ def spread_over_replicas(config, start, shards):
 
 def by_hand(config, start, shards):
     """Adam's moments of Θ after a half-step: each device's gradient by itself, then their mean."""
-    network, learner = create_learner(config)
+    training = create_training(config, 1)
+    network, learner = training.network, training.learner
 
     @jax.jit
     def gradient_on(shard):

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from compiled_step import compiled_step
-from learners import create_learner
 
 from l2w_jax.models import create_network
 from l2w_jax.training import create_train_state, make_train_step
@@ -14,6 +13,7 @@ from l2w_jax.training.losses import Distillation, TrainingLosses, create_distill
 from l2w_jax.training.meta import meta_gradient
 from l2w_jax.training.optimizers import descend
 from l2w_jax.training.pipelined import gradient_through_last_step
+from l2w_jax.training.step import create_training
 
 BACKBONE = "net"
 
@@ -127,7 +127,8 @@ def test_meta_gradient_equals_finite_differences(
 ):
     imta = {"collaboration": True, "distillation": 0.3} if collaboration else {}
     small_config.imta.update(imta or {"gradient_equilibrium": True})
-    network, learner = create_learner(small_config, recompute)
+    training = create_training(small_config, 1, recompute=recompute)
+    network, learner = training.network, training.learner
     state = create_train_state(small_config, jax.random.key(0))
 
     @jax.jit
@@ -148,7 +149,8 @@ def test_meta_gradient_equals_finite_differences(
 
 
 def test_pipelined_meta_gradient_is_the_exact_one_of_the_step_before(second_stage, make_batch):
-    network, learner = create_learner(second_stage)
+    training = create_training(second_stage, 1)
+    network, learner = training.network, training.learner
     state = create_train_state(second_stage, jax.random.key(0))
     half, next_half, learning_rate = make_batch(0, 12), make_batch(1, 12), 0.1
 

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from learners import create_learner
 
 from l2w_jax.config.choices import CHOICES
 from l2w_jax.models import create_model
@@ -14,6 +13,7 @@ from l2w_jax.training import create_train_state
 from l2w_jax.training.forward import training_forward
 from l2w_jax.training.losses import confidences_of_logits
 from l2w_jax.training.meta import every, meta_gradient, meta_objective
+from l2w_jax.training.step import create_training
 from l2w_jax.training.weighting import create_weighting
 
 LEARNING_RATE = 0.1
@@ -22,7 +22,7 @@ LEARNING_RATE = 0.1
 @pytest.fixture(params=[False, True], ids=["kept", "recomputed"])
 def setting(request, small_config, make_batch, x64):
     """A learner, a state with a momentum buffer, x1, and x2."""
-    _, learner = create_learner(small_config, recompute=request.param)
+    learner = create_training(small_config, 1, recompute=request.param).learner
     state = create_train_state(small_config, jax.random.key(0))
     training_half, meta_half = make_batch(0, 12), make_batch(1, 12)
     buffer = jax.tree.map(lambda p: 0.1 * jnp.ones_like(p), state.params)
@@ -138,7 +138,7 @@ def test_unknown_name_is_refused_with_what_is_allowed(small_config, setting_of):
     allowed = ", ".join(map(repr, CHOICES[f"weighting.{field}"]))
     message = f"config.weighting.{field}: '{value}' is not allowed: must be one of {allowed}"
     with pytest.raises(ValueError, match=re.escape(message)):
-        create_learner(small_config)
+        create_training(small_config, 1)
 
 
 def test_update_is_made_every_interval_and_not_between():

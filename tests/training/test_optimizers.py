@@ -9,6 +9,8 @@ from ml_collections import ConfigDict
 from l2w_jax.training.optimizers import adam, descend, learning_rate_factor, sgd
 from l2w_jax.training.state import initial_opt_state
 
+SGD = ConfigDict({"momentum": 0.9, "weight_decay": 0.01})
+
 
 def run(optimizer, gradients, params, learning_rate):
     opt_state = optimizer.init(params)
@@ -17,7 +19,7 @@ def run(optimizer, gradients, params, learning_rate):
     return params
 
 
-@pytest.mark.parametrize("optimizer", [sgd(0.9, 0.01), sgd(0.9, 0.01, ("a",)), adam(0.01)])
+@pytest.mark.parametrize("optimizer", [sgd(SGD, ()), sgd(SGD, ("a",)), adam(0.01)])
 def test_initial_state_is_the_optimisers_own(optimizer):
     params = {"a": jnp.ones((2, 3)), "b": jnp.ones(4)}
     ours, theirs = initial_opt_state(optimizer, params), optimizer.init(params)
@@ -28,7 +30,7 @@ def test_initial_state_is_the_optimisers_own(optimizer):
 def test_sgd_decays_every_parameter_into_its_momentum_buffer():
     gradients = np.array([[1.0, -2.0], [0.5, 0.25], [3.0, 1.0]])
     params, buffer = np.array([0.3, -0.7]), np.zeros(2)
-    ours = run(sgd(0.9, 0.01), jnp.asarray(gradients), jnp.asarray(params), 0.1)
+    ours = run(sgd(SGD, ()), jnp.asarray(gradients), jnp.asarray(params), 0.1)
     for gradient in gradients:
         buffer = 0.9 * buffer + gradient + 0.01 * params
         params = params - 0.1 * buffer
