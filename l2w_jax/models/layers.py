@@ -277,6 +277,30 @@ class Stem(nn.Module):
         return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
 
 
+class FirstLayer(nn.Module):
+    """The image at every scale, or for every sub-network: each a 3x3 convolution of the one before.
+
+    Attributes:
+        widths: channels of each, the highest resolution first.
+        strides: of the convolutions between them, one less.
+        stem: "cifar" or "imagenet".
+    """
+
+    widths: tuple[int, ...]
+    strides: tuple[int, ...]
+    stem: str
+    options: LayerOptions
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> tuple[jax.Array, ...]:
+        """[N, H, W, 3] -> one array a width."""
+        features = [Stem(self.widths[0], self.stem, self.options, name="stem")(images, train)]
+        for i, stride in enumerate(self.strides, start=1):
+            convolution = ConvBNReLU(self.widths[i], 3, self.options, stride, name=f"scale_{i}")
+            features.append(convolution(features[-1], train))
+        return tuple(features)
+
+
 class Classifier(nn.Module):
     """One exit: two 3x3 convolutions of stride 2, a 2x2 average pool, a linear layer.
 

@@ -19,8 +19,8 @@ from l2w_jax.models.layers import (
     Branch,
     Classifier,
     ConvBNReLU,
+    FirstLayer,
     LayerOptions,
-    Stem,
     from_one_input,
     reduced,
     side_by_side,
@@ -148,23 +148,6 @@ class Transition(nn.Module):
         )
 
 
-class FirstLayer(nn.Module):
-    """All scales of the image, each a 3x3 convolution of stride 2 of the one before."""
-
-    widths: tuple[int, ...]
-    stem: str
-    options: LayerOptions
-
-    @nn.compact
-    def __call__(self, images: jax.Array, train: bool) -> Features:
-        """[N, H, W, 3] -> one array a scale, the finest first."""
-        features = [Stem(self.widths[0], self.stem, self.options, name="stem")(images, train)]
-        for i, width in enumerate(self.widths[1:], start=1):
-            convolution = ConvBNReLU(width, 3, self.options, 2, name=f"scale_{i}")
-            features.append(convolution(features[-1], train))
-        return tuple(features)
-
-
 class Block(nn.Module):
     """The layers between two exits, each with its transition where it has one."""
 
@@ -245,7 +228,8 @@ class MSDNet(MultiExitNetwork):
     def setup(self) -> None:
         options = LayerOptions(self.dtype, self.axis_name)
         widths = tuple(self.channels * factor for factor in self.growth_factors)
-        self.first_layer = FirstLayer(widths, self.stem, options)
+        strides = (2,) * (self.num_scales - 1)
+        self.first_layer = FirstLayer(widths, strides, self.stem, options)
         self.blocks = [
             Block(plans, self.growth_rate, self.growth_factors, self.bottleneck_factors, options)
             for plans in self.block_plans

@@ -7,6 +7,7 @@ sub-network, so that only hard images reach the high resolutions.
 """
 
 import dataclasses
+import itertools
 
 import flax.struct
 import jax
@@ -19,8 +20,8 @@ from l2w_jax.models.layers import (
     Branch,
     Classifier,
     ConvBNReLU,
+    FirstLayer,
     LayerOptions,
-    Stem,
     reduced,
 )
 from l2w_jax.models.multi_exit import MultiExitNetwork
@@ -183,27 +184,6 @@ class Transition(nn.Module):
         return ConvBNReLU(width, 1, self.options, name="reduce")(x, train)
 
 
-class FirstLayer(nn.Module):
-    """The image at the resolution of every sub-network, computed from the highest down."""
-
-    widths: tuple[int, ...]
-    scale_list: tuple[int, ...]
-    stem: str
-    options: LayerOptions
-
-    @nn.compact
-    def __call__(self, images: jax.Array, train: bool) -> tuple[jax.Array, ...]:
-        """[N, H, W, 3] -> one array a sub-network, sub-network 0 (the lowest resolution) first."""
-        x = Stem(self.widths[-1], self.stem, self.options, name="stem")(images, train)
-        outputs = [x]
-        for i in reversed(range(len(self.widths) - 1)):
-            stride = 2 if self.scale_list[i] != self.scale_list[i + 1] else 1
-            name = f"scale_{len(outputs)}"
-            x = ConvBNReLU(self.widths[i], 3, self.options, stride, name=name)(x, train)
-            outputs.append(x)
-        return tuple(reversed(outputs))
-
-
 @flax.struct.dataclass
 class RANetCarry:
     """Where a forward pass stands.
@@ -269,7 +249,9 @@ class RANet(MultiExitNetwork):
     def setup(self) -> None:
         options = LayerOptions(self.dtype, self.axis_name)
         widths = tuple(self.channels * factor for factor in self.growth_factors)
-        self.first_layer = FirstLayer(widths, self.scale_list, self.stem, options)
+        strides = tuple(2 if a != b else 1 for a, b in itertools.pairwise(self.scale_list))
+        # From the highest resolution down, which is that of the last sub-network.
+        self.first_layer = FirstLayer(widths[::-1], strides[::-1], self.stem, options)
         options = dataclasses.replace(options, fan_out_init=True)
         self.blocks = {
             f"{i}_{j}": self._block(i, plan, options)
@@ -296,7 +278,7 @@ class RANet(MultiExitNetwork):
 
     @override
     def init_carry(self, images: jax.Array, train: bool) -> RANetCarry:
-        return RANetCarry(starts=self.first_layer(images, train), x=None, features=())
+        return RANetCarry(starts=self.first_layer(images, train)[::-1], x=None, features=())
 
     @override
     def stage_with_features(
