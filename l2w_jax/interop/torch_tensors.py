@@ -33,10 +33,12 @@ def variables_from_torch(model: MultiExitNetwork, tensors: Mapping[str, np.ndarr
     Batch norm's counters (`num_batches_tracked`) are not needed and may be absent.
 
     Raises:
-        ValueError: a tensor is missing, extra or of the wrong shape; a line for each.
+        ValueError: the network is none of the authors', or a tensor is missing, extra or of the
+            wrong shape; a line for each.
     """
+    name_module = module_namer(model)
     names = {name for name in tensors if not name.endswith(COUNTER)}
-    return _from_torch(_abstract_variables(model), module_namer(model), tensors, names)
+    return _from_torch(_abstract_variables(model), name_module, tensors, names)
 
 
 def variables_to_torch(model: MultiExitNetwork, variables: Variables) -> dict[str, np.ndarray]:

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 from golden_files import config_of, load, named_tensor
+from small_networks import OneLayer
 
 from l2w_jax.interop import variables_from_torch, variables_to_torch, wpn_from_torch, wpn_to_torch
 from l2w_jax.models import create_model
@@ -56,6 +57,13 @@ def test_each_fault_gets_a_line_with_the_name_of_its_tensor(tiny):
         "classifier.1.linear.weight: shape (7, 128) is wrong, must be (10, 128)",
         "classifier.9.linear.weight: not a tensor of this network",
     ]
+
+
+def test_network_of_ones_own_is_refused_either_way():
+    model = OneLayer()
+    for exchange in (variables_from_torch, variables_to_torch):
+        with pytest.raises(ValueError, match=r"known for MSDNet, RANet, .* not for OneLayer"):
+            exchange(model, {})
 
 
 def test_counters_are_not_needed(tiny):
