@@ -78,12 +78,7 @@ def open_image_folder(config: ConfigDict, known_classes: Sequence[str] | None = 
     """
     found = list_images(Path(config.dataset.data_dir).expanduser(), known_classes)
     class_names = found.class_names
-    if len(class_names) != config.dataset.num_classes:
-        folder = found.folders.get("train") or " and ".join(found.folders.values())
-        raise UserError(
-            f"config.dataset.num_classes: {config.dataset.num_classes} is not allowed: must be "
-            f"{len(class_names)}, the folders in {config.dataset.data_dir}/{folder}"
-        )
+    _check_classes(config, found)
     complete = complete_splits(config, found)
     fault = holdout_fault(config.dataset.holdout, config.dataset.thresholds_from)
     if fault and complete.origins["holdout"].is_cut:
@@ -104,6 +99,22 @@ def open_image_folder(config: ConfigDict, known_classes: Sequence[str] | None = 
         source, used = _read_into_memory(config, complete, class_names)
     source.digests = {split: _digest(images, found.root) for split, images in used.items()}
     return source
+
+
+def _check_classes(config: ConfigDict, found: FoundImages) -> None:
+    """Raises UserError where a folder's classes are too few, or not as many as are configured."""
+    names = found.class_names
+    folder = found.folders.get("train") or " and ".join(found.folders.values())
+    if len(names) == 1:
+        raise UserError(
+            f"{config.dataset.data_dir}/{folder}: one class folder, {names[0]!r}: must hold two or "
+            "more (are the classes one level deeper?)"
+        )
+    if len(names) != config.dataset.num_classes:
+        raise UserError(
+            f"config.dataset.num_classes: {config.dataset.num_classes} is not allowed: must be "
+            f"{len(names)}, the folders in {config.dataset.data_dir}/{folder}"
+        )
 
 
 def list_images(folder: Path, known_classes: Sequence[str] | None = None) -> FoundImages:
@@ -229,7 +240,11 @@ def _list_split(
 
 
 def complete_splits(config: ConfigDict, found: FoundImages) -> CompleteSplits:
-    """Returns "train", "holdout" and "test", the absent ones cut from "train"."""
+    """Returns "train", "holdout" and "test", the absent ones cut from "train".
+
+    Raises:
+        UserError: "train" is too small for that.
+    """
     origins = {split: Origin(f"{name}/") for split, name in found.folders.items()}
     train, val, test = (found.splits.get(split) for split in ("train", "val", "test"))
     if test is None and val is not None:
@@ -242,6 +257,11 @@ def complete_splits(config: ConfigDict, found: FoundImages) -> CompleteSplits:
         return CompleteSplits(images, origins | {"train": nowhere, "holdout": holdout})
     cut = origins["train"]._replace(is_cut=True)
     if test is None:
+        if not splits.most_to_cut(train.labels):
+            raise UserError(
+                f"{found.root}/{found.folders['train']}: one image of each class, of which none "
+                "can be tested on: must hold more, or be beside a test/"
+            )
         tested = splits.stratified_choice(train.labels, math.ceil(_TEST_SHARE * len(train)))
         test = train.rows(tested)
         train = train.rows(splits.without(len(train), tested))

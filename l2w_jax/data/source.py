@@ -202,7 +202,14 @@ def choose_training_images(
     if config.dataset.imbalance_factor:
         kept = splits.long_tailed_choice(labels, config.dataset.imbalance_factor)
         _check_tail(config.dataset.imbalance_factor, labels, kept)
-    check_holdout(num_holdout, splits.most_to_cut(labels[kept]) + 1)
+    most = splits.most_to_cut(labels[kept])
+    if num_holdout and not most:
+        raise UserError(
+            f"config.dataset.holdout: {num_holdout} is not allowed: must be 0, with "
+            "dataset.thresholds_from 'train', since no class has a second training image to hold "
+            "out"
+        )
+    check_holdout(num_holdout, most + 1)
     held_out = splits.stratified_choice(labels[kept], num_holdout)
     return kept[splits.without(len(kept), held_out)], kept[held_out]
 

@@ -175,6 +175,25 @@ def test_more_held_out_images_than_leave_one_of_each_class_are_refused(folder):
         open_source(folder_config(folder, holdout=28))
 
 
+def test_a_class_folder_alone_is_one_level_too_high_most_likely(tmp_path):
+    write_split(tmp_path / "train" / "images", 2, 0)
+    message = rf"{tmp_path}/train: one class folder, 'images': must hold two or more \(are the "
+    with pytest.raises(UserError, match=message + r"classes one level deeper\?\)"):
+        open_source(folder_config(tmp_path))
+
+
+def test_one_image_of_each_class_can_be_trained_on_but_not_cut(tmp_path):
+    write_split(tmp_path / "train", 1, 0)
+    config = folder_config(tmp_path, batch_size=2)
+    with pytest.raises(UserError, match=r"train: one image of each class, of which none .* test/"):
+        open_source(config)
+    write_split(tmp_path / "test", 1, 9000)
+    with pytest.raises(UserError, match=r"holdout: 6 .* must be 0, with .*thresholds_from 'train'"):
+        open_source(config)
+    config.dataset.update(holdout=0, thresholds_from="train")
+    assert counts(open_source(config)) == (3, 0, 3)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_held_out_images_must_be_cut_only_where_the_folder_brings_none(tmp_path, layout):
     for split in layout.split():
