@@ -115,6 +115,4 @@ def between(scores, share):
 
 def scores_of(rule, logits):
     """By the rule of this name, from logits of all exits [K, N, C]: [K, N]."""
-    if rule == "patience":
-        return rules.patience_of_predictions(logits.argmax(axis=-1), rules.log_odds(logits))
     return np.asarray(rules.RULES[rule](logits))

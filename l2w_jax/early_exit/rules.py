@@ -3,6 +3,7 @@
 A rule is a function from the logits of an exit to a score for each image; an image leaves at the
 first exit at which its score reaches the threshold. Everything that chooses thresholds or follows
 them takes the scores of any rule. Patience, which goes by the exits before too, is `Remembering`.
+From the logits of all exits, [K, N, C], any rule gives the scores of all, [K, N].
 """
 
 import dataclasses
@@ -35,6 +36,15 @@ class Remembering:
     @property
     def __name__(self) -> str:
         return self.step.__name__
+
+    def __call__(self, logits: ArrayLike) -> jax.Array:
+        """Scores at all exits, [K, ..., C] -> [K, ...]."""
+        scores: list[jax.Array] = []
+        remembered = None
+        for logits_of_exit in jnp.asarray(logits):
+            scores_of_exit, remembered = self.step(logits_of_exit, remembered)
+            scores.append(scores_of_exit)
+        return jnp.stack(scores)
 
 
 Rule = RuleOfOneExit | Remembering

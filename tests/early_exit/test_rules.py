@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from l2w_jax import early_exit
 from l2w_jax.early_exit import EarlyExitPredictor, exit_shares, find_thresholds, rules
 from l2w_jax.early_exit.budget import EVERYBODY_LEAVES, NOBODY_LEAVES, first_exits
 from l2w_jax.models import MultiExitNetwork
@@ -87,6 +88,12 @@ def test_patience_counts_exits_that_agree_and_orders_equals_by_their_log_odds():
     np.testing.assert_array_equal(np.floor(surest)[:, 0], np.arange(1, 31))
 
 
+def test_patience_of_logits_is_that_of_the_predictions_that_they_are(sure_logits):
+    stored = rules.patience_of_predictions(sure_logits.argmax(-1), rules.log_odds(sure_logits))
+    assert set(np.floor(stored[-1])) == {1, 2, 3}
+    np.testing.assert_array_equal(rules.patience(sure_logits), stored)
+
+
 @pytest.mark.parametrize("scale", [1e9, 3e38])
 def test_no_score_is_beyond_the_two_special_thresholds(scale):
     scores = np.asarray(rules.log_odds(np.float32([[scale, 0], [0, 0], [1, -scale]])))
@@ -140,10 +147,7 @@ def test_the_predictor_follows_any_rule(tiny_network, rule):
     model, variables = tiny_network
     images = np.random.default_rng(3).normal(0, 1, (128, 8, 8, 3)).astype(np.float32)
     logits = jax.jit(functools.partial(model.apply, train=False))(variables, images)
-    if rule == "patience":
-        scores = rules.patience_of_predictions(logits.argmax(-1), rules.log_odds(logits))
-    else:
-        scores = np.asarray(rules.RULES[rule](logits))
+    scores = np.asarray(rules.RULES[rule](logits))
     thresholds = find_thresholds(scores, exit_shares(1, 3))
     decisions = EarlyExitPredictor(
         model, variables, thresholds, batch_sizes=[64, 128], rule=rules.RULES[rule]
@@ -180,6 +184,10 @@ def test_a_network_that_is_sure_stops_where_its_scores_say(sure_images, sure_log
     np.testing.assert_array_equal(decisions.labels, sure_logits.argmax(-1)[exits, everyone])
     expected = jax.nn.softmax(sure_logits[exits, everyone]).max(axis=-1)
     np.testing.assert_allclose(decisions.confidences, expected, rtol=1e-5)
+
+
+def test_every_rule_is_there_to_import_beside_the_predictor():
+    assert all(getattr(early_exit, name) is rule for name, rule in rules.RULES.items())
 
 
 def test_rules_that_are_unknown_are_named_with_those_there_are():
