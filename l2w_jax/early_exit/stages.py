@@ -49,24 +49,37 @@ def stage_function(
 ) -> StageFunction:
     """Stage k with its exit; the first takes images, the last leaves no features.
 
-    Features are the network's and what the rule remembers.
+    Features are the network's and what the rule remembers. The function raises ValueError where
+    the network hands on an array whose first axis is not the images'.
     """
 
     def function(variables: Mapping[str, Any], features: Any) -> StageAnswer:
         if k == 0:
             images = features if preprocess is None else preprocess(features)
-            features = model.apply(variables, images, train=False, method="init_carry")
+            features = model.apply(variables, images, False, method="init_carry")
             remembered = None
         else:
             features, remembered = features
-        logits, features = model.apply(variables, k, features, train=False, method="stage")
+        logits, features = model.apply(variables, k, features, False, method="stage")
         labels, confidences = answer(logits)
         scores, remembered = rules.follow(rule, logits, remembered)
-        is_last = k == model.num_exits - 1
-        further = None if is_last else (features, remembered)
+        further = None
+        if k < model.num_exits - 1:
+            _check_follows_images(k, features, logits.shape[0])
+            further = features, remembered
         return labels, confidences, scores.astype(jnp.float32), further
 
     return function
+
+
+def _check_follows_images(k: int, carry: Any, batch_size: int) -> None:
+    """Raises ValueError where not every array of a stage's carry has a row for each image."""
+    for leaf in jax.tree.leaves(carry):
+        if jnp.shape(leaf)[:1] != (batch_size,):
+            raise ValueError(
+                f"stage(k={k}) hands on an array of shape {jnp.shape(leaf)} with a batch of "
+                f"{batch_size}; its first axis must be the images'"
+            )
 
 
 def narrowed(
@@ -161,9 +174,21 @@ class _Stage:
 
     def __call__(self, features: Any) -> StageAnswer:
         if self._compiled is None:
-            # Only the first features tell which variables are read.
-            read, function = narrowed(self._function, self._variables, features)
+            # Only the first features tell which variables are read. They are looked at with another
+            # batch size, since an array without an axis of images may be as long as one batch.
+            features_of_others = _with_other_batch_size(features)
+            read, function = narrowed(self._function, self._variables, features_of_others)
             self._leaves = [self._leaves[i] for i in read]
             self._variables = None
             self._compiled = jax.jit(function, compiler_options=cpu_compiler_options())
         return self._compiled(self._leaves, features)
+
+
+def _with_other_batch_size(features: Any) -> Any:
+    """Shapes and types of the features of a single image, or of two where these are of one."""
+
+    def shape_of_others(leaf: jax.Array) -> jax.ShapeDtypeStruct:
+        other = 2 if leaf.shape[0] == 1 else 1
+        return jax.ShapeDtypeStruct((other, *leaf.shape[1:]), leaf.dtype)
+
+    return jax.tree.map(shape_of_others, features)

@@ -1,0 +1,62 @@
+"""What a network's stages may be, for who runs them one by one."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from l2w_jax.early_exit import EarlyExitPredictor
+from l2w_jax.early_exit.budget import NOBODY_LEAVES
+from l2w_jax.interop.export import exported_stages
+from l2w_jax.models import MultiExitNetwork
+
+IMAGES = np.random.default_rng(0).normal(0, 1, (8, 4, 4, 3)).astype(np.float32)
+
+
+class TwoExits(MultiExitNetwork):
+    """Hands on the images and something more, and calls its arguments by names of its own."""
+
+    num_exits: int = 2
+    more: Any = ()
+
+    def setup(self):
+        self.heads = [nn.Dense(5), nn.Dense(5)]
+
+    def init_carry(self, pixels, is_training):
+        return pixels, self.more
+
+    def stage(self, at, state, is_training):
+        return self.heads[at](state[0].mean(axis=(1, 2))), state
+
+
+def variables_of(model):
+    return model.init(jax.random.key(0), IMAGES, False)
+
+
+def test_arguments_of_a_networks_methods_may_have_any_names():
+    model = TwoExits()
+    variables = variables_of(model)
+    labels, *_ = EarlyExitPredictor(model, variables, [NOBODY_LEAVES, 0])(IMAGES)
+    np.testing.assert_array_equal(labels, model.apply(variables, IMAGES, False)[1].argmax(-1))
+
+
+# A number; a table as long as the batch, which is 8 or 1; and one number for all images.
+@pytest.mark.parametrize("shape", [(), (8, 2), (1, 2)])
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_an_array_that_is_handed_on_without_an_axis_of_images_is_refused(shape, batch_size):
+    model = TwoExits(more=jnp.ones(shape))
+    predictor = EarlyExitPredictor(
+        model, variables_of(model), [NOBODY_LEAVES, 0], batch_sizes=[batch_size]
+    )
+    message = rf"stage\(k=0\) hands on an array of shape \({str(shape)[1:-1]}\) with a batch of "
+    with pytest.raises(ValueError, match=message + r"\d; its first axis must be the images'"):
+        predictor(IMAGES)
+
+
+def test_an_array_without_an_axis_of_images_cannot_be_exported_either():
+    model = TwoExits(more=jnp.ones((8, 2)))
+    with pytest.raises(ValueError, match="its first axis must be the images'"):
+        exported_stages(model, variables_of(model), jnp.float32, 4, lambda logits: logits[..., 0])
