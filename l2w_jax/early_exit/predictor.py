@@ -83,10 +83,18 @@ class EarlyExitPredictor:
             top_k: how many classes to give of each image; without it the most probable one alone.
 
         Raises:
-            ValueError: the thresholds are not one number for each exit, or a size is not positive.
+            ValueError: the thresholds are not one number for each exit, a size or `top_k` is not
+                positive, or the rule is no function.
         """
         if not batch_sizes or min(batch_sizes) < 1:
             raise ValueError(f"batch_sizes are {tuple(batch_sizes)}; positive sizes are expected")
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"top_k is {top_k}; a positive number of classes is expected")
+        if not callable(rule):
+            allowed = ", ".join(rules.RULES)
+            raise ValueError(
+                f"rule is {rule!r}; a function is expected, of l2w_jax.early_exit one of {allowed}"
+            )
         self.thresholds = checked_thresholds(thresholds, model.num_exits)
         answer = functools.partial(most_probable_classes, count=top_k) if top_k else most_probable
         self._stages = Stages(model, variables, preprocess, rule, answer)
@@ -108,7 +116,9 @@ class EarlyExitPredictor:
         """Classifies images [N, H, W, 3], of any number.
 
         Raises:
-            ValueError: the images have another shape or type, or one holds NaN or infinity.
+            ValueError: the images have another shape or type, or one holds NaN or infinity; `top_k`
+                is more than there are classes; an answer is not finite; or the network hands on an
+                array whose first axis is not the images'.
         """
         images = self._checked(images)
         shape = (len(images), *self._shape_of_answer)

@@ -32,7 +32,12 @@ def most_probable_classes(logits: jax.Array, count: int) -> tuple[jax.Array, jax
     """So many classes by falling probability, and these probabilities, [n, count] each.
 
     As `rules.finite_confidence` they are NaN where a logit is NaN or infinite.
+
+    Raises:
+        ValueError: there are fewer classes.
     """
+    if count > logits.shape[-1]:
+        raise ValueError(f"top_k is {count}; the network has {logits.shape[-1]} classes")
     logits = at_least_float32(logits)
     largest, labels = jax.lax.top_k(logits, count)
     probabilities = jnp.exp(largest - jax.nn.logsumexp(logits, axis=-1, keepdims=True))

@@ -201,13 +201,19 @@ def test_a_class_that_is_ruled_out_is_no_fault(tiny_network):
     assert not np.any(labels == 0)
 
 
-def test_impossible_thresholds_sizes_and_shapes_are_refused(tiny_network):
+def test_impossible_arguments_and_shapes_are_refused(tiny_network):
     with pytest.raises(ValueError, match="for 3 exits"):
         EarlyExitPredictor(*tiny_network, [0.5, 0])
     with pytest.raises(ValueError, match="NaN is not a threshold"):
         EarlyExitPredictor(*tiny_network, [0.5, np.nan, 0])
     with pytest.raises(ValueError, match="positive sizes"):
         EarlyExitPredictor(*tiny_network, [0.5, 0.5, 0], batch_sizes=())
+    with pytest.raises(ValueError, match=r"top_k is 0; a positive number"):
+        EarlyExitPredictor(*tiny_network, [0.5, 0.5, 0], top_k=0)
+    with pytest.raises(ValueError, match=r"top_k is 5; the network has 4 classes"):
+        EarlyExitPredictor(*tiny_network, [0.5, 0.5, 0], top_k=5)(IMAGES[:1])
+    with pytest.raises(ValueError, match=r"rule is 'margin'; a function is .* one of log_odds"):
+        EarlyExitPredictor(*tiny_network, [0.5, 0.5, 0], rule="margin")
     with pytest.raises(ValueError, match="images have shape"):
         EarlyExitPredictor(*tiny_network, [0.5, 0.5, 0])(IMAGES[0])
 
