@@ -24,13 +24,18 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """Replaces a file by new content, or leaves it as it was if anything fails.
 
     The content goes to a temporary file in the same folder, which is then renamed: a run that is
-    killed half-way leaves the old file. Missing folders are made.
+    killed half-way leaves the old file. Missing folders are made. Of a link that is replaced which
+    it leads to. What is no regular file, such as a pipe or /dev/null, is written into.
 
     Raises:
         OSError: the file cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode() if isinstance(content, str) else content
+    if path.exists() and not path.is_file():
+        path.write_bytes(data)
+        return
+    path = Path(os.path.realpath(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
