@@ -24,7 +24,7 @@ SECONDS_BETWEEN_LOOKS = 0.1
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command line; returns the exit status."""
-    if len(argv) < 2 or not argv[1].isdigit() or int(argv[1]) < 1:
+    if len(argv) < 2 or not argv[1].isdecimal() or int(argv[1]) < 1:
         print("usage: python launch/processes.py N --config=configs/NAME.py ...", file=sys.stderr)
         return 2
     return run(int(argv[1]), [sys.executable, "-m", "l2w_jax.main", *argv[2:]])
@@ -32,6 +32,9 @@ def main(argv: Sequence[str]) -> int:
 
 def run(count: int, command: Sequence[str]) -> int:
     """Runs a command as `count` processes to its end; returns the exit status."""
+    if sys.stdout:
+        # Its encoding need not have all letters that the processes print.
+        sys.stdout.reconfigure(errors="backslashreplace")
     processes: list[subprocess.Popen[str]] = []
     received: list[int] = []
 
@@ -90,15 +93,16 @@ def start(count: int, command: Sequence[str]) -> Iterator[subprocess.Popen[str]]
 def print_prefixed(prefix: str, stream: IO[str]) -> None:
     """Prints the lines of a process until it ends.
 
-    Where nobody reads them any more they are read on nevertheless: the process would wait else.
+    Where they can be printed no more, as nobody reads them or the disk is full, they are read on
+    nevertheless: the process would wait else.
     """
-    has_reader = True
+    is_printed = True
     for line in stream:
         try:
-            if has_reader:
+            if is_printed:
                 print(prefix + line, end="", flush=True)
-        except BrokenPipeError:
-            has_reader = False
+        except OSError:
+            is_printed = False
 
 
 def wait_for_all(processes: Sequence[subprocess.Popen[str]]) -> int:
