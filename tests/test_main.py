@@ -52,6 +52,10 @@ def workdir(tmp_path):
 
 MISTAKES = {
     "no config": ([], r"--config=configs/NAME.py is required"),
+    "two configs": (
+        [f"--config={DIGITS}", "-config", f"{DIGITS}:baseline"],
+        r"^--config: must be given once, .*digits_msdnet.py and .*digits_msdnet.py:baseline$",
+    ),
     "config file missing": (
         [f"--config={ROOT}/configs/digits_msdnett.py"],
         r"no file .*digits_msdnett.py; the nearest that exists is .*digits_msdnet.py",

@@ -30,19 +30,22 @@ def parse(argv: Sequence[str]) -> Arguments:
     Raises:
         UserError: a flag, the configuration file or an override in it is wrong.
     """
-    argv = _with_config_first(argv)
+    config_argument, others = _config_and_others(argv)
+    _check_config_file(config_argument)
+    _check_overrides(others)
+    # ml_collections wants --config before the overrides, which stand anywhere on other command
+    # lines.
+    argv = [argv[0], f"--config={config_argument}", *others]
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=list(argv))
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
     flags.DEFINE_string("workdir", "", "The run folder.", flag_values=values)
     flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do.", flag_values=values)
-    config_argument = _config_argument(argv)
-    _check_overrides(argv)
     try:
-        surplus = values(list(argv))[1:]
+        surplus = values(argv)[1:]
     except UserError:
         raise
     except flags.IllegalFlagValueError as error:
-        raise UserError(_of_wrong_type(argv) or _last_line(error)) from error
+        raise UserError(_of_wrong_type(others) or _last_line(error)) from error
     except flags.Error as error:
         raise UserError(_last_line(error)) from error
     except SyntaxError as error:
@@ -69,40 +72,38 @@ def parse(argv: Sequence[str]) -> Arguments:
     )
 
 
-def _with_config_first(argv: Sequence[str]) -> list[str]:
-    """The arguments with --config before the others, where ml_collections wants it.
+def _config_and_others(argv: Sequence[str]) -> tuple[str, list[str]]:
+    """The value of --config, and the arguments beside it, without the program's name.
 
-    An override can then stand anywhere, as on other command lines.
+    Raises:
+        UserError: there is no --config, or more than one.
     """
-    program, *others = argv
-    named, rest = [], []
-    while others:
-        argument = others.pop(0)
-        if re.fullmatch(r"--?config", argument):
-            named += [argument, *others[:1]]
-            del others[:1]
-        elif re.match(r"--?config=", argument):
-            named.append(argument)
+    given, others = [], []
+    arguments = iter(argv[1:])
+    for argument in arguments:
+        if match := re.fullmatch(r"--?config(?:=(.*))?", argument, re.DOTALL):
+            given.append(next(arguments, "") if match[1] is None else match[1])
         else:
-            rest.append(argument)
-    return [program, *named, *rest]
+            others.append(argument)
+    if not given:
+        raise UserError("--config=configs/NAME.py is required")
+    if len(given) > 1:
+        raise UserError(f"--config: must be given once, is given as {' and '.join(given)}")
+    return given[0], others
 
 
-def _config_argument(argv: Sequence[str]) -> str:
-    """The value of --config, whose file exists."""
-    for index, argument in enumerate(argv):
-        if match := re.fullmatch(r"--?config(=(.*))?", argument):
-            following = argv[index + 1] if index + 1 < len(argv) else ""
-            value = match[2] if match[1] else following
-            path = Path(value.split(":", 1)[0])
-            if path.is_dir():
-                raise UserError(f"--config={value}: is a folder; must be a file in it")
-            if not path.is_file():
-                raise UserError(f"--config={value}: there is no file {path}{_similar_file(path)}")
-            if path.suffix != ".py":
-                raise UserError(f"--config={value}: must be a Python file, its name ending in .py")
-            return value
-    raise UserError("--config=configs/NAME.py is required")
+def _check_config_file(config_argument: str) -> None:
+    """Raises UserError where --config names no Python file."""
+    path = Path(config_argument.split(":", 1)[0])
+    if path.is_dir():
+        fault = "is a folder; must be a file in it"
+    elif not path.is_file():
+        fault = f"there is no file {path}{_similar_file(path)}"
+    elif path.suffix != ".py":
+        fault = "must be a Python file, its name ending in .py"
+    else:
+        return
+    raise UserError(f"--config={config_argument}: {fault}")
 
 
 def _similar_file(path: Path) -> str:
@@ -111,7 +112,7 @@ def _similar_file(path: Path) -> str:
     return f"; the nearest that exists is {nearest[0]}" if nearest else ""
 
 
-def _check_overrides(argv: Sequence[str]) -> None:
+def _check_overrides(arguments: Sequence[str]) -> None:
     """Names the nearest field for each override of one that does not exist.
 
     Raises:
@@ -119,7 +120,7 @@ def _check_overrides(argv: Sequence[str]) -> None:
     """
     known = [name for name, _ in fields(default_config())]
     faults = []
-    for argument in argv:
+    for argument in arguments:
         match = re.match(r"--?(?:no)?config\.([^=]*)", argument)
         section = [name for name in known if match and name.startswith(f"{match[1]}.")]
         if section:
@@ -142,11 +143,11 @@ def _similar_field(name: str, known: Sequence[str]) -> str:
     return f"config.{section} has {', '.join(beside)}"
 
 
-def _of_wrong_type(argv: Sequence[str]) -> str:
+def _of_wrong_type(arguments: Sequence[str]) -> str:
     """A line for each override that cannot be of its field's type."""
     defaults = dict(fields(default_config()))
     faults = []
-    for argument in argv:
+    for argument in arguments:
         match = re.fullmatch(r"--?config\.([^=]*)=(.*)", argument)
         default = defaults[match[1]] if match else None
         if isinstance(default, bool):
