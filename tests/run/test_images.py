@@ -180,18 +180,19 @@ def test_as_many_images_are_others_where_another_one_cannot_be_read(folder, work
 
 @pytest.mark.parametrize("field", ["init", "imta"])
 def test_a_run_that_starts_from_another_is_told_of_images_that_this_one_has_seen(
-    field, folder, workdir, tmp_path
+    field, folder, workdir, tmp_path, monkeypatch
 ):
-    def told(data=folder, **fields):
+    def told(data=folder, earlier=workdir, **fields):
         config = folder_config(data, augmentation="none", **fields)
-        config[field].checkpoint = str(workdir)
+        config[field].checkpoint = str(earlier)
         return images.seen_by_earlier_runs(config, open_source(config))
 
     trained(folder, workdir)
     (workdir / "config.json").write_text(to_json(folder_config(folder, augmentation="none")))
     assert told() == []
-    (line,) = told(holdout=9)
-    for part in (f"config.{field}.checkpoint: {workdir}", "'holdout' and 'test' may hold some"):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (line,) = told("~/data/../data", "~/run", holdout=9)
+    for part in (f"config.{field}.checkpoint: ~/run", "'holdout' and 'test' may hold some"):
         assert part in line
     another_set = shutil.copytree(folder, tmp_path / "another")
     add_one(folder)

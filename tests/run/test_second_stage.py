@@ -3,12 +3,13 @@
 import jax
 import numpy as np
 import pytest
+from pytrees import assert_bit_identical
 from small_networks import ConvNetwork
 
 from l2w_jax.config import default_config, stored
 from l2w_jax.data.source import LabelledImages, MemorySource
 from l2w_jax.errors import UserError
-from l2w_jax.run import loop, restore
+from l2w_jax.run import loop, restore, start
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,18 @@ def test_second_stage_trains_new_exits_on_the_network_of_the_first(
     assert jax.tree.structure(restored) == jax.tree.structure(end)
     again = loop.train(second_config, source, tmp_path)
     jax.tree.map(np.testing.assert_array_equal, again, end)
+
+
+@pytest.mark.parametrize("kind", ["none", "frozen"])
+def test_a_new_run_starts_from_the_whole_network_of_the_first_stage_whatever_weighs_its_losses(
+    kind, first_config, second_config, first_stage, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(start, "_with_trained_predictor", lambda _, state: state)
+    second_config.weighting.kind = kind
+    trained = restore.restore_best(first_config, first_stage)
+    state = start.create_or_restore(second_config, tmp_path)
+    assert_bit_identical(state.params["net"], trained.params)
+    assert_bit_identical(state.batch_stats["net"], trained.batch_stats)
 
 
 def test_folder_without_a_run_is_refused(second_config, source, tmp_path):

@@ -1,5 +1,7 @@
 """A run starts from what fits of an earlier one, and says what does not."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -156,6 +158,16 @@ def test_a_run_that_has_begun_goes_on_from_its_own_checkpoint(config, tmp_path, 
     assert "starts from" not in capsys.readouterr().out
 
 
+def test_a_run_that_goes_on_needs_the_earlier_one_no_more(config, tmp_path, capsys):
+    source = digits_below(10)
+    end = loop.train(config, source, tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints" / str(checkpoints.saved_steps(tmp_path)[-1]))
+    config.init.checkpoint = str(tmp_path / "moved")
+    capsys.readouterr()
+    assert_bit_identical(loop.train(config, source, tmp_path), end)
+    assert "config.init.checkpoint" not in capsys.readouterr().out
+
+
 def test_a_predictor_that_reads_something_else_begins_anew(config, tmp_path, capsys):
     config.weighting.input = "confidence"
     config.init.strict = False
@@ -182,12 +194,14 @@ def trained_run(tmp_path):
     return folder, config, state
 
 
-def test_a_frozen_predictor_is_that_of_the_named_run(trained_run, tmp_path):
+def test_a_frozen_predictor_is_that_of_the_named_run(trained_run, tmp_path, monkeypatch):
     folder, config, trained = trained_run
-    config.weighting.update(kind="frozen", checkpoint=str(folder))
-    state = start.create_or_restore(config, tmp_path / "new")
-    assert_bit_identical(state.wpn_params, trained.wpn_params)
-    assert jax.tree.leaves(state.wpn_opt_state) == []
+    monkeypatch.setenv("HOME", str(folder.parent))
+    for checkpoint in (str(folder), f"~/{folder.name}"):
+        config.weighting.update(kind="frozen", checkpoint=checkpoint)
+        state = start.create_or_restore(config, tmp_path / "new")
+        assert_bit_identical(state.wpn_params, trained.wpn_params)
+        assert jax.tree.leaves(state.wpn_opt_state) == []
 
 
 def test_a_frozen_predictor_of_another_shape_or_of_no_run_is_refused(trained_run, tmp_path):
