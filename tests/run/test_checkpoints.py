@@ -170,6 +170,15 @@ def test_a_damaged_checkpoint_is_passed_over_and_replaced(run_copy, warnings, da
     assert_same(checkpoints.restore_newest(run_copy, make_state(0)), make_state(30))
 
 
+def test_a_step_that_is_damaged_twice_is_put_aside_twice(run_copy, warnings):
+    for _ in range(2):
+        DAMAGE["one byte flipped"](run_copy / "checkpoints" / "30")
+        assert_same(checkpoints.restore_newest(run_copy, make_state(0)), make_state(20))
+        save(run_copy, {30: 0.7})
+    assert steps_in(run_copy / "damaged_checkpoints") == [30]
+    assert len(warnings) == 2
+
+
 @pytest.mark.parametrize("damage", ["one byte flipped", "record deleted"])
 def test_evaluation_passes_over_a_damaged_best_and_leaves_it(run_copy, warnings, damage):
     DAMAGE[damage](run_copy / "checkpoints" / "20")
@@ -278,6 +287,32 @@ def test_a_save_that_fails_says_so_and_leaves_the_last_good_one(run_copy):
     assert_same(checkpoints.restore_newest(run_copy, make_state(0)), make_state(30))
     save(run_copy, {40: 0.1})
     assert_same(checkpoints.restore_newest(run_copy, make_state(0)), make_state(40))
+
+
+def test_a_save_that_failed_is_told_under_its_own_step_by_the_next_one(run_copy, monkeypatch):
+    writer = checkpoints.CheckpointWriter(run_copy, 3)
+    writer.save(make_state(40))
+    wait_until_finished = writer._manager.wait_until_finished
+    failures = [OSError(28, "No space left on device")]
+
+    def wait():
+        if failures:
+            raise failures.pop()
+        wait_until_finished()
+
+    monkeypatch.setattr(writer._manager, "wait_until_finished", wait)
+    with pytest.raises(RunFailed, match=r"^the checkpoint of step 40 could not be saved \(OSError"):
+        writer.save(make_state(50))
+    writer.close()
+
+
+def test_a_look_at_a_save_that_is_under_way_does_not_wait_for_it(run_copy, monkeypatch):
+    writer = checkpoints.CheckpointWriter(run_copy, 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(writer._manager, "is_saving_in_progress", lambda: True)
+        patch.setattr(writer._manager, "wait_until_finished", pytest.fail)
+        writer.check()
+    writer.close()
 
 
 @pytest.mark.parametrize("waits", ["wait", "resume_advice"])

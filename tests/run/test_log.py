@@ -220,6 +220,15 @@ def test_the_meta_loss_is_that_of_the_iterations_that_had_one(config, tmp_path):
     assert none["meta_loss"] is None
 
 
+def test_a_line_is_on_disk_before_the_next_iteration(config, tmp_path):
+    """A killed run goes on from its last checkpoint, and does no steps before that again."""
+    with opened_log(config, tmp_path) as run_log:
+        for step in (1, 2, 3):
+            run_log.add_step(step, iteration(step))
+        (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line)["step"] == 3
+
+
 def test_the_last_iteration_is_written_though_its_window_is_not_full(config, tmp_path):
     lines = write_log(config, tmp_path, 0, map(iteration, range(1, 9)))
     assert [line["step"] for line in lines] == [3, 6, 8]

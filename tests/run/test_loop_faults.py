@@ -41,17 +41,21 @@ def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path, monkeypatch, 
     assert logged[-1] == 2 * ((bad_step - 1) // 2), "metrics are flushed"
 
 
+@pytest.mark.parametrize("bad_step", [3, STEPS_PER_EPOCH])
 def test_a_loss_that_is_not_finite_in_the_first_epoch_advises_warm_up(
-    config, tmp_path, monkeypatch
+    config, tmp_path, monkeypatch, bad_step
 ):
     with_other_results(
-        monkeypatch, 3, lambda state, metrics: (state, metrics | {"loss": metrics["loss"] * np.nan})
+        monkeypatch,
+        bad_step,
+        lambda state, metrics: (state, metrics | {"loss": metrics["loss"] * np.nan}),
     )
     images = config.dataset.batch_size // 2
     with pytest.raises(
         RunFailed,
-        match=r"step 3: .* no good checkpoint yet; in the first epoch, try .*warmup_epochs=5 "
-        rf"\(now 0\).* linear rule gives {0.1 * images / 64:.3g} for updates of {images} images",
+        match=rf"step {bad_step}: .* no good checkpoint yet; in the first epoch, try "
+        rf".*warmup_epochs=5 \(now 0\).* linear rule gives {0.1 * images / 64:.3g} for updates of "
+        rf"{images} images",
     ):
         train(config, tmp_path)
 

@@ -88,3 +88,33 @@ def test_a_save_that_failed_ends_the_run_when_it_next_writes_its_log(tmp_path, m
         train(3, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert max(line["step"] for line in lines) <= 10
+
+
+@pytest.mark.parametrize("last_step", [5, 12])
+def test_a_run_that_stops_or_ends_tells_of_a_last_save_that_failed(
+    last_step, tmp_path, monkeypatch
+):
+    """As one does in the background: who waits for it hears of it."""
+    begun = []
+
+    def save(_, state, score):
+        begun.append(int(state.step))
+
+    def wait(_):
+        if begun[-1:] == [last_step]:
+            raise RunFailed(f"the checkpoint of step {last_step} could not be saved")
+
+    monkeypatch.setattr(checkpoints.CheckpointWriter, "save", save)
+    monkeypatch.setattr(checkpoints.CheckpointWriter, "wait", wait)
+    monkeypatch.setattr(loop.processes, "asked_to_stop", lambda step: step == 5 == last_step)
+    with pytest.raises(RunFailed, match=f"of step {last_step} could not be saved"):
+        train(0, tmp_path)
+
+
+def test_a_memory_that_does_not_hold_what_scores_is_told_once(tmp_path, monkeypatch):
+    def exhaust(*_):
+        raise RunFailed("a batch does not fit")
+
+    monkeypatch.setattr(loop, "predict_all", exhaust)
+    with pytest.raises(RunFailed, match=r"^a batch does not fit$"):
+        train(0, tmp_path)
