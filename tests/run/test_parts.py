@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import jax
+import numpy as np
 import pytest
 from conftest import TinyNetwork
 from hypothesis import given
@@ -11,7 +12,7 @@ from tiny_run import TOTAL_STEPS, make_config
 
 from l2w_jax.config import default_config, to_json
 from l2w_jax.errors import UserError
-from l2w_jax.run import parts
+from l2w_jax.run import parts, processes
 from l2w_jax.run import workdir as run_folder
 from l2w_jax.training import create_train_state
 
@@ -52,6 +53,23 @@ def test_where_no_limit_is_known_it_is_one_part(asking, monkeypatch):
     monkeypatch.setattr(parts, "_needs", pytest.fail)
     assert parts.memory_of_device() is None
     assert parts.with_parts_that_fit(asking, TOTAL_STEPS).optimizer.accumulation == 1
+
+
+@pytest.mark.parametrize(("elsewhere", "found"), [(8, 7), (5, 5)])
+def test_the_limit_is_what_jax_may_take_of_the_smallest_device_of_all_processes(
+    elsewhere, found, monkeypatch
+):
+    statistics = [{"bytes_limit": 9, "bytes_in_use": 1}, {"bytes_limit": 7, "bytes_in_use": 2}]
+    devices = [SimpleNamespace(memory_stats=lambda told=told: told) for told in statistics]
+    monkeypatch.setattr(jax, "local_devices", lambda: devices)
+    assert parts.memory_of_device() == 7
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(
+        processes.multihost_utils, "process_allgather", lambda ours: np.array([ours, -elsewhere])
+    )
+    assert parts.memory_of_device() == found
+    devices.append(SimpleNamespace(memory_stats=lambda: None))
+    assert parts.memory_of_device() is None
 
 
 @pytest.mark.parametrize("schedule", ["exact", "pipelined"])
