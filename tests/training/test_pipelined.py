@@ -28,7 +28,8 @@ MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4
 
 @pytest.fixture
 def config(small_config):
-    small_config.weighting.schedule = "pipelined"
+    # Of the predictor another weight decay than of the network.
+    small_config.weighting.update(schedule="pipelined", weight_decay=1e-2)
     return small_config
 
 
