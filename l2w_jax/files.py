@@ -30,22 +30,66 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    data = content.encode() if isinstance(content, str) else content
     if path.exists() and not path.is_file():
-        path.write_bytes(data)
+        path.write_bytes(_encoded(content))
         return
     path = Path(os.path.realpath(path))
+    temporary = _write_temporary(path, content)
+    try:
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def replace_together(contents: Mapping[Path, str | bytes | None]) -> None:
+    """Replaces files of which the last tells of the others; where one has no room, none.
+
+    All contents go to temporary files first. While those are renamed the last file is not there: a
+    process that is killed meanwhile leaves none that tells of other files than its own.
+
+    Args:
+        contents: of each file; None for one that is to be no more.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    temporaries = {}
+    try:
+        for path, content in contents.items():
+            if content is not None:
+                temporaries[path] = _write_temporary(path, content)
+        *_, last = contents
+        last.unlink(missing_ok=True)
+        for path in contents:
+            if path in temporaries:
+                os.replace(temporaries[path], path)
+                del temporaries[path]
+            else:
+                path.unlink(missing_ok=True)
+    finally:
+        for temporary in temporaries.values():
+            os.unlink(temporary)
+
+
+def _write_temporary(path: Path, content: str | bytes) -> str:
+    """The path of a new file beside `path`, which holds the content."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    data = _encoded(content)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
         # mkstemp makes files that only their owner may read.
         os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
         raise
+    return temporary
+
+
+def _encoded(content: str | bytes) -> bytes:
+    return content.encode() if isinstance(content, str) else content
 
 
 @contextlib.contextmanager
@@ -62,17 +106,20 @@ def told_if_unwritable(path: Path, argument: str = "") -> Iterator[None]:
         raise UserError(f"{argument}{path}: cannot be written: {error.strerror}") from error
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes a table atomically; its header is the keys of the first row.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A table as CSV; its header is the keys of the first row."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_atomically(path, text.getvalue())
+    return text.getvalue()
+
+
+def npz_bytes(arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    """What a compressed .npz file of the arrays holds."""
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)
+    return content.getvalue()
 
 
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -81,9 +128,16 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    content = io.BytesIO()
-    np.savez_compressed(content, **arrays)
-    write_atomically(path, content.getvalue())
+    write_atomically(path, npz_bytes(arrays))
+
+
+def json_text(content: Any) -> str:
+    """Indented JSON.
+
+    Raises:
+        ValueError: a number in it is NaN or infinite, which JSON does not have.
+    """
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -93,7 +147,7 @@ def write_json(path: Path, content: Any) -> None:
         OSError: the file cannot be written.
         ValueError: a number in it is NaN or infinite, which JSON does not have.
     """
-    write_atomically(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    write_atomically(path, json_text(content))
 
 
 def lock(file: IO[Any], wait: bool, danger: str) -> None:

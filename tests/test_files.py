@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from l2w_jax.files import write_atomically, write_csv, write_json
+from l2w_jax import files
+from l2w_jax.files import csv_text, replace_together, write_atomically, write_json
 
 
-def test_a_table_has_a_header_and_the_numbers_in_full(tmp_path):
-    write_csv(tmp_path / "new" / "t.csv", [{"q": 0.05, "top1": 100 / 3}, {"q": 0.1, "top1": 50}])
-    text = (tmp_path / "new" / "t.csv").read_text()
+def test_a_table_has_a_header_and_the_numbers_in_full():
+    text = csv_text([{"q": 0.05, "top1": 100 / 3}, {"q": 0.1, "top1": 50}])
     assert text == f"q,top1\n0.05,{100 / 3!r}\n0.1,50\n"
 
 
@@ -50,6 +50,57 @@ def test_what_is_no_regular_file_stays_and_is_written_into(name, tmp_path):
         assert pipe.is_fifo()
         assert reader.read(100) == b"content"
     assert sorted(os.listdir(tmp_path)) == ["link", "pipe"]
+
+
+@pytest.fixture
+def three_files(tmp_path):
+    """Files "old", of which the second is to be no more, and what replaces them."""
+    before = {tmp_path / name: "old" for name in ("rows", "gone", "about")}
+    for path, content in before.items():
+        path.write_text(content)
+    rows, gone, about = before
+    return before, {rows: b"new", gone: None, about: "new"}
+
+
+def contents(folder):
+    return {path: path.read_text() for path in folder.iterdir()}
+
+
+def test_files_are_replaced_together(tmp_path, three_files):
+    _, after = three_files
+    replace_together(after)
+    assert contents(tmp_path) == {tmp_path / "rows": "new", tmp_path / "about": "new"}
+
+
+@pytest.mark.parametrize("full", ["rows", "about"])
+def test_a_full_disk_replaces_none_of_the_files(tmp_path, three_files, monkeypatch, full):
+    before, after = three_files
+    write = files._write_temporary
+
+    def write_where_room_is(path, content):
+        if path.name == full:
+            raise OSError(28, "No space left on device")
+        return write(path, content)
+
+    monkeypatch.setattr(files, "_write_temporary", write_where_room_is)
+    with pytest.raises(OSError, match="No space left"):
+        replace_together(after)
+    assert contents(tmp_path) == before
+
+
+def test_the_file_that_tells_of_the_others_is_gone_while_they_are_replaced(
+    tmp_path, three_files, monkeypatch
+):
+    _, after = three_files
+    replace, there = os.replace, []
+
+    def replace_and_look(source, target):
+        there.append((tmp_path / "about").exists())
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", replace_and_look)
+    replace_together(after)
+    assert there == [False, False]
 
 
 def test_other_users_may_read_a_result(tmp_path):

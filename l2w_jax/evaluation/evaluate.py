@@ -14,12 +14,11 @@ from l2w_jax.early_exit import mul_adds_per_exit
 from l2w_jax.early_exit.budget import budgeted_curve_from_confidences
 from l2w_jax.early_exit.calibration import calibration_table
 from l2w_jax.early_exit.selection import are_shifted, percentages, shares_of
-from l2w_jax.errors import UserError
+from l2w_jax.errors import RunFailed, UserError
 from l2w_jax.evaluation.classes import shot_groups
 from l2w_jax.evaluation.exit_examples import read_examples
 from l2w_jax.evaluation.predictions import Predictions, predict_all
 from l2w_jax.evaluation.results import Evaluation, SampleWeights
-from l2w_jax.files import told_if_unwritable
 from l2w_jax.models import MultiExitNetwork, create_network
 from l2w_jax.training.arrays import tree_checksum
 from l2w_jax.training.state import TrainState
@@ -47,6 +46,8 @@ def evaluate(config: ConfigDict, state: TrainState, source: Source, workdir: Pat
 
     Raises:
         UserError: an answer is not finite.
+        RunFailed: the results cannot be written; where the disk is full, those of an earlier
+            evaluation stay.
     """
     thresholds_split = config.dataset.thresholds_from
     model = create_network(config)
@@ -82,8 +83,13 @@ def evaluate(config: ConfigDict, state: TrainState, source: Source, workdir: Pat
         if evaluation.held_out is not None:
             examples = read_examples(source, test, evaluation.even_thresholds())
             evaluation = dataclasses.replace(evaluation, examples=examples)
-        with told_if_unwritable(workdir):
+        try:
             evaluation.save(workdir)
+        except OSError as error:
+            raise RunFailed(
+                f"{workdir}: the evaluation cannot be written: {error.strerror}; once it can, the "
+                "same command evaluates the run again"
+            ) from error
     return evaluation
 
 

@@ -21,7 +21,7 @@ from l2w_jax.early_exit.selection import Candidate, cheapest_without_loss, thres
 from l2w_jax.errors import UserError
 from l2w_jax.evaluation.exit_examples import ExitExamples
 from l2w_jax.evaluation.predictions import Predictions
-from l2w_jax.files import write_arrays, write_csv, write_json
+from l2w_jax.files import csv_text, json_text, npz_bytes, replace_together, write_json
 
 SUMMARY_FILE = "evaluation.json"
 THRESHOLDS_FILE = "thresholds.json"
@@ -186,20 +186,15 @@ class Evaluation:
         )
 
     def save(self, workdir: Path) -> None:
-        """Writes the files of the folder, each atomically, the one that tells of the others last.
+        """Writes the files of the folder, in place of those of an earlier evaluation.
 
         Raises:
-            OSError: a file cannot be written.
+            OSError: a file cannot be written; where the disk is full, the earlier ones stay.
         """
-        # An earlier evaluation's would pass the new files for its own, were this one cut short.
-        (workdir / SUMMARY_FILE).unlink(missing_ok=True)
-        for name in ("anytime", "budgeted", "shots"):
-            path = workdir / f"{name}.csv"
-            if rows := getattr(self, name):
-                write_csv(path, rows)
-            else:
-                # That of an earlier evaluation would pass for this one's.
-                path.unlink(missing_ok=True)
+        tables = {
+            workdir / f"{name}.csv": csv_text(rows) if (rows := getattr(self, name)) else None
+            for name in ("anytime", "budgeted", "shots")
+        }
         arrays = {
             f"{prefix}_{name}": array
             for field, (prefix, _) in _ARRAYS.items()
@@ -207,8 +202,13 @@ class Evaluation:
             for name, array in vars(group).items()
             if array is not None
         }
-        write_arrays(workdir / _ARRAYS_FILE, arrays)
-        self.save_summary(workdir)
+        replace_together(
+            {
+                **tables,
+                workdir / _ARRAYS_FILE: npz_bytes(arrays),
+                workdir / SUMMARY_FILE: json_text(self._summary()),
+            }
+        )
 
     def save_summary(self, workdir: Path) -> None:
         """Writes what is no array into evaluation.json, atomically.
@@ -216,6 +216,9 @@ class Evaluation:
         Raises:
             OSError: the file cannot be written.
         """
+        write_json(workdir / SUMMARY_FILE, self._summary())
+
+    def _summary(self) -> dict[str, Any]:
         summary = {
             field.name: value
             for field in _summary_fields()
@@ -223,7 +226,7 @@ class Evaluation:
         }
         summary["test_images"] = len(self.test.labels)
         summary["thresholds_images"] = 0 if self.held_out is None else len(self.held_out.labels)
-        write_json(workdir / SUMMARY_FILE, summary)
+        return summary
 
     @classmethod
     def load(cls, workdir: Path) -> Self:

@@ -15,6 +15,7 @@ from l2w_jax.data.source import ORIGINS, MemorySource
 from l2w_jax.early_exit import budgeted_curve, exit_shares, find_thresholds, mul_adds_per_exit
 from l2w_jax.early_exit.budget import budgeted_curve_from_confidences, first_exits
 from l2w_jax.early_exit.calibration import calibration_error
+from l2w_jax.errors import RunFailed
 from l2w_jax.evaluation import evaluate
 from l2w_jax.evaluation.results import Evaluation
 from l2w_jax.training.state import TrainState
@@ -107,6 +108,18 @@ def test_what_is_returned_lies_in_the_workdir(evaluated, tmp_path):
     stored = json.loads((tmp_path / "evaluation.json").read_text())
     assert stored["anytime"] == evaluated.anytime
     assert stored["step"] == 7
+
+
+def test_an_evaluation_without_room_on_the_disk_is_a_run_that_failed(
+    config, source, state, tiny_network, tmp_path, monkeypatch
+):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Evaluation, "save", full)
+    told = pytest.raises(RunFailed, match="the evaluation cannot be written: No space left on dev")
+    with told:
+        evaluate.evaluate(with_network(config, tiny_network[0]), state, source, tmp_path)
 
 
 def test_thresholds_from_training_images_when_asked(config, source, state, tiny_network, tmp_path):

@@ -3,6 +3,8 @@
 import csv
 import dataclasses
 import json
+import os
+import tempfile
 
 import numpy as np
 import pytest
@@ -178,14 +180,31 @@ def test_a_damaged_file_is_named(folder, damaged):
 def test_an_evaluation_that_is_cut_short_does_not_pass_for_the_one_before(folder, monkeypatch):
     made_evaluation(step=1).save(folder)
 
-    def full(*_):
-        raise OSError(28, "No space left on device")
+    def killed(*_):
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(results, "write_arrays", full)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
         made_evaluation(step=2).save(folder)
     with pytest.raises(UserError, match=r"evaluation\.json is missing"):
         Evaluation.load(folder)
+
+
+@pytest.mark.parametrize("full", ["anytime.csv", "evaluation.npz", "evaluation.json"])
+def test_on_a_full_disk_the_earlier_evaluation_stays_whole(folder, monkeypatch, full):
+    made_evaluation(step=1).save(folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    create = tempfile.mkstemp
+
+    def create_where_room_is(dir, prefix):
+        if full in prefix:
+            raise OSError(28, "No space left on device")
+        return create(dir=dir, prefix=prefix)
+
+    monkeypatch.setattr(tempfile, "mkstemp", create_where_room_is)
+    with pytest.raises(OSError, match="No space left"):
+        whole_evaluation().save(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_a_wrong_byte_is_found_or_does_no_harm(folder):
