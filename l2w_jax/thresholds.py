@@ -45,11 +45,12 @@ from l2w_jax.early_exit.selection import (
     percentages,
     thresholds_of,
 )
-from l2w_jax.errors import UserError
+from l2w_jax.errors import RunFailed, UserError
 from l2w_jax.evaluation import results
 from l2w_jax.evaluation.calibrate import Calibration, calibrate
 from l2w_jax.files import told_if_unwritable, write_json
 from l2w_jax.models.exit_shares import exit_shares
+from l2w_jax.run import workdir as run_folder
 
 _CONFIDENCE = 0.95
 
@@ -68,6 +69,7 @@ def main(argv: Sequence[str]) -> None:
 
     Raises:
         UserError: an argument is wrong, the run was not evaluated, or nothing fulfils the wish.
+        RunFailed: another evaluation took the place of the one that temperatures were fitted for.
     """
     arguments = _parse(argv)
     evaluation = results.Evaluation.load(arguments.workdir)
@@ -80,12 +82,10 @@ def main(argv: Sequence[str]) -> None:
             "temperatures": calibration.temperatures,
             "fitting_images": calibration.fitting_images,
         }
+    if calibration is not None and arguments.output is None:
+        _keep_calibrated(arguments.workdir, evaluation, calibration.evaluation.calibrated)
     with told_if_unwritable(output, "--output=" if arguments.output else ""):
         write_json(output, chosen)
-    if calibration is not None and arguments.output is None:
-        told = dataclasses.replace(evaluation, calibrated=calibration.evaluation.calibrated)
-        with told_if_unwritable(arguments.workdir / results.SUMMARY_FILE):
-            told.save_summary(arguments.workdir)
     print("\n".join(summary_lines(chosen)))
     if calibration is not None:
         print("\n".join(calibration_lines(evaluation, calibration)))
@@ -313,6 +313,26 @@ def _calibration(workdir: Path, evaluation: results.Evaluation) -> Calibration:
     check_to_judge_by(source, workdir, evaluation.step)
     check_evaluated(source, workdir, evaluation, ("holdout", "test"))
     return calibrate(config, state.variables, source, evaluation)
+
+
+def _keep_calibrated(
+    workdir: Path, evaluation: results.Evaluation, calibrated: list[dict[str, Any]] | None
+) -> None:
+    """Adds what temperatures do to the evaluation in the run's folder.
+
+    Raises:
+        UserError: another process holds the folder, or the file cannot be written.
+        RunFailed: the folder holds another evaluation by now.
+    """
+    with run_folder.locked(workdir):
+        now = results.Evaluation.load(workdir)
+        if not now.is_of(evaluation.step, evaluation.network) or now.digests != evaluation.digests:
+            raise RunFailed(
+                f"{workdir}: was evaluated anew while temperatures were fitted; the same command "
+                "goes by that evaluation"
+            )
+        with told_if_unwritable(workdir / results.SUMMARY_FILE):
+            dataclasses.replace(now, calibrated=calibrated).save_summary(workdir)
 
 
 def _milliseconds(workdir: Path, evaluation: results.Evaluation) -> list[float]:

@@ -12,10 +12,11 @@ from l2w_jax import thresholds
 from l2w_jax.early_exit import latency
 from l2w_jax.early_exit.budget import NOBODY_LEAVES, find_thresholds, first_exits
 from l2w_jax.early_exit.calibration import calibration_error
-from l2w_jax.errors import UserError
+from l2w_jax.errors import RunFailed, UserError
 from l2w_jax.evaluation import results
 from l2w_jax.evaluation.calibrate import Calibration
 from l2w_jax.models.exit_shares import exit_shares
+from l2w_jax.run import workdir as run_folder
 
 MUL_ADDS = [1e6, 2e6, 4e6]
 
@@ -141,6 +142,48 @@ def test_temperatures_are_kept_with_the_thresholds_that_need_them(
     assert written == evaluated
     read = results.read_policy(tmp_path / "thresholds.json", run[1])
     assert read.temperatures == (1.5, 2.0, 2.5)
+
+
+@pytest.fixture
+def evaluate_meanwhile(calibration, monkeypatch):
+    """Has another evaluation of a folder end while temperatures are fitted."""
+
+    def set_up(folder, **fields):
+        def calibrate(workdir, evaluation):
+            dataclasses.replace(evaluation, **fields).save(folder)
+            return calibration
+
+        monkeypatch.setattr(thresholds, "_calibration", calibrate)
+
+    return set_up
+
+
+@pytest.mark.parametrize("other", [{"network": "other"}, {"digests": {"test": "new"}}])
+def test_temperatures_are_not_told_of_another_evaluation(evaluate_meanwhile, other, tmp_path):
+    write_run(tmp_path, network="one", digests={"test": "old"})
+    evaluate_meanwhile(tmp_path, **other)
+    with pytest.raises(RunFailed, match="was evaluated anew while temperatures were fitted"):
+        thresholds.main([f"--workdir={tmp_path}", "--q=0.8", "--calibrate"])
+    assert not (tmp_path / "thresholds.json").exists()
+    assert results.Evaluation.load(tmp_path).calibrated is None
+
+
+def test_temperatures_are_told_of_an_evaluation_that_came_to_the_same(evaluate_meanwhile, tmp_path):
+    write_run(tmp_path)
+    evaluate_meanwhile(tmp_path)
+    thresholds.main([f"--workdir={tmp_path}", "--q=0.8", "--calibrate"])
+    assert [row["exit"] for row in results.Evaluation.load(tmp_path).calibrated] == [1, 2, 3]
+
+
+def test_temperatures_are_not_added_while_a_run_uses_the_folder(calibration, tmp_path):
+    write_run(tmp_path)
+    before = (tmp_path / "evaluation.json").read_bytes()
+    with (
+        run_folder.locked(tmp_path),
+        pytest.raises(UserError, match="in use by another run"),
+    ):
+        thresholds.main([f"--workdir={tmp_path}", "--q=0.8", "--calibrate"])
+    assert (tmp_path / "evaluation.json").read_bytes() == before
 
 
 def test_a_trial_elsewhere_leaves_the_run_as_it_is(run, calibration, monkeypatch, capsys):

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import hashlib
+import io
 import json
 import tokenize
 import zlib
@@ -202,23 +204,26 @@ class Evaluation:
             for name, array in vars(group).items()
             if array is not None
         }
+        content = npz_bytes(arrays)
+        summary = json_text(self._summary(content))
         replace_together(
-            {
-                **tables,
-                workdir / _ARRAYS_FILE: npz_bytes(arrays),
-                workdir / SUMMARY_FILE: json_text(self._summary()),
-            }
+            {**tables, workdir / _ARRAYS_FILE: content, workdir / SUMMARY_FILE: summary}
         )
 
     def save_summary(self, workdir: Path) -> None:
         """Writes what is no array into evaluation.json, atomically.
 
-        Raises:
-            OSError: the file cannot be written.
-        """
-        write_json(workdir / SUMMARY_FILE, self._summary())
+        Args:
+            workdir: holds the arrays of this evaluation already.
 
-    def _summary(self) -> dict[str, Any]:
+        Raises:
+            OSError: the file cannot be written, or the arrays cannot be read.
+        """
+        arrays = (workdir / _ARRAYS_FILE).read_bytes()
+        write_json(workdir / SUMMARY_FILE, self._summary(arrays))
+
+    def _summary(self, arrays: bytes) -> dict[str, Any]:
+        """What evaluation.json holds beside this content of evaluation.npz."""
         summary = {
             field.name: value
             for field in _summary_fields()
@@ -226,6 +231,7 @@ class Evaluation:
         }
         summary["test_images"] = len(self.test.labels)
         summary["thresholds_images"] = 0 if self.held_out is None else len(self.held_out.labels)
+        summary[_ARRAYS_CHECKSUM] = hashlib.sha256(arrays).hexdigest()
         return summary
 
     @classmethod
@@ -245,7 +251,12 @@ class Evaluation:
                 if field.name in summary or field.default is dataclasses.MISSING
             }
             name = _ARRAYS_FILE
-            with np.load(workdir / name) as arrays:
+            content = (workdir / name).read_bytes()
+            checksum = hashlib.sha256(content).hexdigest()
+            # Files of earlier versions have none.
+            if summary.get(_ARRAYS_CHECKSUM, checksum) != checksum:
+                raise ValueError(f"it is not what {SUMMARY_FILE} was written with")
+            with np.load(io.BytesIO(content)) as arrays:
                 groups = {
                     field: kind(**found)
                     for field, (prefix, kind) in _ARRAYS.items()
@@ -268,6 +279,9 @@ class Evaluation:
 _DAMAGED = (BadZipFile, zlib.error, tokenize.TokenError, NotImplementedError)
 
 _ARRAYS_FILE = "evaluation.npz"
+
+# The field of the summary that tells whether the file of arrays is of the same evaluation.
+_ARRAYS_CHECKSUM = "arrays_sha256"
 
 # The fields of `Evaluation` that hold arrays: how their names begin in the file, and their type.
 _ARRAYS: dict[str, tuple[str, type]] = {

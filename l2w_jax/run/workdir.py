@@ -99,15 +99,31 @@ def saved_steps(workdir: Path) -> list[int]:
 
 @contextlib.contextmanager
 def exclusive_use(config: ConfigDict, workdir: Path) -> Iterator[None]:
-    """Holds a run folder for this process alone; makes it, with its config.json, where needed.
+    """Holds a run folder as `locked` does; writes its config.json where needed.
 
-    The lock ends with the process, however that ends, so a killed run leaves nothing to clean up.
-    Where the file system has no locks, a warning says so and nothing keeps a second run out. A
-    folder whose run ended, however, before its first checkpoint belongs to no configuration yet:
+    A folder whose run ended, however, before its first checkpoint belongs to no configuration yet:
     the mended command goes on there.
 
     Raises:
         UserError: another process holds the folder, `check` fails, or it cannot be written to.
+    """
+    with locked(workdir):
+        check(config, workdir)
+        if not _has_results(workdir):
+            with told_if_unwritable(workdir, "--workdir="):
+                write_atomically(workdir / "config.json", run_config.to_json(config))
+        yield
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Holds a run folder for this process alone; makes it where needed.
+
+    The lock ends with the process, however that ends, so a killed run leaves nothing to clean up.
+    Where the file system has no locks, a warning says so and nothing keeps a second run out.
+
+    Raises:
+        UserError: another process holds the folder, or it cannot be written to.
     """
     with _open_lock(workdir) as holder:
         try:
@@ -122,10 +138,6 @@ def exclusive_use(config: ConfigDict, workdir: Path) -> Iterator[None]:
             holder.truncate(0)
             holder.write(f"process {os.getpid()} on {socket.gethostname()}\n")
             holder.flush()
-        check(config, workdir)
-        if not _has_results(workdir):
-            with told_if_unwritable(workdir, "--workdir="):
-                write_atomically(workdir / "config.json", run_config.to_json(config))
         yield
 
 

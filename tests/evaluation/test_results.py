@@ -149,7 +149,8 @@ def test_an_evaluation_of_an_earlier_version_is_loaded(folder):
 def test_the_files_keep_the_names_of_earlier_versions(folder):
     summary, arrays = write_as_before(folder)
     Evaluation.load(folder).save(folder)
-    assert json.loads((folder / "evaluation.json").read_text()) == summary
+    written = json.loads((folder / "evaluation.json").read_text())
+    assert {name: written[name] for name in summary} == summary
     with np.load(folder / "evaluation.npz") as written:
         assert set(written) == set(arrays) | {"test_log_odds", "thresholds_log_odds"}
     with pytest.raises(UserError, match=r"rule 'margin': .* evaluate the run again"):
@@ -222,6 +223,16 @@ def test_a_wrong_byte_is_found_or_does_no_harm(folder):
             refused += 1
             assert "evaluation.npz is damaged" in str(error)
     assert refused > 200
+
+
+def test_files_of_two_evaluations_do_not_pass_for_one(folder):
+    made_evaluation(test=random_predictions(np.random.default_rng(1), 360)).save(folder)
+    of_another = (folder / "evaluation.npz").read_bytes()
+    made_evaluation().save(folder)
+    (folder / "evaluation.npz").write_bytes(of_another)
+    told = r"evaluation\.npz is damaged \(it is not what evaluation\.json was written with\)"
+    with pytest.raises(UserError, match=told):
+        Evaluation.load(folder)
 
 
 def test_what_lacks_a_number_is_damaged(folder):
