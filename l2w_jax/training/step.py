@@ -38,10 +38,12 @@ class TrainStep:
     Attributes:
         update: (state, batch, i) -> (state, metrics), the i-th update of θ in the iteration.
         num_updates: 1, or 2 where each half of the batch makes one.
+        axis_name: device axis that the step runs under; None on one device.
     """
 
     update: Update
     num_updates: int
+    axis_name: str | None = None
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """One iteration, as one pure function."""
@@ -115,7 +117,7 @@ def make_train_step(
     else:
         update = pipelined_half_step if is_pipelined(config.weighting) else half_step
     num_updates = updates_per_iteration(config.weighting.kind)
-    return TrainStep(functools.partial(update, training), num_updates)
+    return TrainStep(functools.partial(update, training), num_updates, axis_name)
 
 
 def create_training(
