@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from l2w_jax.models import MultiExitNetwork
 from l2w_jax.models.multi_exit import apply_in_training
 from l2w_jax.models.precision import at_least_float32
+from l2w_jax.training.arrays import array_type
 
 Batch = dict[str, jax.Array]
 
@@ -29,7 +30,11 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float =
 
     Returns:
         [N, K] in at least float32; NaN where a label is not one of 0 to C - 1.
+
+    Raises:
+        ValueError: the labels are not N integers.
     """
+    _check_labels(labels, logits.shape[1])
     log_probs = jax.nn.log_softmax(at_least_float32(logits))
     of_labels = jnp.take_along_axis(
         log_probs, labels[None, :, None], axis=-1, wrap_negative_indices=False
@@ -38,6 +43,15 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float =
     if label_smoothing:
         losses = (1 - label_smoothing) * losses - label_smoothing * log_probs.mean(axis=-1)
     return losses.T
+
+
+def _check_labels(labels: jax.Array, num_samples: int) -> None:
+    """Raises ValueError where the labels are not as many integers."""
+    if labels.shape != (num_samples,) or not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(
+            f"labels are {array_type(labels)}; integers [N] are expected, for the "
+            f"N = {num_samples} images of a pass"
+        )
 
 
 def weighted_loss(weights: jax.Array, losses: jax.Array) -> jax.Array:
@@ -166,9 +180,11 @@ class LossesInParts(TrainingLosses):
         """As `TrainingLosses.with_distilled`.
 
         Raises:
-            ValueError: the samples cannot be divided into as many parts.
+            ValueError: the samples cannot be divided into as many parts, or the labels are not as
+                many integers.
         """
-        num_samples = len(batch["label"])
+        num_samples = len(batch["image"])
+        _check_labels(batch["label"], num_samples)
         if num_samples % self.num_parts:
             raise ValueError(
                 f"config.optimizer.accumulation: {self.num_parts} is not allowed: must divide the "

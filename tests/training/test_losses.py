@@ -1,5 +1,7 @@
 """Losses of the exits: against their formulas, and never in less than float32."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,6 +28,32 @@ def test_cross_entropy_is_that_of_soft_labels(smoothing):
 def test_a_label_that_is_no_class_has_no_loss(smoothing):
     losses = cross_entropy(LOGITS, jnp.array([-1, 0, 3, 4, -4]), smoothing)
     np.testing.assert_array_equal(np.isnan(losses), np.array([[1, 0, 0, 1, 1]] * 3).T)
+
+
+@pytest.mark.parametrize(
+    ("labels", "given"),
+    [
+        (np.float32(LABELS), "float32[5]"),
+        (np.eye(4, dtype=np.int32)[LABELS], "int32[5, 4]"),
+        (LABELS[:, None], "int32[5, 1]"),
+        (LABELS[:3], "int32[3]"),
+        (LABELS > 1, "bool[5]"),
+    ],
+)
+def test_labels_that_are_not_an_integer_of_each_image_are_refused(labels, given):
+    message = f"labels are {given}; integers [N] are expected, for the N = 5 images of a pass"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        cross_entropy(LOGITS, labels)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_step_refuses_fewer_labels_than_images(small_config, make_batch, accumulation, x64):
+    small_config.optimizer.accumulation = accumulation
+    state, batch = create_train_state(small_config, jax.random.key(0)), make_batch(0, 16)
+    # One of either half is missing.
+    message = "labels are int64[7]; integers [N] are expected, for the N = 8 images of a pass"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        compiled_step(small_config, 100)(state, {**batch, "label": batch["label"][:14]})
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
