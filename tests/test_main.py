@@ -142,6 +142,11 @@ BAD_CONFIG_FILES = {
         "import ml_collections\ndef get_config():\n    return ml_collections.ConfigDict()\n",
         r"config.dataset: missing",
     ),
+    "holds a network, which no run folder can": (
+        "from l2w_jax.config import default_config\nfrom small_networks import OneLayer\n"
+        "def get_config():\n    return default_config(model=OneLayer())\n",
+        r"^config.model: 'OneLayer' is not allowed: must be a section of fields, .*\n$",
+    ),
 }
 
 

@@ -1,7 +1,8 @@
 """What makes a configuration impossible: one line per fault, in the words of its fields.
 
 Only the configuration is looked at here. What depends on the images themselves is checked when the
-data set is opened.
+data set is opened. Whoever puts a network in the place of `config.model` brings the images too, and
+starts from no run: nothing is said of these then.
 """
 
 import difflib
@@ -19,7 +20,9 @@ from l2w_jax.config.choices import (
     distillation_fault,
     holdout_fault,
     image_sizes,
+    is_network,
     layers_per_block,
+    no_network,
     not_allowed,
     one_of,
     schedule_fault,
@@ -38,41 +41,66 @@ def validate(config: ConfigDict, device_count: int = 1, process_count: int = 1) 
     """Checks the whole of `config` before anything else runs.
 
     Args:
-        config: what to check; it is not changed.
+        config: what to check; it is not changed. `config.model` may be a network.
         device_count: devices of all processes together, which share a batch.
         process_count: processes, each of which reads its part of a batch.
 
     Raises:
         UserError: one line for each unknown, missing, mistyped or impossible field.
     """
-    faults = find_faults(config, default_config(), device_count, process_count)
+    faults = find_faults(config, device_count, process_count)
     if faults:
         raise UserError("\n".join(faults))
 
 
-def find_faults(
-    config: ConfigDict, reference: ConfigDict, device_count: int, process_count: int
-) -> list[str]:
+def validate_training(config: ConfigDict) -> None:
+    """Checks what an iteration is made of, whatever the images, the run and the devices.
+
+    Args:
+        config: what to check. Without a section `imta` it trains the network as it is.
+
+    Raises:
+        ValueError: one line for each unknown, missing, mistyped or impossible field.
+    """
+    config = ConfigDict({"imta": default_config().imta, **dict(config)})
+    faults = _faults_of_fields(config) or list(_training_faults(config))
+    if faults:
+        raise ValueError("\n".join(faults))
+
+
+def find_faults(config: ConfigDict, device_count: int, process_count: int) -> list[str]:
     """Returns a line for everything that is wrong with `config`.
 
     Args:
         config: what to check.
-        reference: a configuration that has every field, each with a value of its type.
         device_count: devices of all processes together.
         process_count: processes that each read their part of a batch.
     """
-    faults = list(_structure_faults(config, reference, "config"))
-    if not faults:
-        faults = [*_field_faults(config), *path_faults(config)]
+    faults = _faults_of_fields(config)
     # Relations between fields make sense only where each field does by itself.
-    if not faults:
-        faults = [
-            *_dataset_faults(config.dataset),
-            *_batch_faults(config, device_count, process_count),
-            *_model_faults(config),
-            *_training_faults(config),
-        ]
-    return faults
+    if faults:
+        return faults
+    if not isinstance(config.model, ConfigDict):
+        return list(_training_faults(config))
+    return [
+        *_dataset_faults(config.dataset),
+        *_batch_faults(config, device_count, process_count),
+        *_model_faults(config),
+        *_training_faults(config),
+        *_run_faults(config),
+    ]
+
+
+def _faults_of_fields(config: ConfigDict) -> list[str]:
+    """What is wrong with fields by themselves."""
+    reference = default_config()
+    model = config.get("model", reference.model)
+    if is_network(model):
+        reference = default_config(model)
+    elif not isinstance(model, ConfigDict):
+        return [no_network(model)]
+    structure_faults = list(_structure_faults(config, reference, "config"))
+    return structure_faults or [*_rule_faults(config), *path_faults(config)]
 
 
 def _has_float64() -> bool:
@@ -109,7 +137,7 @@ def _has_type(value: Any, default: Any) -> bool:
     return type(value) is type(default)
 
 
-def _field_faults(config: ConfigDict) -> Iterator[str]:
+def _rule_faults(config: ConfigDict) -> Iterator[str]:
     for field, value in fields(config):
         rule = RULES.get(field)
         if rule and not rule.holds(value):
@@ -280,6 +308,21 @@ def _image_size_faults(image_size: int, stem: str, num_scales: int) -> Iterator[
 
 
 def _training_faults(config: ConfigDict) -> Iterator[str]:
+    if config.optimizer.warmup_epochs >= config.optimizer.epochs:
+        yield not_allowed(
+            "optimizer.warmup_epochs",
+            config.optimizer.warmup_epochs,
+            f"less than optimizer.epochs, {config.optimizer.epochs}",
+        )
+    # What collaboration adds is trained without it.
+    equilibrium = config.imta.gradient_equilibrium and not config.imta.collaboration
+    if fault := schedule_fault(config.weighting.schedule, equilibrium):
+        yield fault
+    if fault := distillation_fault(config.imta.distillation, config.imta.collaboration):
+        yield fault
+
+
+def _run_faults(config: ConfigDict) -> Iterator[str]:
     if config.init.strict and not config.init.checkpoint:
         yield not_allowed("init.strict", True, "False without init.checkpoint")
     if config.init.checkpoint and config.imta.collaboration:
@@ -287,12 +330,6 @@ def _training_faults(config: ConfigDict) -> Iterator[str]:
             "init.checkpoint",
             config.init.checkpoint,
             "'' with imta.collaboration, whose network is that of imta.checkpoint",
-        )
-    if config.optimizer.warmup_epochs >= config.optimizer.epochs:
-        yield not_allowed(
-            "optimizer.warmup_epochs",
-            config.optimizer.warmup_epochs,
-            f"less than optimizer.epochs, {config.optimizer.epochs}",
         )
     if config.weighting.kind == "frozen" and not config.weighting.checkpoint:
         yield not_allowed(
@@ -306,10 +343,6 @@ def _training_faults(config: ConfigDict) -> Iterator[str]:
             config.weighting.checkpoint,
             f"'' with weighting.kind {config.weighting.kind!r}: only 'frozen' weights come from it",
         )
-    # What collaboration adds is trained without it.
-    equilibrium = config.imta.gradient_equilibrium and not config.imta.collaboration
-    if fault := schedule_fault(config.weighting.schedule, equilibrium):
-        yield fault
     if config.imta.checkpoint and not config.imta.collaboration:
         yield not_allowed(
             "imta.checkpoint",
@@ -322,7 +355,5 @@ def _training_faults(config: ConfigDict) -> Iterator[str]:
             "",
             "the workdir of a run of the same network where imta.collaboration is True",
         )
-    if fault := distillation_fault(config.imta.distillation, config.imta.collaboration):
-        yield fault
     if config.checkpoint.every_epochs == 0 and config.checkpoint.every_steps == 0:
         yield not_allowed("checkpoint.every_epochs", 0, "> 0 where checkpoint.every_steps is 0")

@@ -92,6 +92,20 @@ def unknown_choice(field: str, value: Any) -> ValueError:
     return ValueError(not_allowed(field, value, one_of(CHOICES[field])))
 
 
+def is_network(model: Any) -> bool:
+    """Whether a `model` is a network, and not the fields that describe one.
+
+    It is known by what it defines, as its class takes seconds to import.
+    """
+    return hasattr(model, "init_carry") and not isinstance(model, type)
+
+
+def no_network(model: Any) -> str:
+    """The line that tells of a `model` that is neither; the text of a module has many lines."""
+    allowed = "a section of fields, or an object of a subclass of MultiExitNetwork"
+    return not_allowed("model", type(model).__name__, allowed)
+
+
 def step_mode_fault(network: str, step_mode: str) -> str | None:
     """The line that tells of a `model.step_mode` that is not for this `model.name`, if so."""
     if step_mode in STEP_MODES[network]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from l2w_jax.config.choices import not_allowed, type_name
+from l2w_jax.config.choices import is_network, not_allowed, type_name
 from l2w_jax.config.defaults import default_config
 from l2w_jax.config.paths import local_path
 from l2w_jax.config.stored import fields
@@ -59,6 +59,10 @@ def parse(argv: Sequence[str]) -> Arguments:
         raise UserError(f"--config={config_argument}: {_last_line(error)}") from error
     if not isinstance(values.config, ConfigDict):
         raise UserError(f"--config={config_argument}: get_config() must return a ConfigDict")
+    model = values.config.get("model")
+    if is_network(model):
+        allowed = "a section of fields, which a run's folder can hold"
+        raise UserError(not_allowed("model", type(model).__name__, allowed))
     if surplus:
         raise UserError(f"{surplus[0]!r}: unexpected argument; all begin with --")
     return Arguments(

@@ -5,7 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from l2w_jax.config.choices import distillation_fault, not_allowed, unknown_choice
+from l2w_jax.config.choices import distillation_fault, no_network, not_allowed, unknown_choice
 from l2w_jax.models.collaboration import CollaborativeExits
 from l2w_jax.models.msdnet import MSDNet
 from l2w_jax.models.multi_exit import MultiExitNetwork
@@ -59,8 +59,7 @@ def create_model(config: ConfigDict | MultiExitNetwork) -> MultiExitNetwork:
     if isinstance(config, MultiExitNetwork):
         return config
     if not isinstance(config, ConfigDict):
-        allowed = "a section of fields, or an object of a subclass of MultiExitNetwork"
-        raise ValueError(not_allowed("model", type(config).__name__, allowed))
+        raise ValueError(no_network(config))
     if config.name not in _NETWORKS:
         raise unknown_choice("model.name", config.name)
     network = _NETWORKS[config.name]

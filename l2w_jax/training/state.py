@@ -9,6 +9,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from l2w_jax.config.checks import validate_training
 from l2w_jax.config.choices import EARLIER_RUNS, not_allowed
 from l2w_jax.models import create_network, initial_variables
 from l2w_jax.models.precision import parameter_dtype
@@ -58,8 +59,10 @@ def create_train_state(config: ConfigDict, rng: jax.Array) -> TrainState:
         rng: a `jax.random` key.
 
     Raises:
-        ValueError: the configuration names an earlier run to start from.
+        ValueError: a field of the configuration is not possible (`validate_training`), or names an
+            earlier run to start from.
     """
+    validate_training(config)
     for field in EARLIER_RUNS:
         section, name = field.split(".")
         if run := config.get(section, {}).get(name, ""):

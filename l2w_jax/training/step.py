@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from l2w_jax.config.checks import validate_training
 from l2w_jax.config.choices import schedule_fault, updates_per_iteration
 from l2w_jax.models import create_network
 from l2w_jax.models.collectives import gather_rows, mean_over
@@ -108,9 +109,13 @@ def make_train_step(
         too, though the predictor does not learn from it.
 
     Raises:
-        ValueError: a field of `config.weighting` is not known, or its schedule not possible. The
-            function, where `apply_in_training` does.
+        ValueError: a field of the configuration is not possible (`validate_training`), or its
+            schedule not for this network; or `total_steps` is not positive. The function, where
+            `apply_in_training` or `cross_entropy` does.
     """
+    validate_training(config)
+    if total_steps < 1:
+        raise ValueError(f"total_steps: {total_steps} is not allowed: must be >= 1")
     training = create_training(config, total_steps, axis_name, recompute)
     if config.weighting.kind == "none":
         update = plain_step

@@ -3,7 +3,9 @@
 import re
 
 import pytest
+from flax import linen as nn
 from ml_collections import ConfigDict
+from small_networks import OneLayer
 
 from l2w_jax.config import default_config, validate
 from l2w_jax.config.rules import RULES
@@ -206,6 +208,28 @@ def test_a_missing_field_is_named():
     del config.weighting["q"]
     (line,) = faults_of(config)
     assert line.startswith("config.weighting.q: missing")
+
+
+def test_of_a_network_of_ones_own_only_what_trains_it_is_checked():
+    config = default_config(model=OneLayer())
+    # Neither a size nor a data set of a recipe; its images come from whoever trains it.
+    config.dataset.update(image_size=8, batch_size=7)
+    config.weighting.kind = "frozen"
+    validate(config)
+    config.optimizer.warmup_epochs = 300
+    (line,) = faults_of(config)
+    assert line.startswith("config.optimizer.warmup_epochs: 300 is not allowed: must be less than")
+    config.optimizer.lr = 0.1
+    (line,) = faults_of(config)
+    assert line.startswith("config.optimizer.lr: unknown field: the nearest that exists is ")
+
+
+@pytest.mark.parametrize("model", [nn.Dense(3), OneLayer, "resnet"])
+def test_what_is_no_network_is_one_line(model):
+    assert faults_of(default_config(model=model)) == [
+        f"config.model: {type(model).__name__!r} is not allowed: must be a section of fields, or "
+        "an object of a subclass of MultiExitNetwork"
+    ]
 
 
 def test_every_field_but_switches_and_texts_has_a_rule():

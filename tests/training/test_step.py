@@ -8,7 +8,7 @@ from flax import linen as nn
 from small_networks import ConvNetwork
 
 from l2w_jax.config import default_config
-from l2w_jax.training import create_train_state
+from l2w_jax.training import create_train_state, make_train_step
 
 
 def test_pseudo_update_and_both_optimisers_are_at_the_rates_of_the_iteration(
@@ -53,6 +53,13 @@ def test_images_that_nobody_has_normalised_are_refused(small_config, make_batch,
     batch["image"] = batch["image"].astype(np.uint8)
     with pytest.raises(ValueError, match=r"^images are uint8; training takes normalised floating"):
         compiled_step(small_config, 100)(state, batch)
+
+
+@pytest.mark.parametrize("total_steps", [0, -5])
+def test_a_run_without_an_iteration_is_refused(small_config, total_steps):
+    message = f"^total_steps: {total_steps} is not allowed: must be >= 1$"
+    with pytest.raises(ValueError, match=message):
+        make_train_step(small_config, total_steps)
 
 
 def assert_equal(ours, theirs):
