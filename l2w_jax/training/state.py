@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from l2w_jax.config.checks import validate_training
 from l2w_jax.config.choices import EARLIER_RUNS, not_allowed
+from l2w_jax.errors import some
 from l2w_jax.models import create_network, initial_variables
 from l2w_jax.models.precision import parameter_dtype
 from l2w_jax.training.optimizers import adam, sgd
@@ -60,7 +61,7 @@ def create_train_state(config: ConfigDict, rng: jax.Array) -> TrainState:
 
     Raises:
         ValueError: a field of the configuration is not possible (`validate_training`), or names an
-            earlier run to start from.
+            earlier run to start from; or the network has no part that it says is frozen.
     """
     validate_training(config)
     for field in EARLIER_RUNS:
@@ -80,6 +81,11 @@ def untrained_state(config: ConfigDict, rng: jax.Array) -> TrainState:
     images = jax.ShapeDtypeStruct((1, size, size, 3), dtype)
     variables = initial_variables(model, model_rng, images, train=False)
     params = variables["params"]
+    if unknown := [name for name in model.frozen if name not in params]:
+        raise ValueError(
+            f"{type(model).__name__}.frozen: {some(unknown)} is not allowed: must be among the "
+            f"network's top-level parts, {some(sorted(params))}"
+        )
 
     wpn_params, wpn_opt_state = {}, ()
     if config.weighting.kind in PREDICTED_KINDS:

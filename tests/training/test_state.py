@@ -44,3 +44,17 @@ def test_what_is_impossible_is_named_by_the_state_and_by_the_step(model, field, 
     ):
         with pytest.raises(ValueError, match="^" + re.escape(message)):
             make()
+
+
+def test_a_frozen_part_that_the_network_lacks_is_named_with_those_it_has():
+    class Misspelt(OneLayer):
+        @property
+        def frozen(self):
+            return ("haed",)
+
+    message = (
+        "Misspelt.frozen: 'haed' is not allowed: must be among the network's top-level parts, "
+        "'head'"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        create_train_state(default_config(model=Misspelt()), jax.random.key(0))
