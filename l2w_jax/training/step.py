@@ -91,7 +91,8 @@ def make_train_step(
     `weighting.schedule` "exact" before the half-step, by "pipelined" in the one that follows.
 
     Args:
-        config: a run's configuration; `config.model` may be a module.
+        config: a run's configuration; `default_config(model=...)` is one of a module, which cannot
+            take the place of `config.model` later.
         total_steps: T, iterations of the whole run, for the learning rates.
         axis_name: device axis that the step runs under; None on one device.
         recompute: whether an exact half-step makes one forward pass twice, not to keep what it
