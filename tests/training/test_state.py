@@ -34,7 +34,7 @@ def test_an_earlier_run_that_nobody_would_read_is_refused(small_config, section)
 @pytest.mark.parametrize("model", [None, OneLayer()])
 def test_what_is_impossible_is_named_by_the_state_and_by_the_step(model, field, value, message):
     config = default_config(model=model)
-    # A data set that is none, which training does not look at.
+    # A size that the data set does not have, which training does not look at.
     config.dataset.image_size = 8
     section, name = field.split(".")
     config[section][name] = value
