@@ -125,6 +125,9 @@ def _mul_adds_of_calls(eqn: core.JaxprEqn, operands: Sequence[_Kind]) -> int:
         case "cond":
             branches = eqn.params["branches"]
             return max(_mul_adds_of_jaxpr(branch.jaxpr, operands[1:]) for branch in branches)
+        case "reduce_window":
+            # The window counts, whatever it is reduced by.
+            return 0
     total = 0
     for inner in core.jaxprs_in_params(eqn.params):
         same = len(inner.invars) == len(operands) and eqn.primitive.name != "while"
@@ -161,6 +164,6 @@ def _mul_adds_of_operation(eqn: core.JaxprEqn, operands: Sequence[_Kind]) -> int
         # max(x, 0), which is a ReLU, or one with an upper bound.
         case "max" | "clamp" if _Kind.ZERO in operands:
             return outputs
-        case "reduce_window_max" | "reduce_window_sum" | "reduce_window":
+        case "reduce_window" | "reduce_window_max" | "reduce_window_min" | "reduce_window_sum":
             return outputs * math.prod(eqn.params["window_dimensions"])
     return 0

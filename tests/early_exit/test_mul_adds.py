@@ -147,6 +147,25 @@ def test_relu_counts_however_it_is_written(relu):
     assert mul_adds_of_features(lambda self, x: jnp.maximum(x, 1)) == 0
 
 
+@pytest.mark.parametrize(
+    ("reduction", "start"),
+    [
+        (jax.lax.max, -np.inf),
+        (jax.lax.min, np.inf),
+        (jax.lax.add, 0.0),
+        # Of a user's own, with what would be a ReLU elsewhere.
+        (lambda x, largest: jnp.maximum(jnp.abs(x), largest), 0.0),
+    ],
+)
+def test_a_pooling_window_counts_its_size_whatever_it_is_reduced_by(reduction, start):
+    def features(self, x):
+        pooled = jax.lax.reduce_window(x, start, reduction, (1, 4), (1, 2), "VALID")
+        assert pooled.shape == (1, 7)
+        return jnp.pad(pooled, ((0, 0), (0, 9)))
+
+    assert mul_adds_of_features(features) == 7 * 4
+
+
 def test_a_sum_of_features_is_no_bias():
     assert mul_adds_of_features(lambda self, x: x + self.square(x)) == PRODUCT
     with_bias = nn.compact(lambda self, x: x + nn.Dense(16, name="with_bias")(x))
