@@ -284,6 +284,7 @@ def test_thresholds_lie_beside_the_checkpoint_and_can_be_read_back(tmp_path, cap
         '{"thresholds": [0.5, 0.5, 0.5, 0.5]}': "for 3 exits",
         '{"thresholds": "high"}': "not a file of thresholds",
         '{"thresholds": [5, 5, 5], "temperatures": [1, 0, 1]}': "3 positive ones are expected",
+        '{"thresholds": [5, 5, 5], "temperatures": [1, Infinity, 1]}': "are expected",
         '{"thresholds": [5, 5, 5], "rule": "luck"}': "rule 'luck' is not allowed: .* log_odds",
         '{"thresholds": [0.5, 0.5, 0.5], "step": 1}': "of step 1, but .* evaluated at step",
     }.items():
@@ -305,6 +306,10 @@ def test_thresholds_of_another_network_are_refused_where_its_step_is_the_same_to
         results.read_policy(path, other)
     # Who has no checksum, as in files of earlier versions, has a step at least.
     assert results.read_policy(path, dataclasses.replace(other, network=None))
+    of_file = json.loads(path.read_text())
+    del of_file["network"]
+    (tmp_path / "earlier.json").write_text(json.dumps(of_file))
+    assert results.read_policy(tmp_path / "earlier.json", other)
     with pytest.raises(UserError, match="is of step 5, but the run was last evaluated at step 6"):
         results.read_policy(path, dataclasses.replace(other, network=None, step=6))
 

@@ -1,8 +1,11 @@
 """Temperatures that make confidences mean what they say, and how far from it they were."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
+from small_networks import OneLayer
 
 from l2w_jax.early_exit import EarlyExitPredictor
 from l2w_jax.early_exit.calibration import (
@@ -86,6 +89,23 @@ def test_a_calibrated_network_has_the_same_variables_and_cooler_logits(tiny_netw
     np.testing.assert_array_equal(decisions.labels, plain.labels)
     expected = jax.nn.softmax(logits[0] / TEMPERATURES[0]).max(axis=-1)
     np.testing.assert_allclose(decisions.confidences, expected, rtol=1e-5)
+
+
+class OneLayerOfItsType(OneLayer):
+    def setup(self):
+        self.head = nn.Dense(10, dtype=self.dtype)
+
+
+def test_a_calibrated_network_computes_in_its_own_type_and_divides_in_float32():
+    model = OneLayerOfItsType(dtype=jnp.bfloat16)
+    images = jax.random.normal(jax.random.key(1), (4, 8, 8, 3), jnp.bfloat16)
+    variables = model.init(jax.random.key(0), images, train=False)
+    logits, found = (
+        network.apply(variables, images, train=False)
+        for network in (model, calibrated(model, [3.0]))
+    )
+    assert (logits.dtype, found.dtype) == (jnp.bfloat16, jnp.float32)
+    np.testing.assert_array_equal(found, logits.astype(jnp.float32) / 3)
 
 
 def test_without_temperatures_a_network_is_left_alone(tiny_network):

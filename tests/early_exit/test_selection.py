@@ -7,6 +7,7 @@ import pytest
 
 from l2w_jax.early_exit.budget import first_exits, operating_point
 from l2w_jax.early_exit.selection import (
+    SEARCH_QS,
     best_within,
     candidates,
     cheapest_reaching,
@@ -88,3 +89,8 @@ def test_where_early_exits_always_lose_all_go_on_to_the_last(held_out):
 @pytest.mark.parametrize(("q", "shares"), [(0, [1, 0, 0]), (1, [1 / 3] * 3), (math.inf, [0, 0, 1])])
 def test_shares_reach_from_all_at_the_first_to_all_at_the_last(q, shares):
     assert shares_of(q, 3).tolist() == pytest.approx(shares)
+
+
+def test_the_family_reaches_to_where_nearly_all_leave_at_one_end():
+    dearest, cheapest = (shares_of(q, 5) for q in (SEARCH_QS[0], SEARCH_QS[-1]))
+    assert dearest[-1] > 0.9 and cheapest[0] > 0.9
