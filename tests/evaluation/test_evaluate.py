@@ -291,6 +291,13 @@ def test_a_long_tailed_data_set_gets_its_table(config, source, state, tiny_netwo
     assert found.class_counts == source.train_class_counts.tolist()
 
 
+def test_without_training_images_no_class_is_told_as_rare(config, state, tiny_network, tmp_path):
+    config.dataset.imbalance_factor = 10
+    network_config = with_network(config, tiny_network[0])
+    found = evaluate.evaluate(network_config, state, of_tests_alone(config), tmp_path)
+    assert (found.shots, found.class_counts) == (None, None)
+
+
 def test_the_summary_names_a_choice_made_on_the_images_that_set_thresholds():
     evaluation = made_evaluation()
     point = evaluation.outcome(evaluation.test, evaluation.without_loss.thresholds)

@@ -1,6 +1,7 @@
 import dataclasses
 
 import numpy as np
+import pytest
 from written_runs import made_predictions
 
 from l2w_jax.config import default_config
@@ -72,7 +73,9 @@ def test_large_images_are_shown_small_and_as_wide_as_they_are_high():
         assert (shown[:, 0].max(), shown[:, -1].min()) == (0, 200)
 
 
-def test_thumbnails_are_the_images_at_their_positions():
+@pytest.mark.parametrize("candidates", [60, 20])
+def test_thumbnails_are_the_images_at_their_positions(candidates, monkeypatch):
+    monkeypatch.setattr(examples_of_exits, "CANDIDATES", candidates)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (60, 8, 8, 3)).astype(np.uint8)
     labels = rng.integers(0, 4, 60).astype(np.int32)
@@ -86,8 +89,11 @@ def test_thumbnails_are_the_images_at_their_positions():
         predicted=rng.integers(0, 4, (3, 59)),
     )
     examples = read_examples(source, predictions, THRESHOLDS)
-    chosen = choose_examples(predictions.log_odds, THRESHOLDS)
-    for row, (k, kind, sample) in enumerate(chosen):
+    among = np.flatnonzero(positions % (60 // candidates) == 0)
+    chosen = choose_examples(predictions.log_odds[:, among], THRESHOLDS)
+    assert len(examples.images) == len(chosen) >= 20
+    for row, (k, kind, place) in enumerate(chosen):
+        sample = among[place]
         assert (examples.exits[row], examples.kinds[row]) == (k, kind)
         np.testing.assert_array_equal(examples.images[row], images[positions[sample]])
         assert examples.labels[row] == labels[positions[sample]]
