@@ -87,6 +87,15 @@ def test_a_way_of_fewer_exits_has_no_number_where_another_has_more():
     ]
 
 
+def test_budgets_are_shares_of_each_networks_own_last_exit():
+    _, _, *rows = compare.table_lines([of_exits("two", 1, 2), of_exits("four", 1, 4)])
+    # 60% and 80% of 2 and of 4 million mul-adds.
+    assert [row.split(" | ")[5:7] for row in rows] == [
+        ["51.20 ± 0.00", "51.60 ± 0.00"],
+        ["52.40 ± 0.00", "53.20 ± 0.00"],
+    ]
+
+
 def test_the_line_of_a_cheaper_network_ends_at_its_last_exit():
     chart = figures.comparison([of_exits("cheap", 1, 2), of_exits("dear", 1, 4)])
     ends = [max(x for x, _ in series.points) for series in chart.series if series.joined]
@@ -163,15 +172,19 @@ def test_some_ways_are_compared_in_another_order(workdirs, capsys):
             compare.main([*runs, f"--ways={names}"])
 
 
-def test_ways_of_other_data_are_told(workdirs, capsys):
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("name", "cifar100"), ("num_classes", 7), ("image_size", 16), ("imbalance_factor", 100)],
+)
+def test_ways_of_other_data_are_told(field, value, workdirs, capsys):
     compare.main(list(map(str, workdirs)))
     assert capsys.readouterr().err == ""
     path = workdirs[2] / "config.json"
     config = json.loads(path.read_text())
-    config["dataset"]["imbalance_factor"] = 100
+    config["dataset"][field] = value
     path.write_text(json.dumps(config))
     compare.main(list(map(str, workdirs[:3])))
-    told = "weighted and plain are of other data: dataset.imbalance_factor: "
+    told = f"weighted and plain are of other data: dataset.{field}: "
     assert capsys.readouterr().err.startswith(told)
 
 

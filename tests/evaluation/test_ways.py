@@ -141,6 +141,24 @@ def test_images_that_do_not_count_may_be_others(workdirs):
     assert (weighted.data.test, weighted.data.holdout) == (None, "these")
 
 
+def test_a_joined_way_has_the_digests_that_all_its_runs_have(workdirs, tmp_path):
+    evaluate_with(workdirs[0], digests={"test": "these", "holdout": "these"})
+    evaluate_with(workdirs[1], digests={"test": "these", "holdout": "others"})
+    keep(workdirs[:1], tmp_path / "kept.json")
+    (joined,) = read_ways([tmp_path / "kept.json", workdirs[1]])
+    assert (joined.data.test, joined.data.holdout) == ("these", None)
+
+
+def test_every_two_runs_are_on_the_same_images(workdirs, tmp_path):
+    """Of the first, evaluated by an earlier version, it is not known which they were."""
+    third = write_run(tmp_path / "weighted-2", 2, "meta", (50.0, 60.0))
+    evaluate_with(workdirs[1], digests={"test": "these"})
+    evaluate_with(third, digests={"test": "others"})
+    told = f"^{third}: was evaluated with other test images than {workdirs[1]}, whose"
+    with pytest.raises(UserError, match=told):
+        read_ways([workdirs[0], workdirs[1], third])
+
+
 def test_runs_on_other_images_do_not_join_a_kept_way(workdirs, tmp_path):
     kept = tmp_path / "kept.json"
     evaluate_with(workdirs[0], digests={"test": "these"})
