@@ -47,7 +47,8 @@ class ScriptedSource(MemorySource):
             "holdout": images(20),
             "test": images(30),
         }
-        super().__init__(config, splits, ("red", "green", "blue", "grey"), num_bad=1)
+        super().__init__(config, splits, ("red", "green", "blue", "grey"))
+        self.num_bad = 1
         self.before_step = before_step or {}
 
     def train_batches(self, first_step, process_index=0, process_count=1):

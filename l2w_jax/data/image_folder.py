@@ -297,7 +297,8 @@ def _read_into_memory(
     for split, images in complete.images.items():
         read[split], used[split] = _read_split(images, size, max_pixels, bad)
         _check_none_is_lost(config, split, images, used[split], class_names)
-    source = MemorySource(config, read, class_names, complete.origins, num_bad=len(bad))
+    source = MemorySource(config, read, class_names, complete.origins)
+    source.num_bad = len(bad)
     return source, used
 
 

@@ -1,7 +1,7 @@
 """What training and evaluation see of a data set, and its form for images that fit into memory."""
 
 import abc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -45,6 +45,12 @@ ORIGINS = {
 class Source(abc.ABC):
     """A data set split into training, held-out and test images.
 
+    Args:
+        config: the run's configuration.
+        splits: "train" (without the held-out images), "holdout" and "test".
+        class_names: one name for each class.
+        origins: where the images of each split come from; they are counted here.
+
     Attributes:
         num_train, num_holdout, num_test: images in each split; held-out images are not in "train".
         num_classes: C.
@@ -56,22 +62,35 @@ class Source(abc.ABC):
             their places and leaves them out of evaluation; a `MemorySource` has them in no split.
     """
 
-    num_train: int
-    num_holdout: int
-    num_test: int
-    num_classes: int
-    class_names: tuple[str, ...]
-    origins: Mapping[str, Origin]
     digests: Mapping[str, str] = MappingProxyType({})
     num_bad: int = 0
 
+    def __init__(
+        self,
+        config: ConfigDict,
+        splits: Mapping[str, Sized],
+        class_names: tuple[str, ...],
+        origins: Mapping[str, Origin] = ORIGINS,
+    ):
+        counts = {split: len(splits[split]) for split in ("train", "holdout", "test")}
+        self.num_train, self.num_holdout, self.num_test = counts.values()
+        _check_batch(config, self.num_train)
+        self._splits = splits
+        self._seed = config.seed
+        self._batch_size = config.dataset.batch_size
+        self.num_classes = config.dataset.num_classes
+        self.class_names = class_names
+        self.origins = {
+            split: origins[split]._replace(num_images=count) for split, count in counts.items()
+        }
+
     @property
-    @abc.abstractmethod
     def train_class_counts(self) -> np.ndarray:
         """How many training images each class has, int64[C].
 
         Not of ImageNet, whose labels lie inside its records: no long tail is cut from it.
         """
+        return np.bincount(self._splits["train"].labels, minlength=self.num_classes)
 
     @abc.abstractmethod
     def train_batches(
@@ -118,21 +137,16 @@ class LabelledImages(NamedTuple):
     images: np.ndarray
     labels: np.ndarray
 
+    def __len__(self) -> int:
+        return len(self.labels)
+
     def rows(self, positions: np.ndarray) -> "LabelledImages":
         """Returns the images at `positions`."""
         return LabelledImages(self.images[positions], self.labels[positions])
 
 
 class MemorySource(Source):
-    """A data set that is read once and then lies in memory: digits, CIFAR, folders of small images.
-
-    Args:
-        config: the run's configuration.
-        splits: "train" (without the held-out images), "holdout" and "test".
-        class_names: one name for each class.
-        origins: where the images of each split come from; they are counted here.
-        num_bad: images that could not be read, which are in no split.
-    """
+    """A data set that is read once and lies in memory: digits, CIFAR, folders of small images."""
 
     def __init__(
         self,
@@ -140,28 +154,11 @@ class MemorySource(Source):
         splits: Mapping[str, LabelledImages],
         class_names: tuple[str, ...],
         origins: Mapping[str, Origin] = ORIGINS,
-        num_bad: int = 0,
     ):
         for split, images in splits.items():
             _check_labels(images.labels, config.dataset.num_classes, split)
-        check_batch(config, len(splits["train"].labels))
-        self._splits = splits
-        self._seed = config.seed
-        self._batch_size = config.dataset.batch_size
+        super().__init__(config, splits, class_names, origins)
         self._shift = augment.shift_of(config.dataset.augmentation, config.dataset.image_size)
-        counts = {split: len(images.labels) for split, images in splits.items()}
-        self.num_train = counts["train"]
-        self.num_holdout = counts["holdout"]
-        self.num_test = counts["test"]
-        self.num_classes = config.dataset.num_classes
-        self.class_names = class_names
-        self.origins = counted(origins, counts)
-        self.num_bad = num_bad
-
-    @property
-    def train_class_counts(self) -> np.ndarray:
-        """How many training images each class has, int64[C]."""
-        return np.bincount(self._splits["train"].labels, minlength=self.num_classes)
 
     def train_batches(
         self, first_step: int, process_index: int = 0, process_count: int = 1
@@ -232,21 +229,13 @@ def check_holdout(num_holdout: int, too_many: int) -> None:
         )
 
 
-def check_batch(config: ConfigDict, num_train: int) -> None:
+def _check_batch(config: ConfigDict, num_train: int) -> None:
     """Raises UserError if there are training images, but not enough to fill one batch."""
     if 0 < num_train < config.dataset.batch_size:
         raise UserError(
             f"config.dataset.batch_size: {config.dataset.batch_size} is not allowed: must be at "
             f"most {num_train}, the training images without the held-out ones"
         )
-
-
-def counted(origins: Mapping[str, Origin], counts: Mapping[str, int]) -> dict[str, Origin]:
-    """Adds to where each split comes from how many images it has."""
-    return {
-        split: origins[split]._replace(num_images=counts[split])
-        for split in ("train", "holdout", "test")
-    }
 
 
 def _check_labels(labels: np.ndarray, num_classes: int, split: str) -> None:

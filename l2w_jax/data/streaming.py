@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from l2w_jax.data import augment, decode, order
 from l2w_jax.data.bad_images import BadImages
 from l2w_jax.data.reading import Choice, read_batches, read_evaluation_batches, read_one
-from l2w_jax.data.source import ORIGINS, Batch, Origin, Source, check_batch, counted
+from l2w_jax.data.source import ORIGINS, Batch, Origin, Source
 from l2w_jax.data.stored import StoredImages
 from l2w_jax.errors import UserError
 
@@ -17,14 +17,7 @@ _ENDLESS = np.iinfo(np.int64).max
 
 
 class StreamingSource(Source):
-    """A data set of encoded images: ImageNet, or a folder of large images.
-
-    Args:
-        config: the run's configuration.
-        splits: "train" (without the held-out images), "holdout" and "test".
-        class_names: one name for each class.
-        origins: where the images of each split come from; they are counted here.
-    """
+    """A data set of encoded images: ImageNet, or a folder of large images."""
 
     def __init__(
         self,
@@ -33,30 +26,15 @@ class StreamingSource(Source):
         class_names: tuple[str, ...],
         origins: Mapping[str, Origin] = ORIGINS,
     ):
-        counts = {split: len(images) for split, images in splits.items()}
-        check_batch(config, counts["train"])
-        self._splits = splits
-        self._seed = config.seed
-        self._batch_size = config.dataset.batch_size
+        super().__init__(config, splits, class_names, origins)
         self._size = config.dataset.image_size
         self._max_pixels = config.dataset.max_pixels
-        self._bad = BadImages(sum(counts.values()), config.dataset.max_bad_share)
-        self.num_train = counts["train"]
-        self.num_holdout = counts["holdout"]
-        self.num_test = counts["test"]
-        self.num_classes = config.dataset.num_classes
-        self.class_names = class_names
-        self.origins = counted(origins, counts)
+        self._bad = BadImages(sum(map(len, splits.values())), config.dataset.max_bad_share)
 
     @property
     def num_bad(self) -> int:
         """Images that could not be read so far; see `Source`."""
         return len(self._bad)
-
-    @property
-    def train_class_counts(self) -> np.ndarray:
-        """See `Source.train_class_counts`."""
-        return np.bincount(self._splits["train"].labels, minlength=self.num_classes)
 
     def train_batches(
         self, first_step: int, process_index: int = 0, process_count: int = 1
