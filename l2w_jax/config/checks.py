@@ -48,7 +48,18 @@ def validate(config: ConfigDict, device_count: int = 1, process_count: int = 1) 
     Raises:
         UserError: one line for each unknown, missing, mistyped or impossible field.
     """
-    faults = find_faults(config, device_count, process_count)
+    faults = _faults_of_fields(config)
+    # Relations between fields make sense only where each field does by itself.
+    if not faults and is_network(config.model):
+        faults = list(_training_faults(config))
+    elif not faults:
+        faults = [
+            *_dataset_faults(config.dataset),
+            *_batch_faults(config, device_count, process_count),
+            *_model_faults(config),
+            *_training_faults(config),
+            *_run_faults(config),
+        ]
     if faults:
         raise UserError("\n".join(faults))
 
@@ -66,29 +77,6 @@ def validate_training(config: ConfigDict) -> None:
     faults = _faults_of_fields(config) or list(_training_faults(config))
     if faults:
         raise ValueError("\n".join(faults))
-
-
-def find_faults(config: ConfigDict, device_count: int, process_count: int) -> list[str]:
-    """Returns a line for everything that is wrong with `config`.
-
-    Args:
-        config: what to check.
-        device_count: devices of all processes together.
-        process_count: processes that each read their part of a batch.
-    """
-    faults = _faults_of_fields(config)
-    # Relations between fields make sense only where each field does by itself.
-    if faults:
-        return faults
-    if not isinstance(config.model, ConfigDict):
-        return list(_training_faults(config))
-    return [
-        *_dataset_faults(config.dataset),
-        *_batch_faults(config, device_count, process_count),
-        *_model_faults(config),
-        *_training_faults(config),
-        *_run_faults(config),
-    ]
 
 
 def _faults_of_fields(config: ConfigDict) -> list[str]:
