@@ -14,7 +14,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from l2w_jax.early_exit.budget import (
     EVERYBODY_LEAVES,
-    NOBODY_LEAVES,
     find_thresholds,
     first_exits,
     operating_point,
@@ -65,11 +64,10 @@ def percentages(shares: Iterable[float]) -> list[str]:
 def thresholds_of(q: float, confidences: NDArray[np.floating]) -> NDArray[np.float32]:
     """`find_thresholds` for the shares of q, which may be 0 or infinity: float32 [K]."""
     num_exits = len(confidences)
-    if q == math.inf or q == 0:
-        thresholds = np.full(num_exits, NOBODY_LEAVES if q else EVERYBODY_LEAVES)
-        thresholds[-1] = EVERYBODY_LEAVES
-        return thresholds
-    return find_thresholds(confidences, exit_shares(q, num_exits))
+    if q == 0:
+        # At the first exit, however low the confidence of what comes later.
+        return np.full(num_exits, EVERYBODY_LEAVES)
+    return find_thresholds(confidences, shares_of(q, num_exits))
 
 
 def candidates(
