@@ -9,6 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from numpy.typing import NDArray
 
+from l2w_jax.arrays import tree_checksum
 from l2w_jax.data import Source
 from l2w_jax.early_exit import mul_adds_per_exit
 from l2w_jax.early_exit.budget import budgeted_curve_from_confidences
@@ -20,7 +21,6 @@ from l2w_jax.evaluation.exit_examples import read_examples
 from l2w_jax.evaluation.predictions import Predictions, predict_all
 from l2w_jax.evaluation.results import Evaluation, SampleWeights
 from l2w_jax.models import MultiExitNetwork, create_network
-from l2w_jax.training.arrays import tree_checksum
 from l2w_jax.training.state import TrainState
 from l2w_jax.training.weighting import create_weighting
 

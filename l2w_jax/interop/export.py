@@ -31,6 +31,7 @@ from ml_collections import ConfigDict
 from numpy.typing import ArrayLike, NDArray
 
 from l2w_jax import command_line
+from l2w_jax.arrays import named_arrays
 from l2w_jax.config import stored
 from l2w_jax.early_exit import rules
 from l2w_jax.early_exit.budget import checked_thresholds
@@ -211,19 +212,15 @@ def export_network(
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)
     preprocess = image_format.preprocess
     variables = folded_variables(model, variables, preprocess, images)
-    paths = [
-        jax.tree_util.keystr(path, simple=True, separator="/")
-        for path, _ in jax.tree_util.tree_leaves_with_path(variables)
-    ]
+    arrays = {name: np.asarray(array) for name, array in named_arrays(variables).items()}
     exported_functions = exported_stages(model, variables, preprocess, size, rule)
     remove_earlier_export(folder)
-    stages = []
+    names, stages = list(arrays), []
     for k, (exported, read) in enumerate(exported_functions):
-        stages.append({"file": f"stage_{k + 1}.jax_export", "variables": [paths[i] for i in read]})
+        stages.append({"file": f"stage_{k + 1}.jax_export", "variables": [names[i] for i in read]})
         write_atomically(folder / stages[-1]["file"], bytes(exported.serialize()))
-    leaves = map(np.asarray, jax.tree.leaves(variables))
     written = ["variables.npz", *(stage["file"] for stage in stages)]
-    write_arrays(folder / "variables.npz", dict(zip(paths, leaves, strict=True)))
+    write_arrays(folder / "variables.npz", arrays)
     write_programs(folder, LOADER)
     write_json(
         folder / "network.json",

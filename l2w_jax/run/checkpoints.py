@@ -24,10 +24,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint.checkpoint_managers import PreservationContext
 
-from l2w_jax.errors import RunFailed, RunInterrupted, UserError, first_line
-from l2w_jax.run import processes
-from l2w_jax.run.workdir import saved_steps
-from l2w_jax.training.arrays import (
+from l2w_jax.arrays import (
     PyTree,
     array_checksum,
     array_type,
@@ -35,6 +32,9 @@ from l2w_jax.training.arrays import (
     first_difference,
     named_arrays,
 )
+from l2w_jax.errors import RunFailed, RunInterrupted, UserError, first_line
+from l2w_jax.run import processes
+from l2w_jax.run.workdir import saved_steps
 
 
 class _DamagedCheckpoint(Exception):

@@ -5,6 +5,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
+from l2w_jax.arrays import tree_checksum
 from l2w_jax.early_exit import EarlyExitPredictor, rules
 from l2w_jax.early_exit.calibration import calibrated
 from l2w_jax.errors import UserError
@@ -13,7 +14,6 @@ from l2w_jax.models import create_network
 from l2w_jax.models.preprocessing import channel_statistics, normalize
 from l2w_jax.run import checkpoints
 from l2w_jax.training import TrainState
-from l2w_jax.training.arrays import tree_checksum
 from l2w_jax.training.state import untrained_state
 
 

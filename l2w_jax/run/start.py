@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from l2w_jax.arrays import PyTree, array_types, first_difference, named_arrays
 from l2w_jax.config import stored
 from l2w_jax.errors import UserError
 from l2w_jax.models import create_network
@@ -14,7 +15,6 @@ from l2w_jax.run import checkpoints
 from l2w_jax.run.log import say
 from l2w_jax.run.restore import restore_best
 from l2w_jax.training import TrainState
-from l2w_jax.training.arrays import PyTree, array_types, first_difference, named_arrays
 from l2w_jax.training.state import untrained_state
 
 

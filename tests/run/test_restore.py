@@ -4,9 +4,9 @@ import pytest
 from scripted_run import metric_lines
 from written_runs import made_evaluation
 
+from l2w_jax.arrays import tree_checksum
 from l2w_jax.errors import UserError
 from l2w_jax.run import restore
-from l2w_jax.training.arrays import tree_checksum
 
 
 def test_the_best_checkpoint_is_the_one_to_evaluate(config, undisturbed):

@@ -1,4 +1,4 @@
-"""The arrays of a training state by their names: what they are, and whether they are the same."""
+"""The arrays of a tree by their names: what they are, and whether they are those of another."""
 
 import hashlib
 from typing import Any

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from l2w_jax.training import arrays
+from l2w_jax import arrays
 
 
 def test_the_first_array_that_differs_is_named_with_what_both_have():
