@@ -33,7 +33,8 @@ class MultiExitNetwork(nn.Module):
         num_exits: K, the number of classifiers; a field or a property of the subclass.
         axis_name: name of the device axis that the network runs under, or None. The training step
             sets it.
-        dtype: type of the computation: float32, bfloat16, or float64 under `jax_enable_x64`.
+        dtype: type of the computation: float32, bfloat16, or float64 under `jax_enable_x64`. It is
+            that of the layers only where `setup` passes it on, as `dtype=self.dtype`.
         gradient_equilibrium: whether `balance_gradients` does anything.
     """
 
