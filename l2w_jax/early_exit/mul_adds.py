@@ -21,14 +21,15 @@ from l2w_jax.models.precision import parameter_dtype
 from l2w_jax.models.resize import RESIZE_NAME
 
 
-def mul_adds_per_exit(model: MultiExitNetwork, image_size: int) -> np.ndarray:
+def mul_adds_per_exit(model: MultiExitNetwork, image_size: int | Sequence[int]) -> np.ndarray:
     """Mul-adds of one image up to and with each exit, earlier exits included.
 
     They are read off the operations that the network performs, so that any network has them.
 
     Args:
         model: a multi-exit network.
-        image_size: height and width of the image in pixels.
+        image_size: height and width of the image in pixels, if it is square and has three
+            channels; otherwise its whole shape, as [H, W, 1].
 
     Returns:
         float64[K], increasing.
@@ -36,7 +37,8 @@ def mul_adds_per_exit(model: MultiExitNetwork, image_size: int) -> np.ndarray:
     Raises:
         ValueError: the network has a loop of which only the data tell how often it runs.
     """
-    image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), parameter_dtype(model.dtype))
+    shape = (image_size, image_size, 3) if isinstance(image_size, int) else tuple(image_size)
+    image = jax.ShapeDtypeStruct((1, *shape), parameter_dtype(model.dtype))
     variables = jax.eval_shape(
         lambda rng, x: model.init(rng, x, train=False), jax.random.key(0), image
     )

@@ -113,7 +113,7 @@ class EarlyExitPredictor:
         return other
 
     def __call__(self, images: ArrayLike) -> Decisions:
-        """Classifies images [N, H, W, 3], of any number.
+        """Classifies images [N, ...], of any number and of a shape that the network takes.
 
         Raises:
             ValueError: the images have another shape or type, or one holds NaN or infinity; `top_k`
@@ -137,7 +137,7 @@ class EarlyExitPredictor:
         """Compiles every stage for every batch size, so that no later call does.
 
         Args:
-            image_shape: [H, W, 3].
+            image_shape: of one image, as [H, W, 3].
             dtype: of the images to come.
         """
         for size in self._batch_sizes:
@@ -185,8 +185,8 @@ class EarlyExitPredictor:
 
     def _checked(self, images: ArrayLike) -> NDArray[Any]:
         images = np.asarray(images)
-        if images.ndim != 4 or images.shape[-1] != 3:
-            raise ValueError(f"images have shape {images.shape}; [N, height, width, 3] is expected")
+        if images.ndim < 2:
+            raise ValueError(f"images have shape {images.shape}; [N, ...], N images, is expected")
         if not jnp.issubdtype(images.dtype, jnp.floating):
             if not self._takes_stored_images:
                 raise ValueError(
@@ -194,7 +194,7 @@ class EarlyExitPredictor:
                     "normalised floating-point images"
                 )
             return images
-        broken = np.flatnonzero(~np.isfinite(images).all(axis=(1, 2, 3)))
+        broken = np.flatnonzero(~np.isfinite(images).all(axis=tuple(range(1, images.ndim))))
         if broken.size:
             raise ValueError(f"image {broken[0]} of {len(images)} holds NaN or infinity")
         return images

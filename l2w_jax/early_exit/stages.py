@@ -5,9 +5,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax.errors import ScopeParamShapeError
 from jax.extend import core
 
 from l2w_jax.early_exit import rules
+from l2w_jax.errors import first_line
 from l2w_jax.models import MultiExitNetwork
 from l2w_jax.models.compiler_options import cpu_compiler_options
 from l2w_jax.models.folding import fold_batch_norms
@@ -153,19 +155,38 @@ class Stages:
         self._model, self._variables = model, variables
         self._preprocess, self._rule, self._answer = preprocess, rule, answer
         self._compiled: list[_Stage] = []
+        self._shapes: set[tuple[int, ...]] = set()
 
     def __call__(self, k: int, features: Any) -> StageAnswer:
-        """Stage k (from 0) and its exit; stage 0, on images, comes first."""
+        """Stage k (from 0) and its exit; stage 0, on images, comes first.
+
+        Raises:
+            ValueError: the network does not take images of this shape, or hands on an array whose
+                first axis is not the images'.
+        """
+        if k == 0 and features.shape[1:] not in self._shapes:
+            self._prepare(features)
+        return self._compiled[k](features)
+
+    def _prepare(self, images: Any) -> None:
+        """Makes sure that the network takes images of this shape; the first make the stages."""
+        try:
+            # Only images tell their size, by which the network's layers are found.
+            folded = folded_variables(self._model, self._variables, self._preprocess, images)
+        except (ScopeParamShapeError, TypeError, ValueError) as error:
+            shape = ", ".join(map(str, images.shape[1:]))
+            raise ValueError(
+                f"images have shape [N, {shape}], which the network does not take: "
+                f"{first_line(error)}"
+            ) from error
         if not self._compiled:
-            # Only the first images tell their size, by which the network's layers are found.
-            folded = folded_variables(self._model, self._variables, self._preprocess, features)
             self._variables = jax.device_put(folded)
             functions = (
                 stage_function(self._model, k, self._preprocess, self._rule, self._answer)
                 for k in range(self._model.num_exits)
             )
             self._compiled = [_Stage(function, self._variables) for function in functions]
-        return self._compiled[k](features)
+        self._shapes.add(images.shape[1:])
 
 
 class _Stage:

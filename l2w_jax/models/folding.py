@@ -34,7 +34,7 @@ def fold_batch_norms(
     Args:
         model: the network.
         variables: its {"params", "batch_stats"}.
-        images: shape and type of what the network takes, [N, H, W, 3]; any N.
+        images: shape and type of what the network takes, [N, ...]; any N.
 
     Returns:
         {"params", "batch_stats"}, in which the folded batch norms have kept their "bias" alone.

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax.errors import InvalidRngError
+from flax.errors import InvalidRngError, ScopeParamShapeError
 
 from l2w_jax.models.initializers import Variables
 
@@ -21,6 +21,11 @@ class MultiExitNetwork(nn.Module):
     defines `num_exits`, `init_carry` and `stage`. That is all that training, evaluation and early
     exit ask for. Every batch norm in it should take `axis_name=self.axis_name`, so that its
     statistics are those of the batch of all devices.
+
+    Its images are normalised floating-point arrays [N, ...] of any one shape: [N, H, W, 3] in the
+    recipes, else as well one channel, or signals [N, T, C]. `create_train_state` and
+    `mul_adds_per_exit` are then told their shape. Integers are taken for stored images, so that
+    tokens [N, T] come as floating-point numbers, which `init_carry` makes whole again.
 
     In training it draws no random numbers, as for dropout: a half-step passes the same images
     several times, and what is learned from one pass holds for the function of the others.
@@ -80,7 +85,7 @@ class MultiExitNetwork(nn.Module):
         return features, scale_gradient(features, exits_left - 1)
 
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
-        """Logits of all exits, [N, H, W, 3] -> [K, N, C]."""
+        """Logits of all exits, images [N, ...] -> [K, N, C]."""
         carry = self.init_carry(images, train)
         logits = []
         for k in range(self.num_exits):
@@ -97,11 +102,12 @@ def apply_in_training(
     Args:
         model: the network.
         variables: its {"params", "batch_stats"}.
-        images: [N, H, W, 3], normalised.
+        images: [N, ...], normalised.
         method: of the network, which takes images and `train`.
 
     Raises:
-        ValueError: the images are not floating-point, or the network draws random numbers.
+        ValueError: the images are not floating-point or not of the shape that the variables are
+            for, or the network draws random numbers.
     """
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(
@@ -115,6 +121,11 @@ def apply_in_training(
         raise ValueError(
             f"{type(model).__name__} draws random numbers in training, which is not allowed: a "
             "half-step passes the same images several times, through the same function"
+        ) from error
+    except ScopeParamShapeError as error:
+        raise ValueError(
+            f"images have shape {images.shape}, which the variables are not for; "
+            f"create_train_state(config, rng, images) makes them for the shape of images: {error}"
         ) from error
     return outputs, moved.get("batch_stats", {})
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from l2w_jax.arrays import array_type, named_arrays
 from l2w_jax.models.compiler_options import cpu_compiler_options
-from l2w_jax.training.arrays import array_type, named_arrays
 from l2w_jax.training.losses import Batch
 from l2w_jax.training.state import TrainState
 from l2w_jax.training.step import Metrics, TrainStep, Update, join_updates

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from l2w_jax.arrays import array_type
 from l2w_jax.models import MultiExitNetwork
 from l2w_jax.models.multi_exit import apply_in_training
 from l2w_jax.models.precision import at_least_float32
-from l2w_jax.training.arrays import array_type
 
 Batch = dict[str, jax.Array]
 

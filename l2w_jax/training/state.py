@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from ml_collections import ConfigDict
+from numpy.typing import NDArray
 
 from l2w_jax.config.checks import validate_training
 from l2w_jax.config.choices import EARLIER_RUNS, not_allowed
@@ -21,6 +22,9 @@ from l2w_jax.training.weighting import (
     is_pipelined,
     num_predictor_inputs,
 )
+
+# Of images, or their shape and type alone.
+Images = jax.ShapeDtypeStruct | jax.Array | NDArray[Any]
 
 
 @flax.struct.dataclass
@@ -50,7 +54,9 @@ class TrainState:
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
-def create_train_state(config: ConfigDict, rng: jax.Array) -> TrainState:
+def create_train_state(
+    config: ConfigDict, rng: jax.Array, images: Images | None = None
+) -> TrainState:
     """The state before the first iteration, its values drawn from `rng`.
 
     So is Θ where `config.weighting.kind` is "frozen": put a trained one in, as `wpn_params`.
@@ -58,6 +64,8 @@ def create_train_state(config: ConfigDict, rng: jax.Array) -> TrainState:
     Args:
         config: a run's configuration; `config.model` may be a module.
         rng: a `jax.random` key.
+        images: what the network will take, [N, ...] for any N; without them, square images of
+            `config.dataset.image_size` pixels and three channels.
 
     Raises:
         ValueError: a field of the configuration is not possible (`validate_training`), or names an
@@ -69,17 +77,19 @@ def create_train_state(config: ConfigDict, rng: jax.Array) -> TrainState:
         if run := config.get(section, {}).get(name, ""):
             allowed = "'' here, where nobody reads it; `run.start.create_or_restore` does"
             raise ValueError(not_allowed(field, run, allowed))
-    return untrained_state(config, rng)
+    return untrained_state(config, rng, images)
 
 
-def untrained_state(config: ConfigDict, rng: jax.Array) -> TrainState:
+def untrained_state(config: ConfigDict, rng: jax.Array, images: Images | None = None) -> TrainState:
     """As `create_train_state`, for whoever then puts in what an earlier run has learned."""
     model = create_network(config)
     model_rng, wpn_rng = jax.random.split(rng)
-    size = config.dataset.image_size
     dtype = parameter_dtype(model.dtype)
-    images = jax.ShapeDtypeStruct((1, size, size, 3), dtype)
-    variables = initial_variables(model, model_rng, images, train=False)
+    if images is None:
+        size = config.dataset.image_size
+        images = jax.ShapeDtypeStruct((1, size, size, 3), dtype)
+    image = jax.eval_shape(lambda images: images[:1], images)
+    variables = initial_variables(model, model_rng, image, train=False)
     params = variables["params"]
     if unknown := [name for name in model.frozen if name not in params]:
         raise ValueError(

@@ -214,8 +214,19 @@ def test_impossible_arguments_and_shapes_are_refused(tiny_network):
         EarlyExitPredictor(*tiny_network, [0.5, 0.5, 0], top_k=5)(IMAGES[:1])
     with pytest.raises(ValueError, match=r"rule is 'margin'; a function is .* one of log_odds"):
         EarlyExitPredictor(*tiny_network, [0.5, 0.5, 0], rule="margin")
-    with pytest.raises(ValueError, match="images have shape"):
-        EarlyExitPredictor(*tiny_network, [0.5, 0.5, 0])(IMAGES[0])
+    with pytest.raises(ValueError, match=r"images have shape \(4,\); \[N, ...\], N images, is"):
+        EarlyExitPredictor(*tiny_network, [0.5, 0.5, 0])(IMAGES[0, 0, :4, 0])
+
+
+def test_images_that_the_network_does_not_take_are_refused_at_any_call(tiny_network):
+    predictor = EarlyExitPredictor(*tiny_network, [0.5, 0.5, 0])
+    for _ in range(2):
+        for images in (IMAGES[0], IMAGES[:2, ..., :1]):
+            shape = ", ".join(map(str, images.shape[1:]))
+            message = rf"images have shape \[N, {shape}\], which the network does not take: \w+"
+            with pytest.raises(ValueError, match=message):
+                predictor(images)
+        predictor(IMAGES[:2])
 
 
 @pytest.mark.parametrize("name", ["msdnet_tiny", "ranet_tiny"])

@@ -3,10 +3,16 @@
 import re
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
-from small_networks import OneLayer
+from flax import linen as nn
+from small_networks import OneLayer, between
 
 from l2w_jax.config import default_config
+from l2w_jax.early_exit import EarlyExitPredictor, log_odds, mul_adds_per_exit
+from l2w_jax.early_exit.budget import first_exits
+from l2w_jax.models import MultiExitNetwork
 from l2w_jax.training import create_train_state, make_train_step
 
 
@@ -58,3 +64,60 @@ def test_a_frozen_part_that_the_network_lacks_is_named_with_those_it_has():
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         create_train_state(default_config(model=Misspelt()), jax.random.key(0))
+
+
+class LinearExits(MultiExitNetwork):
+    """Two linear classifiers of all that an image holds; of tokens, of their embeddings."""
+
+    num_exits: int = 2
+    of_tokens: bool = False
+
+    def setup(self):
+        self.embed = nn.Embed(10, 3)
+        self.heads = [nn.Dense(4), nn.Dense(4)]
+
+    def init_carry(self, images, train):
+        read = self.embed(images.astype(jnp.int32)) if self.of_tokens else images
+        return read.reshape(len(images), -1)
+
+    def stage(self, k, carry, train):
+        return self.heads[k](carry), carry
+
+
+# A picture that is neither square nor coloured, a signal, and tokens.
+@pytest.mark.parametrize(("shape", "inputs"), [((6, 4, 1), 24), ((9, 2), 18), ((7,), 21)])
+def test_images_may_have_any_shape_from_the_state_to_the_predictor(shape, inputs):
+    model = LinearExits(of_tokens=len(shape) == 1)
+    config = default_config(model=model)
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 10, (32, *shape)).astype(float)
+    batch = {"image": images, "label": generator.integers(0, 4, 32)}
+
+    start = create_train_state(config, jax.random.key(0), images)
+    of_shape = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    of_shape = create_train_state(config, jax.random.key(0), of_shape)
+    jax.tree.map(np.testing.assert_array_equal, start.params, of_shape.params)
+
+    state, metrics = jax.jit(make_train_step(config, total_steps=10))(start, batch)
+    assert np.isfinite(metrics["loss"]).all()
+    of_exit = 4 * inputs + 4
+    np.testing.assert_array_equal(mul_adds_per_exit(model, shape), [of_exit, 2 * of_exit])
+
+    logits = np.asarray(model.apply(state.variables, images, train=False))
+    scores = np.asarray(log_odds(logits))
+    thresholds = between(scores, 0.5)
+    decisions = EarlyExitPredictor(model, state.variables, thresholds, rule=log_odds)(images)
+    exits = first_exits(scores, thresholds)
+    assert set(exits) == {0, 1}
+    np.testing.assert_array_equal(decisions.exits, exits)
+    np.testing.assert_array_equal(decisions.labels, logits.argmax(-1)[exits, np.arange(32)])
+
+
+def test_images_of_a_shape_that_the_state_is_not_for_are_told_where_to_give_it():
+    config = default_config(model=LinearExits())
+    config.dataset.image_size = 4
+    state = create_train_state(config, jax.random.key(0))
+    batch = {"image": jnp.zeros((8, 6, 4, 1)), "label": jnp.zeros(8, jnp.int32)}
+    message = r"images have shape \(\d, 6, 4, 1\), .*; create_train_state\(config, rng, images\) "
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(make_train_step(config, total_steps=10), state, batch)
