@@ -5,40 +5,14 @@ weights set by hand. And a meta loss that does not know which exit a sample leav
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
-from l2w_jax.config.choices import unknown_choice
 from l2w_jax.models.collectives import axis_size, gather_rows, own_rows, sum_over
-from l2w_jax.models.exit_shares import exit_shares
 from l2w_jax.training.allocation import allocate_globally
-
-
-def unlearned_weighting(
-    config: ConfigDict, num_exits: int, axis_name: str | None
-) -> Callable[[Any, jax.Array, jax.Array], jax.Array]:
-    """The `Weighting` of a kind without a predictor.
-
-    Args:
-        config: `config.weighting`.
-        num_exits: K.
-        axis_name: device axis over which the batch is one batch; None for one device's samples.
-
-    Raises:
-        ValueError: `config.kind` is not known.
-    """
-    if config.kind == "none":
-        return equal_weights
-    if config.kind == "allocation":
-        return AllocatedWeights(exit_shares(config.q, num_exits), axis_name)
-    if config.kind == "fixed":
-        return HandSetWeights(config.magnitude, axis_name)
-    raise unknown_choice("weighting.kind", config.kind)
 
 
 def equal_weights(wpn_params: Any, losses: jax.Array, confidences: jax.Array) -> jax.Array:

@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 from l2w_jax.config.choices import CHOICES, unknown_choice
 from l2w_jax.models import MultiExitNetwork, WeightPredictor
 from l2w_jax.models.collectives import mean_over
-from l2w_jax.training.ablations import unlearned_weighting
+from l2w_jax.models.exit_shares import exit_shares
+from l2w_jax.training.ablations import AllocatedWeights, HandSetWeights, equal_weights
 
 # From Θ (unused where nothing is learned), losses and confidences [N, K] to weights [N, K].
 Weighting = Callable[[Any, jax.Array, jax.Array], jax.Array]
@@ -42,7 +43,13 @@ def create_weighting(
         return PredictedWeights(
             predictor, config.input, config.constraint, config.magnitude, axis_name
         )
-    return unlearned_weighting(config, model.num_exits, axis_name)
+    if config.kind == "none":
+        return equal_weights
+    if config.kind == "allocation":
+        return AllocatedWeights(exit_shares(config.q, model.num_exits), axis_name)
+    if config.kind == "fixed":
+        return HandSetWeights(config.magnitude, axis_name)
+    raise unknown_choice("weighting.kind", config.kind)
 
 
 def is_pipelined(config: ConfigDict) -> bool:
