@@ -31,7 +31,6 @@ from numpy.typing import NDArray
 from l2w_jax import command_line
 from l2w_jax.config import stored
 from l2w_jax.data import walk
-from l2w_jax.early_exit.rules import ExitPolicy
 from l2w_jax.errors import Incomplete, UserError
 from l2w_jax.evaluation import results
 
@@ -56,7 +55,7 @@ def main(argv: Sequence[str]) -> None:
             f"--top-k={arguments.top_k} is not allowed: must be from 1 to "
             f"{len(evaluation.class_names)}, the classes of the run"
         )
-    policy = choose_policy(arguments.workdir, arguments.thresholds, evaluation)
+    policy = results.choose_policy(arguments.workdir, arguments.thresholds, evaluation)
     skipped: Counter[str] = Counter()
     unreadable: list[UserError] = []
     files = files_in(arguments.images, skipped, unreadable)
@@ -98,19 +97,6 @@ def _tell_of_others(skipped: Counter[str], unreadable: Sequence[UserError]) -> N
         print(error, file=sys.stderr)
     if skipped:
         print(walk.skipped_line(skipped), file=sys.stderr)
-
-
-def choose_policy(workdir: Path, given: Path | None, evaluation: results.Evaluation) -> ExitPolicy:
-    """Who leaves where: as given, as set for the run, or so that no accuracy is lost.
-
-    Raises:
-        UserError: a file of thresholds is missing or wrong, or there is none and the run was
-            evaluated without images to choose thresholds from.
-    """
-    of_run = workdir / results.THRESHOLDS_FILE
-    if given is not None or of_run.exists():
-        return results.read_policy(given or of_run, evaluation)
-    return ExitPolicy(evaluation.without_loss.thresholds)
 
 
 def files_in(

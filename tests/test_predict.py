@@ -1,6 +1,5 @@
 """The command that classifies image files, with a run made on the spot."""
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -217,15 +216,6 @@ def test_a_folder_is_read_as_training_reads_it(
     assert answers["turned.tiff"]["class"] == answers["upright.gif"]["class"]
 
 
-def test_without_images_to_choose_thresholds_on_a_file_of_them_is_asked_for(evaluation, tmp_path):
-    alone = dataclasses.replace(evaluation, held_out=None)
-    with pytest.raises(UserError, match=r"without images of 'holdout'.*also take a file"):
-        predict.choose_policy(tmp_path, None, alone)
-    content = {"thresholds": [0.5, 0.5, 0], "rule": "log_odds"}
-    (tmp_path / "thresholds.json").write_text(json.dumps(content))
-    assert predict.choose_policy(tmp_path, None, alone).thresholds[0] == np.float32(0.5)
-
-
 def test_a_folder_that_cannot_be_read_is_told_and_the_others_go_on(
     command, folder, capsys, monkeypatch
 ):
@@ -260,20 +250,6 @@ def test_what_tensorflow_says_of_a_broken_file_stays_out_of_the_answers(tmp_path
     for path, line in zip(files, completed.stdout.splitlines(), strict=True):
         assert line.startswith(f"{path}: is no image that can be decoded")
     assert completed.stderr == ""
-
-
-def test_who_leaves_is_as_given_or_as_set_for_the_run_or_loses_no_accuracy(evaluation, tmp_path):
-    careful = predict.choose_policy(tmp_path, None, evaluation)
-    assert careful.thresholds.shape == (3,)
-    assert careful.rule == "log_odds"
-    for path, first in (("thresholds.json", 0.5), ("other.json", 0.9)):
-        content = {"thresholds": [first, 0.5, 0], "rule": "log_odds"}
-        (tmp_path / path).write_text(json.dumps(content))
-    assert predict.choose_policy(tmp_path, None, evaluation).thresholds[0] == np.float32(0.5)
-    given = predict.choose_policy(tmp_path, tmp_path / "other.json", evaluation)
-    assert given.thresholds[0] == np.float32(0.9)
-    with pytest.raises(UserError, match="no such file"):
-        predict.choose_policy(tmp_path, tmp_path / "none.json", evaluation)
 
 
 def test_answers_are_those_that_the_thresholds_of_a_calibrated_run_promise(

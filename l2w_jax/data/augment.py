@@ -1,8 +1,21 @@
-"""Random choices of augmentation, and their effect on images that lie in memory: numpy only."""
+"""Random choices of augmentation, their effect on images in memory, and what evaluation sees.
+
+All with numpy only.
+"""
 
 from typing import NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
+
+# Of the shorter side of a large image: 224 of 256 pixels, as in every ImageNet table.
+CENTRE_SHARE = 224 / 256
+
+
+def evaluated_share(config: ConfigDict) -> float:
+    """Share of the shorter side of an image that evaluation sees, in a square at its centre."""
+    # Small images are trained on whole, large ones in crops: evaluation then sees their centre.
+    return CENTRE_SHARE if config.dataset.augmentation == "resized_crop" else 1.0
 
 
 class Shift(NamedTuple):

@@ -20,9 +20,6 @@ from l2w_jax.data.tensorflow_import import tf
 # height and width in pixels.
 ChooseBoxes = Callable[..., tf.Tensor]
 
-# Share of the shorter side that evaluation sees: 224 of 256 pixels in every ImageNet table.
-EVALUATED_SHARE = 224 / 256
-
 # As Pillow, OpenCV and PyTorch's readers decode; TensorFlow's default is up to 4 levels off.
 _EXACT = "INTEGER_ACCURATE"
 decode_crop = functools.partial(tf.image.decode_and_crop_jpeg, channels=3, dct_method=_EXACT)

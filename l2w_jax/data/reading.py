@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from l2w_jax.data import decode
+from l2w_jax.data.augment import CENTRE_SHARE
 from l2w_jax.data.bad_images import BadImages
 from l2w_jax.data.cores import available_cores
 from l2w_jax.data.formats import BadImage
@@ -55,7 +56,7 @@ def read_evaluation_batches(
     size: int,
     max_pixels: int,
     bad: BadImages,
-    share: float = decode.EVALUATED_SHARE,
+    share: float = CENTRE_SHARE,
 ) -> Iterator[ReadBatch]:
     """Yields the centres of images, without those that `order.evaluation_rows` masks.
 

@@ -6,6 +6,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from l2w_jax.data import decode
+from l2w_jax.data.augment import evaluated_share
 from l2w_jax.data.formats import BadImage
 from l2w_jax.data.resize import resize
 from l2w_jax.data.tensorflow_import import silent
@@ -35,9 +36,3 @@ def read_image(path: Path, config: ConfigDict) -> np.ndarray:
     square = np.empty((size, size, 3), np.uint8)
     resize(crop, square)
     return square
-
-
-def evaluated_share(config: ConfigDict) -> float:
-    """Share of the shorter side of an image that evaluation sees, in a square at its centre."""
-    # Small images are trained on whole, large ones in crops: evaluation then sees their centre.
-    return decode.EVALUATED_SHARE if config.dataset.augmentation == "resized_crop" else 1.0

@@ -334,6 +334,19 @@ def _check_latency(latency: Mapping[str, Any]) -> None:
             raise ValueError("an entry of 'batch_sizes' has a text in a number's place")
 
 
+def choose_policy(workdir: Path, given: Path | None, evaluation: Evaluation) -> rules.ExitPolicy:
+    """Who leaves where: as given, as set for the run, or so that no accuracy is lost.
+
+    Raises:
+        UserError: a file of thresholds is missing or wrong, or there is none and the run was
+            evaluated without images to choose thresholds from.
+    """
+    of_run = workdir / THRESHOLDS_FILE
+    if given is not None or of_run.exists():
+        return read_policy(given or of_run, evaluation)
+    return rules.ExitPolicy(evaluation.without_loss.thresholds)
+
+
 def read_policy(path: Path, evaluation: Evaluation) -> rules.ExitPolicy:
     """Thresholds that `l2w_jax.thresholds` wrote for what was evaluated, and their rule.
 

@@ -33,13 +33,14 @@ from numpy.typing import ArrayLike, NDArray
 from l2w_jax import command_line
 from l2w_jax.arrays import named_arrays
 from l2w_jax.config import stored
+from l2w_jax.data.augment import evaluated_share
 from l2w_jax.early_exit import rules
 from l2w_jax.early_exit.budget import checked_thresholds
 from l2w_jax.early_exit.calibration import calibrated
 from l2w_jax.early_exit.predictor import BATCH_SIZES
 from l2w_jax.early_exit.stages import StageFunction, folded_variables, narrowed, stage_function
 from l2w_jax.errors import UserError
-from l2w_jax.evaluation.results import Evaluation
+from l2w_jax.evaluation.results import Evaluation, choose_policy
 from l2w_jax.files import told_if_unwritable, write_arrays, write_atomically, write_json
 from l2w_jax.interop.exported_folder import (
     ImageFormat,
@@ -65,8 +66,6 @@ def main(argv: Sequence[str]) -> None:
         UserError: an argument is wrong, the run is not evaluated or has no good checkpoint, or the
             folder cannot be written.
     """
-    from l2w_jax.predict import choose_policy
-
     arguments = _parse(argv)
     if arguments.quantize and arguments.format != "onnx":
         raise UserError(f"--quantize: needs --format=onnx, not {arguments.format}")
@@ -75,8 +74,7 @@ def main(argv: Sequence[str]) -> None:
     evaluation = Evaluation.load(arguments.workdir)
     policy = choose_policy(arguments.workdir, arguments.thresholds, evaluation)
 
-    # Imported late: they bring Orbax and TensorFlow, which take seconds.
-    from l2w_jax.data.single import evaluated_share
+    # Imported late: it brings Orbax, which takes seconds.
     from l2w_jax.run.restore import restore_evaluated
 
     _make_folder(arguments.output)

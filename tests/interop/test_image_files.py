@@ -11,7 +11,7 @@ from hypothesis import strategies
 from PIL import Image
 
 from l2w_jax.config import default_config
-from l2w_jax.data import single
+from l2w_jax.data import augment, single
 from l2w_jax.interop.exported_folder import load_program, write_programs
 
 MAX_PIXELS = 10**6
@@ -30,7 +30,7 @@ def seen_by_predict(path, share, max_pixels=MAX_PIXELS):
     config.dataset.image_size = 32
     config.dataset.max_pixels = max_pixels
     config.dataset.augmentation = "resized_crop" if share < 1 else "none"
-    assert single.evaluated_share(config) == share
+    assert augment.evaluated_share(config) == share
     return single.read_image(path, config)
 
 
