@@ -1,7 +1,6 @@
 """What the commands have in common: set-up, arguments, and faults told in one line."""
 
 import argparse
-import codecs
 import contextlib
 import gc
 import logging
@@ -12,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from l2w_jax import standard_output
 from l2w_jax.config import paths
 from l2w_jax.errors import UserError
 
@@ -104,22 +104,17 @@ def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
         main: a function of the arguments, without the program's name.
     """
     set_up_libraries()
-    # A file's name need not be UTF-8; in UTF-8 it is printed as it is on the disk. Other encodings
-    # lack letters, at which surrogateescape would fail.
-    is_utf8 = codecs.lookup(sys.stdout.encoding).name == "utf-8"
-    sys.stdout.reconfigure(errors="surrogateescape" if is_utf8 else "backslashreplace")
-    try:
-        with _told_if_without_devices():
-            main(sys.argv[1:])
-    except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(error.exit_status)
-    except KeyboardInterrupt:
-        print("stopped by SIGINT", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:
-        # Whoever reads the output, such as `head`, has seen enough. Python would flush it again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    standard_output.prepare()
+    with standard_output.faults_told():
+        try:
+            with _told_if_without_devices():
+                main(sys.argv[1:])
+        except UserError as error:
+            print(error, file=sys.stderr)
+            sys.exit(error.exit_status)
+        except KeyboardInterrupt:
+            print("stopped by SIGINT", file=sys.stderr)
+            sys.exit(130)
     sys.exit(0)
 
 

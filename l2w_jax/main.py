@@ -16,7 +16,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from l2w_jax import command_line
+from l2w_jax import command_line, standard_output
 from l2w_jax.config import validate
 from l2w_jax.config.flags import Arguments, parse
 from l2w_jax.errors import UserError
@@ -33,8 +33,10 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         The exit status.
     """
+    standard_output.prepare()
     if {"--help", "-h"} & set(argv):
-        print(__doc__)
+        with standard_output.faults_told():
+            print(__doc__)
         return 0
     with stop_signals.ending_at_once():
         try:

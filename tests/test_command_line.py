@@ -97,6 +97,20 @@ def test_a_fault_is_a_line_on_standard_error_and_status_2(capsys):
     assert capsys.readouterr().err == "a: wrong\n"
 
 
+def test_what_a_command_has_yet_to_print_to_a_full_disk_is_told():
+    program = "from l2w_jax import command_line; command_line.run(lambda _: print('x'))"
+    with open("/dev/full", "wb") as full:
+        completed = subprocess.run(
+            [sys.executable, "-c", program],
+            env=os.environ | {"PYTHONUNBUFFERED": ""},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert completed.stderr == "standard output: cannot be written: No space left on device\n"
+    assert completed.returncode == 1
+
+
 @pytest.mark.parametrize(
     ("encoding", "printed"),
     [

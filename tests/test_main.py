@@ -1,5 +1,6 @@
 """What the command line answers to every mistake: one clear line, status 2, nothing written."""
 
+import io
 import json
 import os
 import re
@@ -19,7 +20,7 @@ from l2w_jax.config import from_json
 from l2w_jax.data import open_source
 from l2w_jax.errors import UserError
 from l2w_jax.evaluation import evaluate
-from l2w_jax.run import checkpoints, images
+from l2w_jax.run import checkpoints, images, log
 from l2w_jax.run import workdir as run_folder
 from l2w_jax.training import create_train_state
 
@@ -233,6 +234,14 @@ def test_the_order_of_arguments_does_not_matter(named):
 def test_the_workdir_has_the_name_of_the_config(config, expected):
     assert main.parse(["main", f"--config={config}"]).workdir == Path(expected)
     assert main.parse(["main", "--config", config]).workdir == Path(expected)
+
+
+def test_what_a_run_tells_is_printed_in_any_encoding(monkeypatch):
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, "ascii"))
+    assert run_main() == 2
+    log.say("gr\xfcn")
+    assert printed.getvalue() == rb"gr\xfcn" + b"\n"
 
 
 def test_help_is_help(capsys):

@@ -3,12 +3,11 @@
 Needs numpy, and for image files Pillow.
 """
 
-import codecs
-import os
 import sys
 from pathlib import Path
 
 import numpy as np
+import standard_output
 
 BATCH = 256
 
@@ -21,22 +20,17 @@ def main(network_class):
         f"usage: python {Path(program).name} IMAGE ... or IMAGES.npy, which numpy.save wrote: "
         "uint8 [N, size, size, 3], see network.json for the size"
     )
-    if "--help" in paths:
-        print(usage)
-        sys.exit(0)
-    if not paths or paths[0].startswith("--") or (an_array and len(paths) > 1):
-        sys.exit(usage)
-    # A file's name need not be UTF-8; in UTF-8 it is printed as it is on the disk. Other encodings
-    # lack letters, at which surrogateescape would fail.
-    is_utf8 = codecs.lookup(sys.stdout.encoding).name == "utf-8"
-    sys.stdout.reconfigure(errors="surrogateescape" if is_utf8 else "backslashreplace")
-    try:
-        sys.exit((classify_array if an_array else classify_files)(network_class(), paths))
-    except ValueError as error:
-        sys.exit(str(error))
-    except BrokenPipeError:
-        # Who read the answers has seen enough.
-        os._exit(1)
+    standard_output.prepare()
+    with standard_output.faults_told():
+        if "--help" in paths:
+            print(usage)
+            sys.exit(0)
+        if not paths or paths[0].startswith("--") or (an_array and len(paths) > 1):
+            sys.exit(usage)
+        try:
+            sys.exit((classify_array if an_array else classify_files)(network_class(), paths))
+        except ValueError as error:
+            sys.exit(str(error))
 
 
 def classify_files(network, paths):

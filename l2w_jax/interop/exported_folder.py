@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
+from l2w_jax import standard_output
 from l2w_jax.data import cut_jpeg, rgb
 from l2w_jax.early_exit.budget import EVERYBODY_LEAVES, NOBODY_LEAVES
 from l2w_jax.files import write_atomically
@@ -27,6 +28,7 @@ _MODULES = (
     _HERE / "exported_files.py",
     _HERE / "image_files.py",
     Path(rgb.__file__),
+    Path(standard_output.__file__),
 )
 
 _OTHER_FILES = (

@@ -9,8 +9,6 @@ import importlib
 import json
 import logging
 import math
-import os
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from l2w_jax import standard_output
 from l2w_jax.data import Source
 from l2w_jax.errors import RunFailed, RunInterrupted, first_line
 from l2w_jax.files import write_atomically
@@ -297,7 +296,7 @@ def say(line: str) -> None:
             print(line, flush=True)
         except OSError:
             # Who watched it, through a pipe or a terminal, is gone; the run goes on.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            standard_output.discard()
 
 
 def _reopen_json_lines(path: Path, first_step: int) -> Any:

@@ -1,13 +1,10 @@
 """The command of an exported network, by itself."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from PIL import Image
 
-from l2w_jax.data import cut_jpeg
-from l2w_jax.interop import classify
+from l2w_jax.interop.exported_folder import load_program, write_programs
 
 
 class BrightnessNetwork:
@@ -26,16 +23,18 @@ class BrightnessNetwork:
 
 
 @pytest.fixture
-def network(monkeypatch):
-    # The modules of an exported folder lie beside each other.
-    for module in (classify, cut_jpeg):
-        monkeypatch.syspath_prepend(Path(module.__file__).parent)
-    return BrightnessNetwork()
+def classify(tmp_path, monkeypatch):
+    """The module as it lies in an exported folder, beside those that it imports."""
+    folder = tmp_path / "exported"
+    write_programs(folder, "run_onnx.py")
+    monkeypatch.syspath_prepend(folder)
+    return load_program(folder, "classify.py")
 
 
 def test_more_files_than_a_batch_are_each_classified_once_and_in_order(
-    network, tmp_path, monkeypatch, capsys
+    classify, tmp_path, monkeypatch, capsys
 ):
+    network = BrightnessNetwork()
     monkeypatch.setattr(classify, "BATCH", 2)
     names = ["black", "white", "white", "black", "white"]
     files = [str(tmp_path / f"{place}.png") for place in range(5)]

@@ -125,6 +125,7 @@ def test_a_run_is_exported_to_onnx(run_folder, tmp_path, capsys):
         "network.json",
         "rgb.py",
         "run_onnx.py",
+        "standard_output.py",
         *(f"stage_{k}.onnx" for k in (1, 2, 3)),
     }
 

@@ -1,0 +1,55 @@
+"""Standard output of any encoding, closed, or full; copied beside exported networks."""
+
+import codecs
+import contextlib
+import errno
+import os
+import sys
+from collections.abc import Iterator
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def prepare() -> None:
+    """Has standard output take any letter; where it is closed, what is printed goes nowhere."""
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+    # A file's name need not be UTF-8; in UTF-8 it is printed as it is on the disk. Other encodings
+    # lack letters, at which surrogateescape would fail.
+    is_utf8 = codecs.lookup(sys.stdout.encoding).name == "utf-8"
+    sys.stdout.reconfigure(errors="surrogateescape" if is_utf8 else "backslashreplace")
+
+
+def discard() -> None:
+    """What is printed from now on goes nowhere, also what Python has yet to write as it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextlib.contextmanager
+def faults_told() -> Iterator[None]:
+    """Ends what is printed within as soon as nobody reads it.
+
+    Raises:
+        SystemExit: the disk is full under it; Python prints a line that says so, with status 1.
+    """
+    try:
+        with _faults_of_writing_told():
+            yield
+    finally:
+        with _faults_of_writing_told():
+            sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def _faults_of_writing_told() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        # Whoever reads the output, such as `head`, has seen enough.
+        discard()
+    except OSError as error:
+        # That of a file has its name.
+        if error.errno not in _FULL or error.filename is not None:
+            raise
+        discard()
+        sys.exit(f"standard output: cannot be written: {error.strerror}")
