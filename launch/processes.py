@@ -96,13 +96,12 @@ def print_prefixed(prefix: str, stream: IO[str]) -> None:
     Where they can be printed no more, as nobody reads them or the disk is full, they are read on
     nevertheless: the process would wait else.
     """
-    is_printed = True
     for line in stream:
         try:
-            if is_printed:
-                print(prefix + line, end="", flush=True)
+            print(prefix + line, end="", flush=True)
         except OSError:
-            is_printed = False
+            # Python would try again at the end, and that would be the exit status.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def wait_for_all(processes: Sequence[subprocess.Popen[str]]) -> int:
