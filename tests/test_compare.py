@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from compared_runs import evaluate_with, write_run, write_ways
 from scipy import stats
-from written_runs import made_evaluation, write_config
+from written_runs import made_evaluation, random_predictions, write_config
 
 from l2w_jax import compare
 from l2w_jax.errors import UserError
@@ -151,8 +151,7 @@ def test_numbers_of_other_images_do_not_join(workdirs, tmp_path, capsys):
 
 def test_runs_without_a_curve_are_kept_too(tmp_path, capsys):
     write_config(tmp_path, 0, "meta")
-    anytime = [{"exit": k + 1, "mul_adds": 1e6 * (k + 1), "top1": 50.0} for k in range(2)]
-    made_evaluation(anytime=anytime, budgeted=[], held_out=None).save(tmp_path)
+    made_evaluation(budgeted=[], held_out=None).save(tmp_path)
     compare.main([str(tmp_path), f"--save={tmp_path / 'kept.json'}"])
     of_run = capsys.readouterr().out
     compare.main([str(tmp_path / "kept.json")])
@@ -213,7 +212,7 @@ def test_ways_with_as_many_held_out_images_are_not_of_other_data(workdirs, tmp_p
     set_holdout(runs[0], 60)
     compare.main(list(map(str, runs)))
     assert capsys.readouterr().err == ""
-    held_out = made_evaluation().held_out
+    held_out = random_predictions(np.random.default_rng(0), 180, num_exits=2)
     evaluate_with(runs[1], held_out=held_out)
     compare.main(list(map(str, runs)))
     assert capsys.readouterr().err.endswith(": other held-out images (4 -> 180)\n")

@@ -6,7 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from written_runs import made_evaluation, random_predictions, write_config
+from written_runs import anytime_rows, made_evaluation, random_predictions, write_config
 
 from l2w_jax import thresholds
 from l2w_jax.early_exit import latency
@@ -26,7 +26,7 @@ def write_run(folder, **fields):
     rng = np.random.default_rng(0)
     evaluation = made_evaluation(
         step=5,
-        anytime=[{"mul_adds": cost} for cost in MUL_ADDS],
+        anytime=anytime_rows(MUL_ADDS, [70.0, 75.0, 80.0]),
         held_out=random_predictions(rng, 3000),
         test=random_predictions(rng, 3000),
     )

@@ -21,6 +21,7 @@ from l2w_jax.early_exit.budget import checked_thresholds, first_exits, operating
 from l2w_jax.early_exit.calibration import checked_temperatures
 from l2w_jax.early_exit.selection import Candidate, cheapest_without_loss, thresholds_of
 from l2w_jax.errors import UserError
+from l2w_jax.evaluation import checks
 from l2w_jax.evaluation.exit_examples import ExitExamples
 from l2w_jax.evaluation.predictions import Predictions
 from l2w_jax.files import csv_text, json_text, npz_bytes, replace_together, write_json
@@ -250,6 +251,7 @@ class Evaluation:
                 for field in _summary_fields()
                 if field.name in summary or field.default is dataclasses.MISSING
             }
+            checks.check_summary(fields)
             name = _ARRAYS_FILE
             content = (workdir / name).read_bytes()
             checksum = hashlib.sha256(content).hexdigest()
@@ -262,6 +264,8 @@ class Evaluation:
                     for field, (prefix, kind) in _ARRAYS.items()
                     if (found := _with_prefix(arrays, prefix))
                 }
+            num_exits, num_classes = len(fields["anytime"]), len(fields["class_names"])
+            _check_arrays(groups, num_exits, num_classes)
             return cls(**fields, **groups)
         except FileNotFoundError as error:
             raise UserError(
@@ -296,6 +300,20 @@ def _summary_fields() -> list[dataclasses.Field]:
     return [field for field in dataclasses.fields(Evaluation) if field.name not in _ARRAYS]
 
 
+def _check_arrays(groups: Mapping[str, Any], num_exits: int, num_classes: int) -> None:
+    """Raises ValueError where arrays are not those of an evaluation of K exits and C classes."""
+    for field, group in groups.items():
+        try:
+            if isinstance(group, Predictions):
+                checks.check_predictions(vars(group), num_exits, num_classes)
+            elif isinstance(group, SampleWeights):
+                checks.check_sample_weights(vars(group), num_exits)
+            else:
+                checks.check_examples(vars(group), num_exits, num_classes)
+        except ValueError as error:
+            raise ValueError(f"{_ARRAYS[field][0]}: {error}") from error
+
+
 def _with_prefix(arrays: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:
     start = f"{prefix}_"
     return {name.removeprefix(start): arrays[name] for name in arrays if name.startswith(start)}
@@ -312,26 +330,12 @@ def read_latency(workdir: Path, evaluation: Evaluation) -> dict[str, Any] | None
         latency = json.loads(path.read_text())
         is_of_network = evaluation.is_of(latency.get("step"), latency.get("network"))
         if is_of_network:
-            _check_latency(latency)
+            checks.check_latency(latency)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise UserError(f"{path}: is damaged ({error}); delete it or measure again") from error
     return latency if is_of_network else None
-
-
-def _check_latency(latency: Mapping[str, Any]) -> None:
-    """Raises ValueError, KeyError, TypeError where what was measured lacks what is shown of it."""
-    if not isinstance(latency["device"], str) or not isinstance(latency["batch_sizes"], list):
-        raise ValueError("'device' must be a text, 'batch_sizes' a list")
-    for entry in latency["batch_sizes"]:
-        numbers = [entry["batch_size"], entry["full_ms"]]
-        numbers += [row["exit"] for row in entry["exits"]]
-        numbers += [
-            row[name] for row in (*entry["exits"], *entry["budgeted"]) for name in ("ms", "top1")
-        ]
-        if not all(isinstance(number, int | float) for number in numbers):
-            raise ValueError("an entry of 'batch_sizes' has a text in a number's place")
 
 
 def choose_policy(workdir: Path, given: Path | None, evaluation: Evaluation) -> rules.ExitPolicy:

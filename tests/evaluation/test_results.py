@@ -8,7 +8,13 @@ import tempfile
 
 import numpy as np
 import pytest
-from written_runs import made_evaluation, made_examples, random_predictions, write_config
+from written_runs import (
+    anytime_rows,
+    made_evaluation,
+    made_examples,
+    random_predictions,
+    write_config,
+)
 
 from l2w_jax.errors import UserError
 from l2w_jax.evaluation import results
@@ -105,7 +111,7 @@ def test_a_table_that_is_no_more_is_taken_away(folder):
 
 
 def write_as_before(folder):
-    """The files of a plain run of two exits, as they were before there was `Evaluation`."""
+    """The files of a plain run of three exits, as they were before there was `Evaluation`."""
     summary = {
         "step": 5,
         "dataset": "digits",
@@ -113,8 +119,10 @@ def write_as_before(folder):
         "test_images": 20,
         "thresholds_from": "holdout",
         "thresholds_images": 20,
-        "anytime": [{"exit": 1, "mul_adds": 1e6, "top1": 50.0, "top5": 60.0, "loss": 1.0}],
-        "budgeted": [{"q": 1.0, "mul_adds": 1e6, "top1": 50.0, "share_1": 1.0}],
+        "anytime": anytime_rows([1e6, 2e6, 3e6], [50.0, 55.0, 60.0]),
+        "budgeted": [
+            {"q": 1.0, "mul_adds": 1e6, "top1": 50.0, "share_1": 1.0, "share_2": 0, "share_3": 0}
+        ],
     }
     (folder / "evaluation.json").write_text(json.dumps(summary))
     fields = ("positions", "labels", "losses", "confidences", "predicted", "correct")
