@@ -1,7 +1,7 @@
 """A configuration as a run folder holds it, and what two of them differ in."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +32,8 @@ def from_json(text: str) -> ConfigDict:
     Fields unknown to `default_config` are kept, so that `validate` and `differences` can name them.
 
     Raises:
-        UserError: the text is no JSON object, or a field has another type than by default.
+        UserError: the text is no JSON object, or a field is null or has another type than by
+            default.
     """
     try:
         stored = json.loads(text)
@@ -45,6 +46,14 @@ def from_json(text: str) -> ConfigDict:
     if isinstance(stored.get("model"), dict):
         stored["model"].pop("num_classes", None)
     config = default_config()
+    defaults = dict(fields(config))
+    # Which a ConfigDict takes for any type.
+    for field in _nulls(stored):
+        if defaults.get(field) is not None:
+            raise UserError(
+                f"config.json: {field}: null is not allowed: must be a value like "
+                f"{defaults[field]!r}, the default"
+            )
     try:
         config.update(_with_tuples(stored))
     except (TypeError, ValueError, AttributeError) as error:
@@ -101,6 +110,15 @@ def fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from fields(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
+
+
+def _nulls(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yields the name of every field, such as "model.name", that is null."""
+    for name, value in content.items():
+        if isinstance(value, dict):
+            yield from _nulls(value, f"{prefix}{name}.")
+        elif value is None:
+            yield f"{prefix}{name}"
 
 
 def _with_tuples(value: Any) -> Any:

@@ -1,5 +1,7 @@
 """A configuration survives the disk, and two of them are told apart by their fields."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -53,6 +55,16 @@ def test_a_broken_file_is_one_line(text):
     with pytest.raises(UserError) as raised:
         from_json(text)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("field", ["seed", "optimizer.milestones", "dataset.data_dir"])
+def test_no_field_is_null(field):
+    stored = json.loads(to_json(default_config()))
+    *section, name = field.split(".")
+    inner = stored[section[0]] if section else stored
+    inner[name] = None
+    with pytest.raises(UserError, match=f"^config.json: {field}: null is not allowed: must be a"):
+        from_json(json.dumps(stored))
 
 
 def test_a_file_that_is_no_text_is_one_line(tmp_path):
