@@ -125,7 +125,7 @@ def predict_all(
     mean, std = channel_statistics(config.dataset.name)
     batches = source.evaluation_batches(
         split,
-        max(1, config.dataset.eval_batch_size // jax.process_count()),
+        _batch_size(config, source, split, jax.process_count()),
         jax.process_index(),
         jax.process_count(),
     )
@@ -184,13 +184,23 @@ def logits_of(
     mean, std = channel_statistics(config.dataset.name)
     placed = jax.device_put(variables)
     logits, labels = [], []
-    for batch in source.evaluation_batches("holdout", config.dataset.eval_batch_size, 0, 1):
+    size = _batch_size(config, source, "holdout", 1)
+    for batch in source.evaluation_batches("holdout", size, 0, 1):
         chosen = batch["mask"] & np.isin(batch["index"], positions)
         if chosen.any():
             of_batch = jax.device_get(_logits(model, placed, mean, std, batch["image"]))
             logits.append(of_batch[:, chosen].astype(np.float32))
             labels.append(batch["label"][chosen])
     return np.concatenate(logits, axis=1), np.concatenate(labels)
+
+
+def _batch_size(config: ConfigDict, source: Source, split: str, process_count: int) -> int:
+    """Images of one process in an evaluation batch: eval_batch_size, where there are as many.
+
+    It is the same for the held-out and the test images, so that the network is compiled once.
+    """
+    images = max(source.num_holdout, source.num_test, getattr(source, f"num_{split}"))
+    return max(1, min(config.dataset.eval_batch_size // process_count, -(-images // process_count)))
 
 
 @functools.partial(jax.jit, static_argnames="model")

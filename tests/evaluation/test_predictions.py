@@ -41,6 +41,36 @@ def test_every_image_counts_once_whatever_the_batch_size(config, source, tiny_ne
     assert 10 < predictions.top1[-1] < 90
 
 
+@pytest.mark.parametrize("split", ["test", "holdout", "train"])
+def test_a_batch_has_no_more_rows_than_there_are_images(
+    config, source, tiny_network, split, monkeypatch
+):
+    rows = []
+    batches_of = source.evaluation_batches
+
+    def batches(*arguments):
+        for batch in batches_of(*arguments):
+            rows.append(len(batch["mask"]))
+            yield batch
+
+    monkeypatch.setattr(source, "evaluation_batches", batches)
+    config.dataset.eval_batch_size = 10**9
+    expected = len(split_predictions.predict_all(config, *tiny_network, source, split).labels)
+    # Held-out and test images come in batches of one size, for which the network is compiled.
+    assert rows == [max(source.num_test, source.num_holdout, expected)]
+    if split == "holdout":
+        positions = np.arange(source.num_holdout)
+        logits, _ = split_predictions.logits_of(config, *tiny_network, source, positions)
+        assert rows[1:] == rows[:1]
+        assert logits.shape[1] == source.num_holdout
+
+
+def test_processes_share_few_images_evenly(config, source):
+    config.dataset.eval_batch_size = 10**9
+    sizes = [split_predictions._batch_size(config, source, "test", count) for count in (1, 2, 64)]
+    assert sizes == [37, 19, 1]
+
+
 def evaluated_on(devices, processes):
     """What each of the processes finds."""
     with socket.socket() as probe:
