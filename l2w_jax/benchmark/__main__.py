@@ -139,6 +139,9 @@ def _read(path: Path) -> dict[str, Any]:
         report = json.loads(path.read_text())
         if not isinstance(report, dict):
             raise ValueError("no object")
+        # Every report on updates has these.
+        if not isinstance(report.get("plain"), dict) or "seconds" not in report["plain"]:
+            raise ValueError("it has no 'plain' with 'seconds' of an update")
         return report
     except OSError as error:
         raise UserError(f"--compare={path}: {error.strerror}") from error

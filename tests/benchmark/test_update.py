@@ -10,7 +10,7 @@ from small_networks import ConvNetwork
 
 from l2w_jax.benchmark import __main__ as command
 from l2w_jax.benchmark import update as benchmark
-from l2w_jax.config import default_config
+from l2w_jax.config import default_config, to_json
 from l2w_jax.errors import UserError
 
 
@@ -131,9 +131,20 @@ def test_compiled_programs_are_read_back_unless_asked_otherwise(options, reads, 
     assert found == [reads]
 
 
-def test_what_is_no_report_is_refused_before_anything_is_measured(tmp_path):
-    (tmp_path / "old.json").write_text("[1]")
-    with pytest.raises(UserError, match=r"old\.json: not the output of this command: no object"):
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("[1]", "no object"),
+        (to_json(default_config()), "it has no 'plain' with 'seconds' of an update"),
+        ('{"plain": 1.0}', "it has no 'plain' with 'seconds' of an update"),
+        # As another kind of benchmark writes it.
+        ('{"plain": {"kernels": 5}}', "it has no 'plain' with 'seconds' of an update"),
+    ],
+)
+def test_what_is_no_report_is_refused_before_anything_is_measured(tmp_path, monkeypatch, text, why):
+    monkeypatch.setattr(benchmark, "measure", lambda *_: pytest.fail("measured"))
+    (tmp_path / "old.json").write_text(text)
+    with pytest.raises(UserError, match=rf"old\.json: not the output of this command: {why}"):
         command.main(
             ["--config=configs/digits_msdnet.py", f"--compare={tmp_path / 'old.json'}"], started=0.0
         )
