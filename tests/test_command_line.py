@@ -31,6 +31,9 @@ def test_an_argument_that_is_a_path_is_one_of_this_machine():
     for address in ("--workdir=gs://bucket/run", "s3://bucket/cat.png"):
         with pytest.raises(UserError, match=r"argument .*://bucket/.* is not allowed: .*mount"):
             parser.parse_args([address])
+    for argument in ("--workdir=", ""):
+        with pytest.raises(UserError, match=r"^argument .*: '' is not allowed: must not be empty$"):
+            parser.parse_args([argument])
 
 
 def no_home():

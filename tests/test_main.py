@@ -53,6 +53,11 @@ def workdir(tmp_path):
 
 MISTAKES = {
     "no config": ([], r"--config=configs/NAME.py is required"),
+    "empty config": (["--config="], r"^--config=: must not be empty$"),
+    "empty workdir": (
+        [f"--config={DIGITS}", "--workdir="],
+        r"^--workdir='' is not allowed: must not be empty$",
+    ),
     "two configs": (
         [f"--config={DIGITS}", "-config", f"{DIGITS}:baseline"],
         r"^--config: must be given once, .*digits_msdnet.py and .*digits_msdnet.py:baseline$",

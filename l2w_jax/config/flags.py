@@ -38,7 +38,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     argv = [argv[0], f"--config={config_argument}", *others]
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-    flags.DEFINE_string("workdir", "", "The run folder.", flag_values=values)
+    flags.DEFINE_string("workdir", None, "The run folder.", flag_values=values)
     flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do.", flag_values=values)
     try:
         surplus = values(argv)[1:]
@@ -68,9 +68,9 @@ def parse(argv: Sequence[str]) -> Arguments:
     return Arguments(
         config=values.config,
         workdir=(
-            local_path(values.workdir, "--workdir=")
-            if values.workdir
-            else _default_workdir(config_argument)
+            _default_workdir(config_argument)
+            if values.workdir is None
+            else local_path(values.workdir, "--workdir=")
         ),
         mode=values.mode,
     )
@@ -99,7 +99,9 @@ def _config_and_others(argv: Sequence[str]) -> tuple[str, list[str]]:
 def _check_config_file(config_argument: str) -> None:
     """Raises UserError where --config names no Python file."""
     path = Path(config_argument.split(":", 1)[0])
-    if path.is_dir():
+    if not config_argument:
+        fault = "must not be empty"
+    elif path.is_dir():
         fault = "is a folder; must be a file in it"
     elif not path.is_file():
         fault = f"there is no file {path}{_similar_file(path)}"

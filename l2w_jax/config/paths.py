@@ -29,8 +29,11 @@ def local_path(text: str, argument: str = "") -> Path:
 
     Raises:
         UserError: it is the address of something elsewhere, such as gs://bucket/folder, which
-            would be taken for a folder named "gs:", or in the home folder of nobody.
+            would be taken for a folder named "gs:", or in the home folder of nobody. Or it is
+            empty, as where a variable of a shell is not set, and would be the current folder.
     """
+    if not text:
+        raise UserError(f"{argument}'' is not allowed: must not be empty")
     if fault := _fault(text):
         raise UserError(f"{argument}{text} is not allowed: {fault}")
     return Path(text).expanduser()

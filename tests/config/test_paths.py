@@ -22,6 +22,11 @@ def test_a_path_of_this_machine_is_one(path):
     assert local_path(path) == Path(path)
 
 
+def test_an_empty_path_is_not_the_current_folder():
+    with pytest.raises(UserError, match=r"^--workdir='' is not allowed: must not be empty$"):
+        local_path("", "--workdir=")
+
+
 def test_a_tilde_is_the_home_folder():
     assert local_path("~/runs") == Path.home() / "runs"
 
