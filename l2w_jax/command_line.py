@@ -157,8 +157,9 @@ def quantity(text: str) -> float:
     """
     factor = {"k": 1e3, "m": 1e6, "g": 1e9}.get(text[-1:].lower(), 1)
     try:
-        return factor * positive(text[:-1] if factor > 1 else text)
-    except argparse.ArgumentTypeError as error:
+        # With the factor, which may make it infinite.
+        return positive(str(factor * float(text[:-1] if factor > 1 else text)))
+    except (ValueError, argparse.ArgumentTypeError) as error:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not allowed: must be a positive number such as 250000, 300k, 20M or 1.2G"
         ) from error

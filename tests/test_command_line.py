@@ -1,5 +1,6 @@
 """What commands share: how they read quantities, print the names of files, and end."""
 
+import argparse
 import math
 import os
 import subprocess
@@ -21,6 +22,12 @@ def test_quantities_are_read_as_people_write_them():
         "1.2G": 1.2e9,
     }.items():
         assert math.isclose(command_line.quantity(text), value)
+
+
+@pytest.mark.parametrize("text", ["1e308G", "1e308k", "inf", "-20M", "0k", "nan", "M", "many", ""])
+def test_what_is_no_positive_finite_quantity_is_refused(text):
+    with pytest.raises(argparse.ArgumentTypeError, match=f"^{text!r} is not allowed: must be a"):
+        command_line.quantity(text)
 
 
 def test_an_argument_that_is_a_path_is_one_of_this_machine():
