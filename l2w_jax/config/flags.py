@@ -1,10 +1,11 @@
 """The command line of a configuration: its file, fields set to other values, the run folder."""
 
+import ast
 import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -139,6 +140,7 @@ def _check_overrides(arguments: Sequence[str]) -> None:
 
 def _similar_field(name: str, known: Sequence[str]) -> str:
     """Says which fields there are where one of this name was looked for."""
+    name = name.lower()
     section, _, _ = name.rpartition(".")
     beside = [
         other.removeprefix(f"{section}.") for other in known if other.startswith(f"{section}.")
@@ -154,21 +156,22 @@ def _of_wrong_type(arguments: Sequence[str]) -> str:
     defaults = dict(fields(default_config()))
     faults = []
     for argument in arguments:
-        match = re.fullmatch(r"--?config\.([^=]*)=(.*)", argument)
-        default = defaults[match[1]] if match else None
-        if isinstance(default, bool):
-            is_wrong = match[2].lower() not in ("true", "t", "1", "false", "f", "0")
-        else:
-            is_wrong = isinstance(default, int | float) and not _is_a(type(default), match[2])
-        if is_wrong:
-            faults.append(not_allowed(match[1], match[2], type_name(default)))
+        match = re.fullmatch(r"--?config\.([^=]*)=(.*)", argument, re.DOTALL)
+        if match and not _is_like(defaults[match[1]], match[2]):
+            faults.append(not_allowed(match[1], match[2], type_name(defaults[match[1]])))
     return "\n".join(faults)
 
 
-def _is_a(number: type[int] | type[float], text: str) -> bool:
+def _is_like(default: Any, text: str) -> bool:
+    """Whether the text of an override can be read as a value of the default's type."""
     try:
-        number(text)
-    except ValueError:
+        if isinstance(default, bool):
+            return text.lower() in ("true", "t", "1", "false", "f", "0")
+        if isinstance(default, tuple):
+            ast.literal_eval(text)
+        else:
+            type(default)(text)
+    except (ValueError, SyntaxError):
         return False
     return True
 
