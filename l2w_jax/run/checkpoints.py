@@ -34,7 +34,7 @@ from l2w_jax.arrays import (
 )
 from l2w_jax.errors import RunFailed, RunInterrupted, UserError, first_line
 from l2w_jax.run import processes
-from l2w_jax.run.workdir import saved_steps
+from l2w_jax.run.workdir import check_path, saved_steps
 
 
 class _DamagedCheckpoint(Exception):
@@ -193,7 +193,8 @@ def restore_newest(workdir: Path, template: PyTree) -> PyTree | None:
         checkpoint was ever completed.
 
     Raises:
-        UserError: no checkpoint is good, or the good one is of another network.
+        UserError: no checkpoint is good, or the good one is of another network, or the folder's
+            path is not UTF-8.
         RunFailed: some processes of this run read a checkpoint well, and others do not.
     """
     steps = processes.of_all(saved_steps(workdir)[::-1])[0]
@@ -237,6 +238,7 @@ def has_checkpoint(workdir: Path) -> bool:
 
 
 def _directory(workdir: Path) -> Path:
+    check_path(workdir)
     # Orbax notices a relative path only when a save in the background fails.
     return workdir.absolute() / "checkpoints"
 

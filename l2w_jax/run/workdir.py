@@ -20,8 +20,10 @@ def check(config: ConfigDict, workdir: Path) -> None:
     """Looks, without writing, whether a run of this configuration can use a folder.
 
     Raises:
-        UserError: it is a file, or belongs to a run with another configuration.
+        UserError: it is a file, or belongs to a run with another configuration, or no checkpoint
+            can be in it.
     """
+    check_path(workdir, "--workdir=")
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir={workdir}: is a file; give a folder, which need not exist")
     if not _has_results(workdir):
@@ -52,6 +54,25 @@ def check(config: ConfigDict, workdir: Path) -> None:
             f"--workdir={workdir}: belongs to a run with another config; "
             "choose another --workdir, or undo: " + ", ".join(map(str, changes)) + advice
         )
+
+
+def check_path(workdir: Path, argument: str = "") -> None:
+    """Looks whether checkpoints can be in a folder, by its path alone: TensorStore takes UTF-8.
+
+    Args:
+        workdir: the run folder.
+        argument: what the user gave it with, such as "--workdir=".
+
+    Raises:
+        UserError: the path, from the root on, is not UTF-8.
+    """
+    try:
+        str(workdir.absolute()).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{argument}{workdir}: is not allowed for a run with checkpoints: the path "
+            f"{str(workdir.absolute())!r} must be UTF-8; rename the folder"
+        ) from error
 
 
 def _earlier_runs_kept(before: ConfigDict, now: ConfigDict, workdir: Path) -> list[str]:

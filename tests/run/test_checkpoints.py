@@ -200,6 +200,19 @@ def test_no_flipped_byte_anywhere_goes_unnoticed(saved_run, tmp_path):
         assert_same(restored, make_state(int(restored.step)))
 
 
+def test_good_checkpoints_are_not_told_damaged_where_their_path_is_not_utf_8(saved_run, tmp_path):
+    workdir = shutil.copytree(saved_run, tmp_path / os.fsdecode(b"lat\xfcn"))
+    template = make_state(0)
+    for use in (
+        lambda: checkpoints.restore_best(workdir, template),
+        lambda: checkpoints.restore_newest(workdir, template),
+        lambda: checkpoints.CheckpointWriter(workdir, keep=1),
+    ):
+        with pytest.raises(UserError, match=r"must be UTF-8; rename the folder"):
+            use()
+    assert steps_in(workdir / "checkpoints") == [10, 20, 30]
+
+
 def test_all_checkpoints_damaged_is_an_error(run_copy):
     for step in (10, 20, 30):
         DAMAGE["one byte flipped"](run_copy / "checkpoints" / str(step))

@@ -190,6 +190,19 @@ def test_a_file_is_refused(tmp_path):
     assert path.read_text() == "mine"
 
 
+def test_a_path_that_is_not_utf_8_is_refused_since_no_checkpoint_could_be_there(
+    tmp_path, monkeypatch
+):
+    latin = tmp_path / os.fsdecode(b"lat\xfcn")
+    latin.mkdir()
+    with pytest.raises(UserError, match=r"^--workdir=.*: the path .*lat\\udcfcn' must be UTF-8"):
+        run_folder.check(default_config(), latin)
+    monkeypatch.chdir(latin)
+    with pytest.raises(UserError, match=r"^--workdir=run: .*lat\\udcfcn/run' must be UTF-8"):
+        run_folder.check(default_config(), Path("run"))
+    run_folder.check(default_config(), tmp_path / "latün")
+
+
 def test_checkpoints_of_an_unknown_run_are_refused(tmp_path):
     (tmp_path / "checkpoints" / "5").mkdir(parents=True)
     with pytest.raises(UserError, match=r"what a run left, but not its config\.json"):
