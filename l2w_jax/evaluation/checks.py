@@ -7,11 +7,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from l2w_jax.early_exit.budget import NOBODY_LEAVES
+
 # What is in an array, by the letters of its dtype's kind.
 _CONTENTS = {"f": "finite numbers", "iu": "whole numbers", "b": "truth values", "U": "texts"}
 
 # Of each array of `predictions.Predictions`; those that are not named hold numbers [K, N].
 _OF_IMAGES = ("positions", "labels")
+_SCORES = ("confidences", "log_odds", "negative_entropy", "margin")
 _KINDS = {
     "positions": "iu",
     "labels": "iu",
@@ -123,6 +126,8 @@ def check_predictions(
         if array is not None:
             shape = (num_images,) if name in _OF_IMAGES else (num_exits, num_images)
             _check_array(name, array, _KINDS.get(name, "f"), shape)
+        if array is not None and name in _SCORES and not (np.abs(array) < NOBODY_LEAVES).all():
+            raise ValueError(f"{name} must be below {NOBODY_LEAVES:g}, the threshold of nobody")
     for name in ("labels", "predicted"):
         _check_below(name, arrays[name], num_classes)
 

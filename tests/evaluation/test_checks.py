@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from written_runs import made_evaluation, made_examples, write_config
 
+from l2w_jax.early_exit.budget import NOBODY_LEAVES
 from l2w_jax.errors import UserError
 from l2w_jax.evaluation.results import Evaluation, SampleWeights
 from l2w_jax.files import write_arrays
@@ -146,6 +147,15 @@ def test_an_array_with_what_is_no_number_is_refused(load_with, name):
     for value in (np.nan, np.inf):
         with pytest.raises(UserError, match="has a number that is not finite"):
             load_with(**{name: np.full_like(load_with.arrays[name], value)})
+
+
+def test_a_score_that_no_threshold_exceeds_is_refused(load_with):
+    odds = load_with.arrays["test_log_odds"]
+    with pytest.raises(UserError, match=r"test: log_odds must be below 1e\+08"):
+        load_with(test_log_odds=np.full_like(odds, NOBODY_LEAVES))
+    # As `rules` cuts them off.
+    largest = np.full_like(odds, np.nextafter(NOBODY_LEAVES, np.float32(0)))
+    assert (load_with(test_log_odds=largest).test.log_odds == largest).all()
 
 
 def test_an_evaluation_has_images(load_with):
