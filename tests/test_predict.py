@@ -128,7 +128,7 @@ def test_a_file_is_one_row_whatever_its_name(evaluation):
     assert row.endswith("  a\\nb.png")
 
 
-@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("count", [1, 4])
 def test_several_classes_of_an_image_come_with_their_probabilities(
     calibrated_run, tmp_path, capsys, count
 ):
@@ -169,6 +169,13 @@ def test_several_classes_of_an_image_come_with_their_probabilities(
 def test_more_classes_than_there_are_or_none_are_refused(command, folder, count):
     with pytest.raises(UserError, match=rf"^--top-k={count} is not allowed: must be from 1 to 4, "):
         command(f"--top-k={count}", folder)
+
+
+def test_the_table_has_its_header_where_the_first_file_is_broken(command, folder, capsys):
+    with pytest.raises(Incomplete, match=r"^1 of 2 files"):
+        command(folder / "2_broken.png", folder / "0.png")
+    header, _ = capsys.readouterr().out.splitlines()
+    assert header == predict.TABLE_HEADER
 
 
 def test_json_is_one_object_a_line(command, folder, capsys):
@@ -225,7 +232,11 @@ def test_a_folder_that_cannot_be_read_is_told_and_the_others_go_on(
         command(folder, folder / "inner" / "3.png")
     shown = capsys.readouterr()
     assert len(shown.out.splitlines()) >= 4
-    assert f"{folder / 'inner'}: cannot be read: Permission denied" in shown.err
+    told = f"{folder / 'inner'}: cannot be read: Permission denied"
+    assert told in shown.err
+    with pytest.raises(Incomplete, match=r"inner: no image found; must be image files"):
+        command(folder / "inner")
+    assert capsys.readouterr().err == f"{told}\n"
 
 
 def test_images_alone_are_no_fault(command, folder, capsys):
