@@ -247,6 +247,28 @@ def test_in_8_bits_thresholds_are_set_by_the_images_that_the_run_was_last_evalua
     assert read == ["train", "test"]
 
 
+def test_in_8_bits_the_promise_of_thresholds_is_not_kept_and_that_is_told(
+    calibrated_run, tmp_path, monkeypatch, capsys
+):
+    export_onnx = pytest.importorskip("l2w_jax.interop.export_onnx")
+    monkeypatch.setattr(export_onnx, "export_quantized", lambda *_: [])
+    command = [f"--workdir={calibrated_run.workdir}", "--format=onnx", "--quantize"]
+    told = "the promise of --risk is not kept: it is of other thresholds, in float32"
+    for chosen_by in ({"risk": 0.1}, {"q": 1}):
+        chosen = tmp_path / "thresholds.json"
+        chosen.write_text(json.dumps(calibrated_run.chosen | {"chosen_by": chosen_by}))
+        export.main([*command, f"--output={tmp_path / 'out'}", f"--thresholds={chosen}"])
+        assert (told in capsys.readouterr().out.splitlines()) == ("risk" in chosen_by)
+
+
+def test_without_held_out_images_nothing_is_set_in_8_bits(calibrated_run, tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(calibrated_run.source, "num_holdout", 0)
+    command = [f"--workdir={calibrated_run.workdir}", f"--output={tmp_path}", "--format=onnx"]
+    with pytest.raises(UserError, match=r"^--quantize: sets thresholds anew by held-out images, "):
+        export.main([*command, "--quantize"])
+
+
 def test_images_that_the_run_may_have_been_trained_on_set_nothing_in_8_bits(
     calibrated_run, tmp_path, monkeypatch
 ):

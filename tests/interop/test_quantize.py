@@ -3,7 +3,9 @@
 import json
 
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 from small_networks import between, lively_variables, network
 
 from l2w_jax.early_exit import rules
@@ -62,6 +64,24 @@ def test_answers_in_8_bits_are_near(written):
     spread = before.scores.std(axis=1)
     assert (np.abs(before.scores - after.scores).mean(axis=1) < 0.3 * spread).all()
     assert sum(s.ByteSize() for s in in_8_bits) < 0.4 * sum(s.ByteSize() for s in stages)
+
+
+def test_each_output_channel_of_a_convolution_has_its_own_scale_and_seven_of_eight_bits(written):
+    """Sums of eight bits overflow on processors without VNNI."""
+    folder, *_ = written
+    convolutions = 0
+    for path in folder.glob("stage_*.onnx"):
+        graph = onnx.load(path).graph
+        arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+        made_by = {name: node for node in graph.node for name in node.output}
+        for node in graph.node:
+            if node.op_type != "Conv":
+                continue
+            weights, scales, *_ = (arrays.get(name) for name in made_by[node.input[1]].input)
+            convolutions += 1
+            assert weights.dtype == np.int8 and np.abs(weights).max() <= 64
+            assert scales.shape == weights.shape[:1]
+    assert convolutions > 10
 
 
 def test_thresholds_are_written_by_which_as_many_held_out_images_leave(written):
