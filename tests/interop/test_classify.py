@@ -1,5 +1,7 @@
 """The command of an exported network, by itself."""
 
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -46,3 +48,17 @@ def test_more_files_than_a_batch_are_each_classified_once_and_in_order(
         f"{name}\t50.0%\texit {1 + (name == 'white')}\t{file}"
         for name, file in zip(names, files, strict=True)
     ]
+
+
+def test_an_array_of_other_numbers_than_bytes_is_refused(network, tmp_path):
+    np.save(tmp_path / "images.npy", np.zeros((2, 8, 8, 3), np.float32))
+    with pytest.raises(ValueError, match=r"holds float32 \[2, 8, 8, 3\], must hold uint8 \[N"):
+        classify.classify_array(network, [str(tmp_path / "images.npy")])
+    assert network.batches == []
+
+
+@pytest.mark.parametrize("others", [["b.npy"], ["b.png"]])
+def test_an_array_is_classified_alone(others, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["run_onnx.py", "a.npy", *others])
+    with pytest.raises(SystemExit, match=r"^usage: python run_onnx\.py IMAGE \.\.\. or IMAGES"):
+        classify.main(pytest.fail)

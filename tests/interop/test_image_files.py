@@ -88,6 +88,8 @@ FILES = {
     "CMYK JPEG": (photo().convert("CMYK"), JPEG),
     **{f"PNG held as {k}": (photo(), {"format": "PNG", "exif": held(k)}) for k in range(1, 9)},
     **{f"JPEG held as {k}": (photo(), JPEG | {"exif": held(k)}) for k in range(1, 9)},
+    # Of a side of 65.6 pixels, where those above are of 61.25.
+    "RGB of another size": (photo(101, 75), {"format": "PNG"}),
     "TIFF held as 6": (photo(), {"format": "TIFF", "tiffinfo": {0x0112: 6}}),
 }
 
