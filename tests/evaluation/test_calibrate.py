@@ -60,6 +60,22 @@ def test_of_many_images_no_more_are_fitted_on_than_memory_holds(run, monkeypatch
     assert (found.fitting_images, len(found.evaluation.held_out.labels)) == (20, 70)
 
 
+def test_every_held_out_image_that_was_read_is_of_one_part(run, monkeypatch):
+    config, variables, source, evaluation = run
+    read = np.setdiff1d(np.arange(90), [3, 50])
+    held_out = calibrate_module._at(evaluation.held_out, read)
+    fitting = []
+
+    def watched(*arguments):
+        fitting.extend(arguments[-1])
+        return logits_of(*arguments)
+
+    monkeypatch.setattr(calibrate_module, "logits_of", watched)
+    found = calibrate(config, variables, source, dataclasses.replace(evaluation, held_out=held_out))
+    assert found.fitting_images == len(fitting) == 29
+    assert sorted([*fitting, *found.evaluation.held_out.positions]) == read.tolist()
+
+
 @pytest.mark.parametrize(("split", "seed"), [("held_out", 2), ("test", 1)])
 def test_answers_are_those_with_temperatures(split, seed, calibration, tiny_network):
     answers = getattr(calibration.evaluation, split)
