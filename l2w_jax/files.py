@@ -7,7 +7,7 @@ import io
 import json
 import logging
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -72,16 +72,16 @@ def replace_together(contents: Mapping[Path, str | bytes | None]) -> None:
             os.unlink(temporary)
 
 
-def _write_temporary(path: Path, content: str | bytes) -> str:
+def _write_temporary(path: Path, content: str | bytes) -> Path:
     """The path of a new file beside `path`, which holds the content."""
     path.parent.mkdir(parents=True, exist_ok=True)
     data = _encoded(content)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    # Not a file of `tempfile`, which its owner alone may read: what others may do is the umask's.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
-        # mkstemp makes files that only their owner may read.
-        os.chmod(temporary, 0o644)
     except BaseException:
         os.unlink(temporary)
         raise

@@ -103,6 +103,13 @@ def test_the_file_that_tells_of_the_others_is_gone_while_they_are_replaced(
     assert there == [False, False]
 
 
-def test_other_users_may_read_a_result(tmp_path):
-    write_atomically(tmp_path / "t.txt", b"x")
-    assert (tmp_path / "t.txt").stat().st_mode & 0o777 == 0o644
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_what_others_may_do_with_a_result_is_said_by_the_umask(umask, mode, tmp_path):
+    before = os.umask(umask)
+    try:
+        # Anew, and in place of another.
+        for _ in range(2):
+            write_atomically(tmp_path / "t.txt", b"x")
+            assert (tmp_path / "t.txt").stat().st_mode & 0o777 == mode
+    finally:
+        os.umask(before)

@@ -4,7 +4,6 @@ import csv
 import dataclasses
 import json
 import os
-import tempfile
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from written_runs import (
     write_config,
 )
 
+from l2w_jax import files
 from l2w_jax.errors import UserError
 from l2w_jax.evaluation import results
 from l2w_jax.evaluation.results import Evaluation, SampleWeights
@@ -203,14 +203,14 @@ def test_an_evaluation_that_is_cut_short_does_not_pass_for_the_one_before(folder
 def test_on_a_full_disk_the_earlier_evaluation_stays_whole(folder, monkeypatch, full):
     made_evaluation(step=1).save(folder)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    create = tempfile.mkstemp
+    write = files._write_temporary
 
-    def create_where_room_is(dir, prefix):
-        if full in prefix:
+    def write_where_room_is(path, content):
+        if path.name == full:
             raise OSError(28, "No space left on device")
-        return create(dir=dir, prefix=prefix)
+        return write(path, content)
 
-    monkeypatch.setattr(tempfile, "mkstemp", create_where_room_is)
+    monkeypatch.setattr(files, "_write_temporary", write_where_room_is)
     with pytest.raises(OSError, match="No space left"):
         whole_evaluation().save(folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
@@ -224,7 +224,7 @@ def test_every_wrong_byte_is_found(folder):
         damaged = bytearray(content)
         damaged[place] ^= 0x55
         file.write_bytes(damaged)
-        with pytest.raises(UserError, match="evaluation.npz is damaged"):
+        with pytest.raises(UserError, match=r"evaluation\.npz is damaged"):
             Evaluation.load(folder)
 
 
