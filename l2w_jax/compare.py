@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student_t
+from scipy import special
 
 from l2w_jax import command_line
 from l2w_jax.config import stored
@@ -38,7 +38,6 @@ from l2w_jax.evaluation.ways import (
     read_ways,
 )
 from l2w_jax.files import told_if_unwritable, write_atomically, write_json
-from l2w_jax.report import figures, png
 
 # Of the last exit's mul-adds: what the budgeted curves are read at.
 BUDGETS = (0.4, 0.6, 0.8)
@@ -86,6 +85,9 @@ def main(argv: Sequence[str]) -> None:
         with told_if_unwritable(arguments.save, "--save="):
             write_json(arguments.save, [numbers(way) for way in ways])
     if arguments.output:
+        # Imported here, since Matplotlib takes as long to come as all the rest.
+        from l2w_jax.report import figures, png
+
         picture = png.png(png.figure([figures.comparison(ways)]))
         with told_if_unwritable(arguments.output, "--output="):
             write_atomically(arguments.output, picture)
@@ -178,7 +180,8 @@ def _mean_and_interval(values: NDArray[np.float64]) -> str:
     if len(values) == 1:
         return f"{values[0]:+.2f}"
     error = values.std(ddof=1) / np.sqrt(len(values))
-    reach = error * student_t.ppf((1 + _CONFIDENCE) / 2, len(values) - 1)
+    # Student's t; SciPy's distributions take longer to import than this command to run.
+    reach = error * special.stdtrit(len(values) - 1, (1 + _CONFIDENCE) / 2)
     mean = values.mean()
     return f"{mean:+.2f} ({mean - reach:+.2f} to {mean + reach:+.2f})"
 

@@ -7,14 +7,24 @@ import platform
 import re
 from collections.abc import Iterator
 
+from l2w_jax.data.cores import available_cores
+
 # What matters of its C++ log also comes as an exception; the rest would stand between the lines
 # that a user is to read.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # announces itself in spite of the above
 
-import tensorflow as tf
-
-from l2w_jax.data.cores import available_cores
+# TensorFlow then leaves Keras alone, and with it scikit-learn, Matplotlib and parts of SciPy: a
+# quarter of the time that a command takes to start. CLU, which looks for Keras, is to find it.
+_LEGACY_KERAS = "TF_USE_LEGACY_KERAS"
+_kept = os.environ.get(_LEGACY_KERAS)
+os.environ[_LEGACY_KERAS] = "1"
+try:
+    import tensorflow as tf
+finally:
+    del os.environ[_LEGACY_KERAS]
+    if _kept is not None:
+        os.environ[_LEGACY_KERAS] = _kept
 
 __all__ = ["explain", "silent", "tf"]
 

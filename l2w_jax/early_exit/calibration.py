@@ -10,7 +10,6 @@ import jax
 import numpy as np
 from flax import linen as nn
 from numpy.typing import NDArray
-from scipy import optimize, special
 
 from l2w_jax.models import MultiExitNetwork
 from l2w_jax.models.precision import at_least_float32
@@ -87,12 +86,19 @@ def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.integer]) -
         logits: of one exit [N, C].
         labels: class indices [N].
     """
-    logits = np.asarray(logits, dtype=np.float64)
-    of_label = logits[np.arange(len(labels)), labels]
+    # Imported here, since most who read this module fit nothing.
+    from scipy import optimize
+
+    below_largest = np.asarray(logits, dtype=np.float64)
+    below_largest = below_largest - below_largest.max(axis=-1, keepdims=True)
+    of_label = below_largest[np.arange(len(labels)), labels]
+    # The logits of ImageNet take seconds where each step of the search makes arrays of its own.
+    exponentials = np.empty_like(below_largest)
 
     def cross_entropy(log_temperature: float) -> float:
         scale = np.exp(-log_temperature)
-        return float((special.logsumexp(scale * logits, axis=-1) - scale * of_label).mean())
+        np.exp(np.multiply(below_largest, scale, out=exponentials), out=exponentials)
+        return float((np.log(exponentials.sum(axis=-1)) - scale * of_label).mean())
 
     bounds = tuple(np.log(_TEMPERATURES))
     return float(np.exp(optimize.minimize_scalar(cross_entropy, bounds=bounds).x))

@@ -1,7 +1,10 @@
-"""Memory of images is used again rather than mapped anew."""
+"""TensorFlow comes alone, and memory of images is used again rather than mapped anew."""
 
+import os
 import platform
 import resource
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,6 +14,23 @@ from l2w_jax.config import default_config
 from l2w_jax.data import open_source
 
 SIZE = 224
+VARIABLE = "TF_USE_LEGACY_KERAS"
+
+
+@pytest.mark.parametrize("of_user", [None, "0"])
+def test_nothing_comes_with_tensorflow_that_reading_does_not_need(of_user):
+    environment = {name: os.environ[name] for name in os.environ if name != VARIABLE}
+    if of_user is not None:
+        environment[VARIABLE] = of_user
+    program = (
+        "import os, sys, l2w_jax.data.tensorflow_import\n"
+        "print({'keras', 'sklearn', 'matplotlib'} & {*sys.modules})\n"
+        f"print(os.environ.get({VARIABLE!r}))\n"
+        "from clu import metric_writers\n"
+    )
+    command = [sys.executable, "-c", program]
+    output = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    assert output.stdout == f"set()\n{of_user}\n"
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left alone")
@@ -18,14 +38,14 @@ def test_images_get_the_memory_of_those_before(tmp_path):
     generator = np.random.default_rng(0)
     for number in range(48):
         pixels = generator.integers(0, 256, (375, 500, 3), dtype=np.uint8)
-        folder = tmp_path / ("train" if number else "test") / "noise"
+        folder = tmp_path / ("train" if number > 1 else "test") / ("odd" if number % 2 else "even")
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(folder / f"{number}.jpg")
     config = default_config()
     config.dataset.update(
         name="image_folder",
         data_dir=str(tmp_path),
-        num_classes=1,
+        num_classes=2,
         image_size=SIZE,
         holdout=1,
         batch_size=32,
