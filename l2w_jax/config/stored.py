@@ -113,11 +113,11 @@ def fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _nulls(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yields the name of every field, such as "model.name", that is null."""
+    """Yields the name of every field, such as "model.name", that is or has null."""
     for name, value in content.items():
         if isinstance(value, dict):
             yield from _nulls(value, f"{prefix}{name}.")
-        elif value is None:
+        elif value is None or (isinstance(value, list) and None in value):
             yield f"{prefix}{name}"
 
 

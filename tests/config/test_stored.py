@@ -57,12 +57,13 @@ def test_a_broken_file_is_one_line(text):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("null", [None, [2, None]])
 @pytest.mark.parametrize("field", ["seed", "optimizer.milestones", "dataset.data_dir"])
-def test_no_field_is_null(field):
+def test_no_field_is_null(field, null):
     stored = json.loads(to_json(default_config()))
     *section, name = field.split(".")
     inner = stored[section[0]] if section else stored
-    inner[name] = None
+    inner[name] = null
     with pytest.raises(UserError, match=f"^config.json: {field}: null is not allowed: must be a"):
         from_json(json.dumps(stored))
 
