@@ -50,7 +50,8 @@ def test_more_files_than_a_batch_are_each_classified_once_and_in_order(
     ]
 
 
-def test_an_array_of_other_numbers_than_bytes_is_refused(network, tmp_path):
+def test_an_array_of_other_numbers_than_bytes_is_refused(classify, tmp_path):
+    network = BrightnessNetwork()
     np.save(tmp_path / "images.npy", np.zeros((2, 8, 8, 3), np.float32))
     with pytest.raises(ValueError, match=r"holds float32 \[2, 8, 8, 3\], must hold uint8 \[N"):
         classify.classify_array(network, [str(tmp_path / "images.npy")])
@@ -58,7 +59,7 @@ def test_an_array_of_other_numbers_than_bytes_is_refused(network, tmp_path):
 
 
 @pytest.mark.parametrize("others", [["b.npy"], ["b.png"]])
-def test_an_array_is_classified_alone(others, monkeypatch):
+def test_an_array_is_classified_alone(classify, others, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["run_onnx.py", "a.npy", *others])
     with pytest.raises(SystemExit, match=r"^usage: python run_onnx\.py IMAGE \.\.\. or IMAGES"):
         classify.main(pytest.fail)

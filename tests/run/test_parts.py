@@ -3,7 +3,6 @@
 from types import SimpleNamespace
 
 import jax
-import numpy as np
 import pytest
 from conftest import TinyNetwork
 from hypothesis import given
@@ -12,7 +11,7 @@ from tiny_run import TOTAL_STEPS, make_config
 
 from l2w_jax.config import default_config, to_json
 from l2w_jax.errors import UserError
-from l2w_jax.run import parts, processes
+from l2w_jax.run import parts
 from l2w_jax.run import workdir as run_folder
 from l2w_jax.training import create_train_state
 
@@ -63,10 +62,7 @@ def test_the_limit_is_what_jax_may_take_of_the_smallest_device_of_all_processes(
     devices = [SimpleNamespace(memory_stats=lambda told=told: told) for told in statistics]
     monkeypatch.setattr(jax, "local_devices", lambda: devices)
     assert parts.memory_of_device() == 7
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(
-        processes.multihost_utils, "process_allgather", lambda ours: np.array([ours, -elsewhere])
-    )
+    monkeypatch.setattr(parts, "of_all", lambda ours: [ours, elsewhere])
     assert parts.memory_of_device() == found
     devices.append(SimpleNamespace(memory_stats=lambda: None))
     assert parts.memory_of_device() is None
