@@ -61,3 +61,9 @@ def evaluation_rows(
         start = first + process_index * batch_size
         rows = np.arange(start, start + batch_size, dtype=np.int32)
         yield np.minimum(rows, num_images - 1), rows < num_images
+
+
+def rows_at(positions: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """As `evaluation_rows` of one process, of the images at some positions [n] alone."""
+    for rows, mask in evaluation_rows(len(positions), batch_size):
+        yield positions[rows].astype(np.int32), mask

@@ -1,7 +1,7 @@
 """What training and evaluation see of a data set, and its form for images that fit into memory."""
 
 import abc
-from collections.abc import Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -103,7 +103,6 @@ class Source(abc.ABC):
         num_train // batch_size steps, each in a new order.
         """
 
-    @abc.abstractmethod
     def evaluation_batches(
         self, split: str, batch_size: int, process_index: int = 0, process_count: int = 1
     ) -> Iterator[Batch]:
@@ -111,8 +110,22 @@ class Source(abc.ABC):
 
         Each batch is {"image": uint8[b, H, W, 3], "label": int32[b], "mask": bool[b],
         "index": int32[b]} with b = `batch_size`, the rows of this process alone. Rows with a false
-        mask fill up the last batches, so that all processes get equally many.
+        mask fill up the last batches, so that all processes get equally many. An image that cannot
+        be read has a false mask too.
         """
+        num_images = len(self._splits[split])
+        rows = order.evaluation_rows(num_images, batch_size, process_index, process_count)
+        return self._unaugmented(split, rows)
+
+    def images_at(self, split: str, positions: np.ndarray, batch_size: int) -> Iterator[Batch]:
+        """Yields images of a split by their positions [n], as `evaluation_batches` yields all."""
+        return self._unaugmented(split, order.rows_at(positions, batch_size))
+
+    @abc.abstractmethod
+    def _unaugmented(
+        self, split: str, rows: Iterable[tuple[np.ndarray, np.ndarray]]
+    ) -> Iterator[Batch]:
+        """Yields an evaluation batch for positions int32[b] and mask bool[b] of each."""
 
     def spread_images(self, split: str, count: int) -> Iterator[Batch]:
         """Yields at most `count` images of a split, evenly spaced, as `evaluation_batches` of one.
@@ -120,8 +133,8 @@ class Source(abc.ABC):
         Where images lie class by class, as in a folder, the first ones are all of one kind.
         Images that cannot be read are left out.
         """
-        stride = self.spacing(split, count)
-        for batch in self.evaluation_batches(split, batch_size=1, process_count=stride):
+        positions = np.arange(0, len(self._splits[split]), self.spacing(split, count))
+        for batch in self.images_at(split, positions, batch_size=1):
             if batch["mask"].all():
                 yield batch
 
@@ -174,14 +187,18 @@ class MemorySource(Source):
             augmented = augment.apply_shifts(self._shift, images[rows], draws)
             yield {"image": augmented, "label": labels[rows]}
 
-    def evaluation_batches(
-        self, split: str, batch_size: int, process_index: int = 0, process_count: int = 1
+    def _unaugmented(
+        self, split: str, rows: Iterable[tuple[np.ndarray, np.ndarray]]
     ) -> Iterator[Batch]:
-        """See `Source.evaluation_batches`."""
+        """See `Source._unaugmented`."""
         images, labels = self._splits[split]
-        batches = order.evaluation_rows(len(labels), batch_size, process_index, process_count)
-        for rows, mask in batches:
-            yield {"image": images[rows], "label": labels[rows], "mask": mask, "index": rows}
+        for positions, mask in rows:
+            yield {
+                "image": images[positions],
+                "label": labels[positions],
+                "mask": mask,
+                "index": positions,
+            }
 
 
 def choose_training_images(

@@ -1,6 +1,6 @@
 """Data sets that stay on disk: each batch is read when it is needed, or shortly before."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -65,13 +65,14 @@ class StreamingSource(Source):
             self._check_labels(images, batch.choice.positions, batch.labels)
             yield {"image": batch.pixels, "label": batch.labels}
 
-    def evaluation_batches(
-        self, split: str, batch_size: int, process_index: int = 0, process_count: int = 1
+    def _unaugmented(
+        self, split: str, rows: Iterable[tuple[np.ndarray, np.ndarray]]
     ) -> Iterator[Batch]:
-        """See `Source.evaluation_batches`. An image that cannot be read has a false mask."""
+        """See `Source._unaugmented`."""
         images = self._splits[split]
-        rows = list(order.evaluation_rows(len(images), batch_size, process_index, process_count))
-        batches = read_evaluation_batches(images, rows, self._size, self._max_pixels, self._bad)
+        batches = read_evaluation_batches(
+            images, list(rows), self._size, self._max_pixels, self._bad
+        )
         for batch in batches:
             positions = batch.choice.positions
             self._check_labels(images, positions, batch.labels)

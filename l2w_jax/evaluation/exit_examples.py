@@ -14,8 +14,12 @@ from l2w_jax.evaluation.predictions import Predictions
 # Of each kind at each exit.
 EXAMPLES = 6
 
-# Examples come from so many images, which are quickly read again.
+# Examples come from so many images, evenly spaced: of many that are alike sure the first ones may
+# all be of one class.
 CANDIDATES = 2000
+
+# To read at a time.
+_BATCH_SIZE = 32
 
 THUMBNAIL_SIZE = 64
 
@@ -80,9 +84,9 @@ def read_examples(
     exits, kinds, samples = (np.array(column) for column in zip(*chosen, strict=True))
     wanted = predictions.positions[candidates][samples]
     thumbnails = {
-        int(batch["index"][0]): _thumbnail(batch["image"][0])
-        for batch in source.spread_images("test", CANDIDATES)
-        if batch["index"][0] in wanted
+        int(position): _thumbnail(image)
+        for batch in source.images_at("test", np.unique(wanted), _BATCH_SIZE)
+        for position, image in zip(batch["index"], batch["image"], strict=True)
     }
     return ExitExamples(
         images=np.stack([thumbnails[position] for position in wanted.tolist()]),

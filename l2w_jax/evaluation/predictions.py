@@ -185,12 +185,10 @@ def logits_of(
     placed = jax.device_put(variables)
     logits, labels = [], []
     size = _batch_size(config, source, "holdout", 1)
-    for batch in source.evaluation_batches("holdout", size, 0, 1):
-        chosen = batch["mask"] & np.isin(batch["index"], positions)
-        if chosen.any():
-            of_batch = jax.device_get(_logits(model, placed, mean, std, batch["image"]))
-            logits.append(of_batch[:, chosen].astype(np.float32))
-            labels.append(batch["label"][chosen])
+    for batch in source.images_at("holdout", positions, size):
+        of_batch = jax.device_get(_logits(model, placed, mean, std, batch["image"]))
+        logits.append(of_batch[:, batch["mask"]].astype(np.float32))
+        labels.append(batch["label"][batch["mask"]])
     return np.concatenate(logits, axis=1), np.concatenate(labels)
 
 

@@ -46,14 +46,14 @@ def test_a_batch_has_no_more_rows_than_there_are_images(
     config, source, tiny_network, split, monkeypatch
 ):
     rows = []
-    batches_of = source.evaluation_batches
+    batches_of = source._unaugmented
 
     def batches(*arguments):
         for batch in batches_of(*arguments):
             rows.append(len(batch["mask"]))
             yield batch
 
-    monkeypatch.setattr(source, "evaluation_batches", batches)
+    monkeypatch.setattr(source, "_unaugmented", batches)
     config.dataset.eval_batch_size = 10**9
     expected = len(split_predictions.predict_all(config, *tiny_network, source, split).labels)
     # Held-out and test images come in batches of one size, for which the network is compiled.
