@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -339,6 +340,23 @@ def test_a_run_goes_on_where_nobody_reads_its_lines_any_more():
         process.stdin.close()
         assert process.stderr.read() == "on\n"
     assert process.returncode == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")
+def test_a_run_goes_on_where_the_disk_under_its_lines_is_full():
+    lines = (
+        "import sys; from l2w_jax.run.log import say; "
+        "[say('more') for _ in range(3)]; print('on', file=sys.stderr)"
+    )
+    with open("/dev/full", "w") as full:
+        process = subprocess.run(
+            [sys.executable, "-c", lines],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=ENVIRONMENT,
+        )
+    assert (process.returncode, process.stderr) == (0, "on\n")
 
 
 def test_what_ends_the_run_first_is_told(config, tmp_path, monkeypatch):
