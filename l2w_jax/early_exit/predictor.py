@@ -194,6 +194,9 @@ class EarlyExitPredictor:
                     "normalised floating-point images"
                 )
             return images
+        # As JAX takes them, and only then looked at: what float64 holds may be infinite in float32.
+        with np.errstate(over="ignore"):
+            images = images.astype(jax.dtypes.canonicalize_dtype(images.dtype), copy=False)
         broken = np.flatnonzero(~np.isfinite(images).all(axis=tuple(range(1, images.ndim))))
         if broken.size:
             raise ValueError(f"image {broken[0]} of {len(images)} holds NaN or infinity")
