@@ -85,7 +85,7 @@ def main(argv: Sequence[str]) -> None:
         with told_if_unwritable(arguments.save, "--save="):
             write_json(arguments.save, [numbers(way) for way in ways])
     if arguments.output:
-        # Imported here, since Matplotlib takes as long to come as all the rest.
+        # Imported here, since Matplotlib takes long to come, and tables do without.
         from l2w_jax.report import figures, png
 
         picture = png.png(png.figure([figures.comparison(ways)]))
@@ -180,7 +180,7 @@ def _mean_and_interval(values: NDArray[np.float64]) -> str:
     if len(values) == 1:
         return f"{values[0]:+.2f}"
     error = values.std(ddof=1) / np.sqrt(len(values))
-    # Student's t; SciPy's distributions take longer to import than this command to run.
+    # Student's t, without SciPy's distributions, which take long to import.
     reach = error * special.stdtrit(len(values) - 1, (1 + _CONFIDENCE) / 2)
     mean = values.mean()
     return f"{mean:+.2f} ({mean - reach:+.2f} to {mean + reach:+.2f})"

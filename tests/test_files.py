@@ -3,8 +3,8 @@ import os
 from pathlib import Path
 
 import pytest
+from full_disk import fill_disk
 
-from l2w_jax import files
 from l2w_jax.files import csv_text, replace_together, write_atomically, write_json
 
 
@@ -75,14 +75,7 @@ def test_files_are_replaced_together(tmp_path, three_files):
 @pytest.mark.parametrize("full", ["rows", "about"])
 def test_a_full_disk_replaces_none_of_the_files(tmp_path, three_files, monkeypatch, full):
     before, after = three_files
-    write = files._write_temporary
-
-    def write_where_room_is(path, content):
-        if path.name == full:
-            raise OSError(28, "No space left on device")
-        return write(path, content)
-
-    monkeypatch.setattr(files, "_write_temporary", write_where_room_is)
+    fill_disk(monkeypatch, full)
     with pytest.raises(OSError, match="No space left"):
         replace_together(after)
     assert contents(tmp_path) == before

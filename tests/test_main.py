@@ -204,43 +204,6 @@ def test_a_workdir_in_use_is_refused(workdir, capsys):
     assert "in use by another run" in capsys.readouterr().err
 
 
-def test_overrides_reach_the_config():
-    config = main.parse(
-        [
-            "main",
-            f"--config={DIGITS}",
-            "--config.optimizer.learning_rate=0.05",
-            "--config.model.growth_factors=(2,2)",
-            "--config.log.profile",
-        ]
-    ).config
-    assert config.optimizer.learning_rate == 0.05
-    assert config.model.growth_factors == (2, 2)
-    assert config.log.profile is True
-
-
-@pytest.mark.parametrize("named", [[f"--config={DIGITS}"], ["--config", DIGITS]])
-def test_the_order_of_arguments_does_not_matter(named):
-    overrides = ["--config.dataset.data_dir=X", "--workdir=W", "--noconfig.log.profile"]
-    for place in range(len(overrides) + 1):
-        ordered = [*overrides[:place], *named, *overrides[place:]]
-        arguments = main.parse(["main", *ordered])
-        assert arguments.config.dataset.data_dir == "X"
-        assert arguments.workdir == Path("W")
-
-
-@pytest.mark.parametrize(
-    ("config", "expected"),
-    [
-        (DIGITS, "runs/digits_msdnet"),
-        (f"{DIGITS}:baseline", "runs/digits_msdnet_baseline"),
-    ],
-)
-def test_the_workdir_has_the_name_of_the_config(config, expected):
-    assert main.parse(["main", f"--config={config}"]).workdir == Path(expected)
-    assert main.parse(["main", "--config", config]).workdir == Path(expected)
-
-
 def test_what_a_run_tells_is_printed_in_any_encoding(monkeypatch):
     printed = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, "ascii"))

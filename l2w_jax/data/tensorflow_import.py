@@ -15,7 +15,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # announces itself in spite of the above
 
 # TensorFlow then leaves Keras alone, and with it scikit-learn, Matplotlib and parts of SciPy: a
-# quarter of the time that a command takes to start. CLU, which looks for Keras, is to find it.
+# fifth of what `predict` takes for one image. CLU, which looks for Keras, is to find it.
 _LEGACY_KERAS = "TF_USE_LEGACY_KERAS"
 _kept = os.environ.get(_LEGACY_KERAS)
 os.environ[_LEGACY_KERAS] = "1"

@@ -279,8 +279,9 @@ class Evaluation:
             ) from error
 
 
-# What an archive of arrays with a wrong byte may raise besides.
-_DAMAGED = (BadZipFile, zlib.error, tokenize.TokenError, NotImplementedError)
+# What an archive of arrays with a wrong byte may raise besides; the last one also comes of JSON
+# that is nested too deeply.
+_DAMAGED = (BadZipFile, zlib.error, tokenize.TokenError, RuntimeError)
 
 _ARRAYS_FILE = "evaluation.npz"
 

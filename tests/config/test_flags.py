@@ -1,4 +1,4 @@
-"""A wrong override is named with its field, and with what is allowed."""
+"""What the command line makes of its arguments; a wrong one is named, with what is allowed."""
 
 from pathlib import Path
 
@@ -9,12 +9,12 @@ from l2w_jax.config.flags import parse
 from l2w_jax.config.stored import fields
 from l2w_jax.errors import UserError
 
-DIGITS = f"--config={Path(__file__).parents[2] / 'configs' / 'digits_msdnet.py'}"
+DIGITS = str(Path(__file__).parents[2] / "configs" / "digits_msdnet.py")
 
 
 def told(override):
     with pytest.raises(UserError) as refusal:
-        parse(["main", DIGITS, override])
+        parse(["main", f"--config={DIGITS}", override])
     return str(refusal.value)
 
 
@@ -35,3 +35,40 @@ def test_a_field_in_upper_case_is_near_to_itself():
     for name, _ in fields(default_config()):
         nearest = f"the nearest that exists is --config.{name}"
         assert told(f"--config.{name.upper()}=1").endswith(nearest)
+
+
+def test_overrides_reach_the_config():
+    config = parse(
+        [
+            "main",
+            f"--config={DIGITS}",
+            "--config.optimizer.learning_rate=0.05",
+            "--config.model.growth_factors=(2,2)",
+            "--config.log.profile",
+        ]
+    ).config
+    assert config.optimizer.learning_rate == 0.05
+    assert config.model.growth_factors == (2, 2)
+    assert config.log.profile is True
+
+
+@pytest.mark.parametrize("named", [[f"--config={DIGITS}"], ["--config", DIGITS]])
+def test_the_order_of_arguments_does_not_matter(named):
+    overrides = ["--config.dataset.data_dir=X", "--workdir=W", "--noconfig.log.profile"]
+    for place in range(len(overrides) + 1):
+        ordered = [*overrides[:place], *named, *overrides[place:]]
+        arguments = parse(["main", *ordered])
+        assert arguments.config.dataset.data_dir == "X"
+        assert arguments.workdir == Path("W")
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (DIGITS, "runs/digits_msdnet"),
+        (f"{DIGITS}:baseline", "runs/digits_msdnet_baseline"),
+    ],
+)
+def test_the_workdir_has_the_name_of_the_config(config, expected):
+    assert parse(["main", f"--config={config}"]).workdir == Path(expected)
+    assert parse(["main", "--config", config]).workdir == Path(expected)

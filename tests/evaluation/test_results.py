@@ -7,6 +7,7 @@ import os
 
 import numpy as np
 import pytest
+from full_disk import fill_disk
 from written_runs import (
     anytime_rows,
     made_evaluation,
@@ -15,7 +16,6 @@ from written_runs import (
     write_config,
 )
 
-from l2w_jax import files
 from l2w_jax.errors import UserError
 from l2w_jax.evaluation import results
 from l2w_jax.evaluation.results import Evaluation, SampleWeights
@@ -203,14 +203,7 @@ def test_an_evaluation_that_is_cut_short_does_not_pass_for_the_one_before(folder
 def test_on_a_full_disk_the_earlier_evaluation_stays_whole(folder, monkeypatch, full):
     made_evaluation(step=1).save(folder)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    write = files._write_temporary
-
-    def write_where_room_is(path, content):
-        if path.name == full:
-            raise OSError(28, "No space left on device")
-        return write(path, content)
-
-    monkeypatch.setattr(files, "_write_temporary", write_where_room_is)
+    fill_disk(monkeypatch, full)
     with pytest.raises(OSError, match="No space left"):
         whole_evaluation().save(folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
@@ -244,6 +237,24 @@ def test_what_lacks_a_number_is_damaged(folder):
     del summary["anytime"]
     (folder / "evaluation.json").write_text(json.dumps(summary))
     with pytest.raises(UserError, match=r"evaluation\.json is damaged \('anytime'\)"):
+        Evaluation.load(folder)
+
+
+def test_arrays_that_say_they_are_encrypted_are_damaged(folder):
+    """Which a wrong byte may say; of these files no checksum was kept."""
+    write_as_before(folder)
+    content = bytearray((folder / "evaluation.npz").read_bytes())
+    # The flags of the first entry of the archive's index.
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    (folder / "evaluation.npz").write_bytes(content)
+    with pytest.raises(UserError, match=r"evaluation\.npz is damaged \(.* encrypted"):
+        Evaluation.load(folder)
+
+
+def test_a_summary_that_is_nested_too_deeply_is_damaged(folder):
+    made_evaluation().save(folder)
+    (folder / "evaluation.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"evaluation\.json is damaged"):
         Evaluation.load(folder)
 
 
