@@ -99,3 +99,19 @@ def test_thumbnails_are_the_images_at_their_positions(candidates, monkeypatch):
         assert examples.labels[row] == labels[positions[sample]]
         assert examples.predicted[row] == predictions.predicted[k, sample]
         assert examples.confidences[row] == predictions.confidences[k, sample]
+
+
+def test_no_other_image_is_read_than_those_that_are_shown(monkeypatch):
+    """Of large photographs all candidates take longer to read than the network to answer."""
+    source = make_source(np.zeros((60, 8, 8, 3), np.uint8), np.zeros(60, np.int32))
+    read, images_at = [], MemorySource.images_at
+
+    def watched(source, split, positions, batch_size):
+        read.extend(positions)
+        return images_at(source, split, positions, batch_size)
+
+    monkeypatch.setattr(MemorySource, "images_at", watched)
+    monkeypatch.setattr(MemorySource, "evaluation_batches", pytest.fail)
+    answers = made_predictions(np.full((3, 60), 0.5), np.ones((3, 60), bool))
+    shown = read_examples(source, answers, THRESHOLDS)
+    assert len(read) == len(set(read)) == len(shown.images) < 60
