@@ -25,7 +25,7 @@ from l2w_jax.errors import UserError, first_line
 from l2w_jax.run.devices import step_on_stored
 from l2w_jax.run.parts import numbers_of_parts, with_parts
 from l2w_jax.training import pmap_train_step
-from l2w_jax.training.state import untrained_state
+from l2w_jax.training.state import abstract_state
 from l2w_jax.training.weighting import is_pipelined
 
 
@@ -186,11 +186,7 @@ def measure_compiled(config: ConfigDict, batch_size: int, chips: Slice) -> dict[
         Where a TPU's compiler finds that it does not fit, only needed_gigabytes.
     """
     step = pmap_train_step(step_on_stored(config, TOTAL_STEPS, chips.devices), chips.devices)
-    # Of this machine's memory, it would not be accepted for devices of another kind.
-    state = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
-        untrained_state(config, jax.random.key(config.seed)),
-    )
+    state = abstract_state(config)
     batch = _shapes_of_batch(config, len(chips.devices), batch_size)
     start = time.monotonic()
     lowered = step.update.lower(state, batch, np.int32(0))

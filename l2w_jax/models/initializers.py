@@ -8,7 +8,7 @@ NumPy, which `initial_variables` does.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -128,7 +128,8 @@ def initial_variables(
 
     The shapes come from an abstract run, during which each layer's own initialisers are noted;
     the values are then drawn with NumPy from a generator seeded by `rng`. A network with a
-    parameter whose initialiser has no NumPy form falls back to a jitted `model.init`.
+    parameter whose initialiser has no NumPy form falls back to a jitted `model.init`. In a
+    function that is traced, as for `jax.eval_shape`, it is `model.init`, and nothing is drawn.
 
     Args:
         model: any linen module.
@@ -137,6 +138,8 @@ def initial_variables(
         **static: its other arguments.
     """
     init = functools.partial(model.init, **static)
+    if isinstance(rng, jax.core.Tracer):
+        return init(rng, *_zeros(inputs))
     initializers: dict[tuple[str, ...], Callable] = {}
 
     def note_initializers(call, args, kwargs, context):
@@ -152,15 +155,18 @@ def initial_variables(
     leaves = traverse_util.flatten_dict(abstract)
     draws = {path: _host_draw(path, initializers) for path in leaves}
     if any(draw is None for draw in draws.values()):
-        dummies = [jnp.zeros(spec.shape, spec.dtype) for spec in inputs]
         options = cpu_options_for_a_single_run()
-        return jax.jit(init, compiler_options=options)(rng, *dummies)
+        return jax.jit(init, compiler_options=options)(rng, *_zeros(inputs))
     generator = np.random.default_rng(np.asarray(jax.random.key_data(rng)).tolist())
     values = {
         path: draws[path](generator, leaf.shape).astype(leaf.dtype)
         for path, leaf in sorted(leaves.items())
     }
     return jax.device_put(traverse_util.unflatten_dict(values))
+
+
+def _zeros(specs: Sequence[jax.ShapeDtypeStruct]) -> list[jax.Array]:
+    return [jnp.zeros(spec.shape, spec.dtype) for spec in specs]
 
 
 def _host_draw(path, initializers):

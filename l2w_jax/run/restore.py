@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import jax
 from ml_collections import ConfigDict
 
 from l2w_jax.arrays import tree_checksum
@@ -14,7 +13,7 @@ from l2w_jax.models import create_network
 from l2w_jax.models.preprocessing import channel_statistics, normalize
 from l2w_jax.run import checkpoints
 from l2w_jax.training import TrainState
-from l2w_jax.training.state import untrained_state
+from l2w_jax.training.state import abstract_state
 
 
 def restore_best(config: ConfigDict, workdir: Path) -> TrainState:
@@ -23,7 +22,7 @@ def restore_best(config: ConfigDict, workdir: Path) -> TrainState:
     Raises:
         UserError: there is no checkpoint, all are damaged, or they are of another network.
     """
-    state = checkpoints.restore_best(workdir, untrained_state(config, jax.random.key(config.seed)))
+    state = checkpoints.restore_best(workdir, abstract_state(config))
     if state is None:
         raise UserError(f"{workdir}: no checkpoint; train first")
     return state

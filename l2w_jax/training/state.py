@@ -119,6 +119,11 @@ def untrained_state(config: ConfigDict, rng: jax.Array, images: Images | None = 
     )
 
 
+def abstract_state(config: ConfigDict) -> TrainState:
+    """Shapes and types of `untrained_state`, as `jax.ShapeDtypeStruct`s: nothing is drawn."""
+    return jax.eval_shape(lambda rng: untrained_state(config, rng), jax.random.key(config.seed))
+
+
 def initial_opt_state(optimizer: optax.GradientTransformation, params: Any) -> optax.OptState:
     """`optimizer.init(params)` of an optimiser that starts from zeros, without a compilation."""
     abstract = jax.eval_shape(optimizer.init, params)

@@ -1,5 +1,7 @@
 """The checkpoint that is evaluated is the best one."""
 
+import jax
+import numpy as np
 import pytest
 from scripted_run import metric_lines
 from written_runs import made_evaluation
@@ -30,6 +32,13 @@ def test_the_best_checkpoint_is_the_one_to_evaluate(config, undisturbed):
     of_others = made_evaluation(step=best, network="of another training up to this step")
     with pytest.raises(UserError, match=f"best checkpoint is of another network of step {best} "):
         restore.restore_evaluated(config, workdir, of_others)
+
+
+def test_nothing_is_drawn_for_a_checkpoint_to_take_its_place(config, undisturbed, monkeypatch):
+    workdir, _ = undisturbed
+    for name in ("default_rng", "random"):
+        monkeypatch.delattr(np.random, name)
+    assert jax.tree.leaves(restore.restore_best(config, workdir).params)
 
 
 def test_without_checkpoints_there_is_nothing_to_evaluate(config, tmp_path):

@@ -14,6 +14,7 @@ from l2w_jax.early_exit import EarlyExitPredictor, log_odds, mul_adds_per_exit
 from l2w_jax.early_exit.budget import first_exits
 from l2w_jax.models import MultiExitNetwork
 from l2w_jax.training import create_train_state, make_train_step
+from l2w_jax.training.state import abstract_state
 
 
 @pytest.mark.parametrize("section", ["init", "weighting", "imta"])
@@ -64,6 +65,16 @@ def test_a_frozen_part_that_the_network_lacks_is_named_with_those_it_has():
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         create_train_state(default_config(model=Misspelt()), jax.random.key(0))
+
+
+@pytest.mark.parametrize("model", [None, OneLayer()])
+@pytest.mark.parametrize("schedule", ["exact", "pipelined"])
+def test_an_abstract_state_is_like_the_one_that_is_drawn(x64, small_config, model, schedule):
+    config = small_config if model is None else default_config(model=model)
+    config.weighting.schedule = schedule
+    drawn = create_train_state(config, jax.random.key(0))
+    of_drawn = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), drawn)
+    assert abstract_state(config) == of_drawn
 
 
 class LinearExits(MultiExitNetwork):
