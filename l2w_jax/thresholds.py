@@ -303,15 +303,12 @@ def _within(among: Sequence[Candidate], budget: float, argument: str) -> Candida
 
 def _calibration(workdir: Path, evaluation: results.Evaluation) -> Calibration:
     # Imported here, since only this needs the network and the data.
-    from l2w_jax.data import open_source
-    from l2w_jax.run.images import check_evaluated, check_to_judge_by, known_classes
+    from l2w_jax.run.images import open_evaluated
     from l2w_jax.run.restore import restore_evaluated
 
     config = stored.read_config(workdir)
     state = restore_evaluated(config, workdir, evaluation)
-    source = open_source(config, known_classes(workdir))
-    check_to_judge_by(source, workdir, evaluation.step)
-    check_evaluated(source, workdir, evaluation, ("holdout", "test"))
+    source = open_evaluated(config, workdir, evaluation, ("holdout", "test"))
     return calibrate(config, state.variables, source, evaluation)
 
 

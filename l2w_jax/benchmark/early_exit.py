@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from l2w_jax.benchmark.runtimes import RUNTIMES, Runtime
 from l2w_jax.config import stored
-from l2w_jax.data import open_source
 from l2w_jax.early_exit import rules
 from l2w_jax.early_exit.latency import all_leave_at, milliseconds
 from l2w_jax.early_exit.selection import thresholds_of
@@ -20,7 +19,7 @@ from l2w_jax.interop.exported_folder import ImageFormat
 from l2w_jax.models import create_network
 from l2w_jax.models.preprocessing import channel_statistics
 from l2w_jax.report import figures, png
-from l2w_jax.run.images import check_evaluated, check_to_judge_by, known_classes
+from l2w_jax.run.images import open_evaluated
 from l2w_jax.run.restore import restore_evaluated
 
 BATCH_SIZES = (1, 32, 256)
@@ -67,9 +66,7 @@ def benchmark_early_exit(
     # The whole image, since those of a split are cut out already.
     image_format = ImageFormat(config.dataset.image_size, 1.0, mean.tolist(), deviation.tolist())
     made = [RUNTIMES[name](model, state.variables, image_format) for name in runtimes]
-    source = open_source(config, known_classes(workdir))
-    check_to_judge_by(source, workdir, evaluation.step)
-    check_evaluated(source, workdir, evaluation, ("test",))
+    source = open_evaluated(config, workdir, evaluation, ("test",))
     timed = []
     for batch_size in batch_sizes:
         count = batch_size * -(-LEAST_IMAGES // batch_size)

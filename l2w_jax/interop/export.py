@@ -134,13 +134,10 @@ def _images_of(
         UserError: the data set is not there, another one by now or not the one that set the run's
             thresholds, or no image sets thresholds.
     """
-    from l2w_jax.data import open_source
-    from l2w_jax.run.images import check_evaluated, check_to_judge_by, known_classes
+    from l2w_jax.run.images import open_evaluated
 
-    source = open_source(config, known_classes(workdir))
-    check_to_judge_by(source, workdir, evaluation.step)
     split = config.dataset.thresholds_from
-    check_evaluated(source, workdir, evaluation, (split,))
+    source = open_evaluated(config, workdir, evaluation, (split,))
     if split == "holdout" and not source.num_holdout:
         raise UserError(
             "--quantize: sets thresholds anew by held-out images, and this run has none"

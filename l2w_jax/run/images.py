@@ -11,6 +11,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from l2w_jax import data
 from l2w_jax.config import stored
 from l2w_jax.data import Source
 from l2w_jax.errors import UserError, some
@@ -88,6 +89,20 @@ def _check_classes(source: Source, workdir: Path, before: list[str] | None) -> N
         f"has {some(others)}; give the class folders their names back, name a data set of the "
         "run's classes with --config.dataset.data_dir, or start a new run with another --workdir"
     )
+
+
+def open_evaluated(
+    config: ConfigDict, workdir: Path, evaluation: Evaluation, splits: Sequence[str]
+) -> Source:
+    """Opens the data set that an evaluated run was last judged by, in these splits.
+
+    Raises:
+        UserError: it is not there, holds other images by now, or `check_to_judge_by` refuses it.
+    """
+    source = data.open_source(config, known_classes(workdir))
+    check_to_judge_by(source, workdir, evaluation.step)
+    check_evaluated(source, workdir, evaluation, splits)
+    return source
 
 
 def check_evaluated(

@@ -178,9 +178,9 @@ def test_files_lie_beside_the_run(tiny_network, evaluation, tmp_path, monkeypatc
     for name, value in {
         "restore_evaluated": lambda config, workdir, evaluation: State,
         "create_network": lambda config: model,
-        "open_source": lambda config, known_classes: source,
     }.items():
         monkeypatch.setattr(early_exit_benchmark, name, value)
+    monkeypatch.setattr(data, "open_source", lambda config, known_classes: source)
     latency = benchmark_early_exit(tmp_path, batch_sizes=[4, 32], repeats=1)
     assert not list(tmp_path.iterdir())
     write_latency(tmp_path, latency)
@@ -197,7 +197,6 @@ def test_files_lie_beside_the_run(tiny_network, evaluation, tmp_path, monkeypatc
 
 def test_images_that_the_run_was_not_evaluated_with_tell_no_times(calibrated_run, monkeypatch):
     calibrated_run.find_others(monkeypatch, "test")
-    monkeypatch.setattr(early_exit_benchmark, "open_source", data.open_source)
     with pytest.raises(UserError, match="was last evaluated with other images of split 'test'"):
         benchmark_early_exit(calibrated_run.workdir)
 
