@@ -19,7 +19,7 @@ from l2w_jax.early_exit.stages import folded_variables
 from l2w_jax.errors import UserError
 from l2w_jax.interop import variables_to_torch
 from l2w_jax.interop.export import writer
-from l2w_jax.interop.exported_folder import ImageFormat, load_program
+from l2w_jax.interop.exported_folder import ImageFormat, NetworkToExport, load_program
 from l2w_jax.models import MSDNet, MultiExitNetwork
 from l2w_jax.models.compiler_options import cpu_compiler_options
 
@@ -85,7 +85,8 @@ def in_onnx(
     write, loader = writer("onnx")
     with tempfile.TemporaryDirectory() as folder:
         everybody = all_leave_at(0, model.num_exits)
-        write(Path(folder), model, variables, everybody, image_format, [], rule=_RULE)
+        to_export = NetworkToExport(model, variables, everybody, image_format, [], _RULE)
+        write(Path(folder), to_export)
         network = load_program(Path(folder), loader).ExportedNetwork(Path(folder), threads)
 
     with_thresholds = functools.partial(_with_thresholds, network)

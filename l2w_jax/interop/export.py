@@ -28,14 +28,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 from ml_collections import ConfigDict
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from l2w_jax import command_line
 from l2w_jax.arrays import named_arrays
 from l2w_jax.config import stored
 from l2w_jax.data.augment import evaluated_share
 from l2w_jax.early_exit import rules
-from l2w_jax.early_exit.budget import checked_thresholds
 from l2w_jax.early_exit.calibration import calibrated
 from l2w_jax.early_exit.predictor import BATCH_SIZES
 from l2w_jax.early_exit.stages import StageFunction, folded_variables, narrowed, stage_function
@@ -44,6 +43,7 @@ from l2w_jax.evaluation.results import Evaluation, choose_policy
 from l2w_jax.files import told_if_unwritable, write_arrays, write_atomically, write_json
 from l2w_jax.interop.exported_folder import (
     ImageFormat,
+    NetworkToExport,
     description,
     remove_earlier_export,
     write_programs,
@@ -87,28 +87,27 @@ def main(argv: Sequence[str]) -> None:
         deviation.tolist(),
         config.dataset.max_pixels,
     )
-    exported = (
-        arguments.output,
+    network = NetworkToExport(
         calibrated(create_network(config), policy.temperatures),
         state.variables,
         policy.thresholds,
         image_format,
         evaluation.class_names,
+        rules.RULES[policy.rule],
     )
-    rule = rules.RULES[policy.rule]
     if arguments.quantize:
         from l2w_jax.interop.export_onnx import export_quantized
 
         config.dataset.thresholds_from = evaluation.thresholds_from
         images = _images_of(config, arguments.workdir, evaluation)
         with told_if_unwritable(arguments.output, "--output="):
-            summary = export_quantized(*exported, rule, *images, evaluation.mul_adds)
+            summary = export_quantized(arguments.output, network, *images, evaluation.mul_adds)
         print("\n".join(summary))
         if policy.has_promise:
             print("the promise of --risk is not kept: it is of other thresholds, in float32")
     else:
         with told_if_unwritable(arguments.output, "--output="):
-            write(*exported, rule=rule)
+            write(arguments.output, network)
     num_stages = len(policy.thresholds)
     print(f"{arguments.output}: {num_stages} stages of step {int(state.step)}, and {loader}")
 
@@ -153,7 +152,7 @@ def _images_of(
     return held_out, images_of("test")
 
 
-def writer(name: str) -> tuple[Callable[..., None], str]:
+def writer(name: str) -> tuple[Callable[[Path, NetworkToExport], None], str]:
     """The function that writes a network in the format of this name, and its loader's name.
 
     Raises:
@@ -174,14 +173,7 @@ def writer(name: str) -> tuple[Callable[..., None], str]:
 
 
 def export_network(
-    folder: Path,
-    model: MultiExitNetwork,
-    variables: Mapping[str, Any],
-    thresholds: ArrayLike,
-    image_format: ImageFormat,
-    class_names: Sequence[str],
-    batch_sizes: Sequence[int] = BATCH_SIZES,
-    rule: rules.Rule = rules.confidence,
+    folder: Path, network: NetworkToExport, batch_sizes: Sequence[int] = BATCH_SIZES
 ) -> None:
     """Writes the network's stages, what they need and the loader into a folder.
 
@@ -190,25 +182,20 @@ def export_network(
 
     Args:
         folder: made where needed; files of an earlier export are replaced.
-        model: the network.
-        variables: its {"params", "batch_stats"}.
-        thresholds: T_k [K]; at the last exit everybody leaves.
-        image_format: of the images to come.
-        class_names: [C].
+        network: the stages compute in its own type.
         batch_sizes: that the loader fills batches up to. The stages take any.
-        rule: the scores that the thresholds are for.
 
     Raises:
         ValueError: the thresholds are not one number for each exit.
         OSError: the folder cannot be written.
     """
-    thresholds = checked_thresholds(thresholds, model.num_exits)
-    size = image_format.size
+    about = description(network)
+    model, image_format = network.model, network.image_format
+    size, preprocess = image_format.size, image_format.preprocess
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)
-    preprocess = image_format.preprocess
-    variables = folded_variables(model, variables, preprocess, images)
+    variables = folded_variables(model, network.variables, preprocess, images)
     arrays = {name: np.asarray(array) for name, array in named_arrays(variables).items()}
-    exported_functions = exported_stages(model, variables, preprocess, size, rule)
+    exported_functions = exported_stages(model, variables, preprocess, size, network.rule)
     remove_earlier_export(folder)
     names, stages = list(arrays), []
     for k, (exported, read) in enumerate(exported_functions):
@@ -220,7 +207,7 @@ def export_network(
     write_json(
         folder / "network.json",
         {
-            **description(class_names, image_format, rule.__name__, thresholds),
+            **about,
             "batch_sizes": sorted(set(batch_sizes)),
             "stages": stages,
             "sha256": {

@@ -1,28 +1,27 @@
 """Writes a network, with its early exits, as ONNX files beside a program that runs them."""
 
+import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from l2w_jax.early_exit import rules
 from l2w_jax.early_exit.budget import checked_thresholds
 from l2w_jax.early_exit.latency import milliseconds
 from l2w_jax.files import write_atomically, write_json
 from l2w_jax.interop import quantize
 from l2w_jax.interop.exported_folder import (
-    ImageFormat,
+    NetworkToExport,
     description,
     remove_earlier_export,
     write_programs,
 )
 from l2w_jax.interop.onnx_stages import onnx_stages
-from l2w_jax.models import MultiExitNetwork
 
 LOADER = "run_onnx.py"
 
@@ -30,45 +29,24 @@ LOADER = "run_onnx.py"
 TIMED_IMAGES = 64
 
 
-def export_network(
-    folder: Path,
-    model: MultiExitNetwork,
-    variables: Mapping[str, Any],
-    thresholds: ArrayLike,
-    image_format: ImageFormat,
-    class_names: Sequence[str],
-    rule: rules.Rule = rules.confidence,
-) -> None:
+def export_network(folder: Path, network: NetworkToExport) -> None:
     """Writes the network's stages, what they need and the loader into a folder.
 
     Args:
         folder: made where needed; files of an earlier export are replaced.
-        model: the network. The stages compute in float32, whatever its own type.
-        variables: its {"params", "batch_stats"}.
-        thresholds: T_k [K]; at the last exit everybody leaves.
-        image_format: of the images to come.
-        class_names: [C].
-        rule: the scores that the thresholds are for.
+        network: the stages compute in float32, whatever its type.
 
     Raises:
         ValueError: the thresholds are not one number for each exit.
         UserError: the network does what cannot be written as ONNX.
         OSError: the folder cannot be written.
     """
-    thresholds = checked_thresholds(thresholds, model.num_exits)
-    models = _models(model, variables, image_format, rule)
-    about = description(class_names, image_format, rule.__name__, thresholds)
-    _write(folder, models, about)
+    _write(folder, _models(network), description(network))
 
 
 def export_quantized(
     folder: Path,
-    model: MultiExitNetwork,
-    variables: Mapping[str, Any],
-    thresholds: ArrayLike,
-    image_format: ImageFormat,
-    class_names: Sequence[str],
-    rule: rules.Rule,
+    network: NetworkToExport,
     held_out: NDArray[np.uint8],
     test: tuple[NDArray[np.uint8], NDArray[np.int32]],
     mul_adds: Sequence[float],
@@ -76,7 +54,7 @@ def export_quantized(
     """`export_network` in 8 bits (`quantize`), at thresholds by which as many images leave.
 
     Args:
-        folder, model, variables, thresholds, image_format, class_names, rule: as there.
+        folder, network: as there.
         held_out: images uint8 [N, H, W, 3] that set limits and thresholds.
         test: images and their labels, to tell what quantising costs.
         mul_adds: of stopping at each exit [K].
@@ -84,8 +62,8 @@ def export_quantized(
     Returns:
         A summary: accuracies, points of the budgeted curve and time, before and after.
     """
-    thresholds = checked_thresholds(thresholds, model.num_exits)
-    models = _models(model, variables, image_format, rule)
+    thresholds = checked_thresholds(network.thresholds, network.model.num_exits)
+    models = _models(network)
     every = max(1, len(held_out) // quantize.CALIBRATION_IMAGES)
     in_8_bits = quantize.quantized(models, held_out[::every])
     set_by = [quantize.answers(stages, held_out) for stages in (models, in_8_bits)]
@@ -99,18 +77,15 @@ def export_quantized(
     ]
     ways = [quantize.full_network(stages) for stages in (models, in_8_bits)]
     times = milliseconds(ways, images[:TIMED_IMAGES], repeats=5)
-    about = description(class_names, image_format, rule.__name__, anew)
-    _write(folder, in_8_bits, about)
+    _write(folder, in_8_bits, description(dataclasses.replace(network, thresholds=anew)))
     return quantize.summary_lines(*outcomes, times.tolist())
 
 
-def _models(
-    model: MultiExitNetwork,
-    variables: Mapping[str, Any],
-    image_format: ImageFormat,
-    rule: rules.Rule,
-) -> list[onnx.ModelProto]:
-    return onnx_stages(model, variables, image_format.preprocess, image_format.size, rule)
+def _models(network: NetworkToExport) -> list[onnx.ModelProto]:
+    image_format = network.image_format
+    return onnx_stages(
+        network.model, network.variables, image_format.preprocess, image_format.size, network.rule
+    )
 
 
 def _write(folder: Path, models: Sequence[onnx.ModelProto], about: dict[str, Any]) -> None:

@@ -3,20 +3,22 @@
 import dataclasses
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import jax
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 
 from l2w_jax import standard_output
 from l2w_jax.data import cut_jpeg, rgb
-from l2w_jax.early_exit.budget import EVERYBODY_LEAVES, NOBODY_LEAVES
+from l2w_jax.early_exit import rules
+from l2w_jax.early_exit.budget import EVERYBODY_LEAVES, NOBODY_LEAVES, checked_thresholds
 from l2w_jax.files import write_atomically
 from l2w_jax.interop.exported_files import FORMAT
+from l2w_jax.models import MultiExitNetwork
 from l2w_jax.models.preprocessing import normalize
 
 _HERE = Path(__file__).parent
@@ -62,19 +64,40 @@ class ImageFormat:
         return normalize(images, np.float32(self.mean), np.float32(self.deviation))
 
 
-def description(
-    class_names: Sequence[str],
-    image_format: ImageFormat,
-    rule: str,
-    thresholds: NDArray[np.float32],
-) -> dict[str, Any]:
-    """What a loader must know: classes [C], images, and who leaves where, thresholds [K]."""
+@dataclasses.dataclass(frozen=True)
+class NetworkToExport:
+    """A network with early exits, and what whoever runs it must know.
+
+    Attributes:
+        model: the network.
+        variables: its {"params", "batch_stats"}.
+        thresholds: T_k [K]; at the last exit everybody leaves.
+        image_format: of the images to come.
+        class_names: [C].
+        rule: the scores that the thresholds are for.
+    """
+
+    model: MultiExitNetwork
+    variables: Mapping[str, Any]
+    thresholds: ArrayLike
+    image_format: ImageFormat
+    class_names: Sequence[str]
+    rule: rules.Rule = rules.confidence
+
+
+def description(network: NetworkToExport) -> dict[str, Any]:
+    """What a loader must know: classes, images, and who leaves where.
+
+    Raises:
+        ValueError: the thresholds are not one number for each exit.
+    """
+    thresholds = checked_thresholds(network.thresholds, network.model.num_exits)
     return {
         "format": FORMAT,
-        "num_classes": len(class_names),
-        "class_names": list(class_names),
-        "image_format": dataclasses.asdict(image_format),
-        "rule": rule,
+        "num_classes": len(network.class_names),
+        "class_names": list(network.class_names),
+        "image_format": dataclasses.asdict(network.image_format),
+        "rule": network.rule.__name__,
         # JSON has no infinity.
         "thresholds": np.clip(thresholds, EVERYBODY_LEAVES, NOBODY_LEAVES).tolist(),
     }

@@ -29,7 +29,7 @@ from l2w_jax.early_exit.budget import NOBODY_LEAVES
 from l2w_jax.early_exit.calibration import calibrated
 from l2w_jax.errors import UserError
 from l2w_jax.interop import export_onnx
-from l2w_jax.interop.exported_folder import load_program
+from l2w_jax.interop.exported_folder import NetworkToExport, load_program
 
 CLASSES = [f"class {i}" for i in range(10)]
 
@@ -56,7 +56,7 @@ def exported(model, variables, images, folder, rule=rules.confidence):
     if rule is rules.log_odds:
         thresholds = rules.log_odds_of_confidences(thresholds)
     arguments = (thresholds, image_format(images.shape[1], 0.875), CLASSES, rule)
-    export_onnx.export_network(folder, model, variables, *arguments)
+    export_onnx.export_network(folder, NetworkToExport(model, variables, *arguments))
     return predictor
 
 
@@ -93,7 +93,7 @@ def test_a_calibrated_network_is_left_by_any_rule(rule, tiny_network, tmp_path):
     )
     assert set(decisions.exits) == {0, 1, 2}
     arguments = (thresholds, image_format(8), CLASSES[:4], function)
-    export_onnx.export_network(tmp_path, model, variables, *arguments)
+    export_onnx.export_network(tmp_path, NetworkToExport(model, variables, *arguments))
     check_answers(tmp_path, decisions, images)
 
 
@@ -135,7 +135,7 @@ def test_no_features_change_their_layout_between_convolutions(tmp_path):
     model, images = network("msdnet"), stored_images(1, 32)
     variables = lively_variables(model, preprocess(images))
     arguments = ([0] * model.num_exits, image_format(32), CLASSES)
-    export_onnx.export_network(tmp_path, model, variables, *arguments)
+    export_onnx.export_network(tmp_path, NetworkToExport(model, variables, *arguments))
     nodes = [
         node.op_type
         for k in range(model.num_exits)
@@ -151,7 +151,7 @@ def test_what_a_stage_need_not_join_is_joined_by_the_next(tmp_path):
     model, images = network("msdnet"), stored_images(1, 32)
     variables = lively_variables(model, preprocess(images))
     arguments = ([0] * model.num_exits, image_format(32), CLASSES)
-    export_onnx.export_network(tmp_path, model, variables, *arguments)
+    export_onnx.export_network(tmp_path, NetworkToExport(model, variables, *arguments))
     for k in range(model.num_exits):
         graph = onnx.load(tmp_path / f"stage_{k + 1}.onnx").graph
         read = {name for node in graph.node for name in node.input}
@@ -246,7 +246,8 @@ def test_an_operation_without_a_word_is_named(tmp_path):
     model, images = SortingNetwork(), stored_images(1, 8)
     variables = lively_variables(model, preprocess(images))
     with pytest.raises(UserError, match="stage 1 of this network needs the operation 'sort'"):
-        export_onnx.export_network(tmp_path, model, variables, [0], image_format(8), CLASSES)
+        network = NetworkToExport(model, variables, [0], image_format(8), CLASSES)
+        export_onnx.export_network(tmp_path, network)
     assert not list(tmp_path.iterdir())
 
 
@@ -256,7 +257,7 @@ def test_a_network_whose_answer_is_not_finite_is_refused(broken, tiny_network, t
     head = jax.tree.map(lambda value: np.full_like(value, np.nan), variables["params"]["head_1"])
     variables = {**variables, "params": {**variables["params"], f"head_{broken}": head}}
     arguments = ([NOBODY_LEAVES] * 3, image_format(8), CLASSES[:4])
-    export_onnx.export_network(tmp_path, model, variables, *arguments)
+    export_onnx.export_network(tmp_path, NetworkToExport(model, variables, *arguments))
     run = load_program(tmp_path, export_onnx.LOADER).ExportedNetwork(tmp_path)
     with pytest.raises(ValueError, match=f"answer at exit {broken + 1} is not finite"):
         run(stored_images(3, 8))

@@ -11,8 +11,9 @@ from small_networks import between, lively_variables, network
 from l2w_jax.early_exit import rules
 from l2w_jax.early_exit.budget import NOBODY_LEAVES, first_exits
 from l2w_jax.interop import export_onnx, quantize
-from l2w_jax.interop.export_onnx import LOADER, _models, export_quantized
-from l2w_jax.interop.exported_folder import ImageFormat, load_program
+from l2w_jax.interop.export_onnx import LOADER, export_quantized
+from l2w_jax.interop.exported_folder import ImageFormat, NetworkToExport, load_program
+from l2w_jax.interop.onnx_stages import onnx_stages
 
 IMAGE_FORMAT = ImageFormat(32, 1.0, [0.5] * 3, [0.25] * 3)
 
@@ -23,6 +24,10 @@ def stored_images(count, seed):
     return (bright + generator.integers(0, 56, (count, 32, 32, 3))).astype(np.uint8)
 
 
+def stages_of(model, variables):
+    return onnx_stages(model, variables, IMAGE_FORMAT.preprocess, 32, rules.log_odds)
+
+
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     """A network in 8 bits, what was told of it, itself, and the thresholds that it had."""
@@ -30,11 +35,11 @@ def written(tmp_path_factory):
     model = network("msdnet")
     variables = lively_variables(model, np.zeros((1, 32, 32, 3), np.float32))
     test = stored_images(40, 1), np.arange(40, dtype=np.int32) % 10
-    of_test = quantize.answers(_models(model, variables, IMAGE_FORMAT, rules.log_odds), test[0])
+    of_test = quantize.answers(stages_of(model, variables), test[0])
     thresholds = between(of_test.scores, 0.5)
     names = [str(i) for i in range(10)]
-    arguments = (folder, model, variables, thresholds, IMAGE_FORMAT, names, rules.log_odds)
-    lines = export_quantized(*arguments, stored_images(128, 0), test, [1e6, 2e6])
+    exported = NetworkToExport(model, variables, thresholds, IMAGE_FORMAT, names, rules.log_odds)
+    lines = export_quantized(folder, exported, stored_images(128, 0), test, [1e6, 2e6])
     return folder, lines, (model, variables), thresholds
 
 
@@ -54,7 +59,7 @@ def test_what_is_written_runs_and_says_what_it_costs(written):
 
 def test_answers_in_8_bits_are_near(written):
     _, _, (model, variables), _ = written
-    stages = _models(model, variables, IMAGE_FORMAT, rules.log_odds)
+    stages = stages_of(model, variables)
     images = stored_images(128, 2)
     in_8_bits = quantize.quantized(stages, images)
     kinds = [node.op_type for stage in in_8_bits for node in stage.graph.node]
@@ -87,7 +92,7 @@ def test_each_output_channel_of_a_convolution_has_its_own_scale_and_seven_of_eig
 def test_thresholds_are_written_by_which_as_many_held_out_images_leave(written):
     folder, _, (model, variables), thresholds = written
     held_out = stored_images(128, 0)
-    before = quantize.answers(_models(model, variables, IMAGE_FORMAT, rules.log_odds), held_out)
+    before = quantize.answers(stages_of(model, variables), held_out)
     left = np.bincount(first_exits(before.scores, thresholds), minlength=2)
     assert left.min() > 10
     network = load_program(folder, LOADER).ExportedNetwork(folder)
@@ -128,8 +133,8 @@ def test_limits_are_taken_from_images_of_all_over_the_held_out_ones(
     held_out = np.broadcast_to(shades[:, None, None, None], (count, 8, 8, 3))
     test = held_out[::100], np.zeros(len(held_out[::100]), np.int32)
     image_format = ImageFormat(8, 1.0, [0.5] * 3, [0.25] * 3)
-    arguments = (tmp_path, *tiny_network, [0, 0, 0], image_format, "abcd", rules.log_odds)
-    export_quantized(*arguments, held_out, test, [1e6, 2e6, 3e6])
+    exported = NetworkToExport(*tiny_network, [0, 0, 0], image_format, "abcd", rules.log_odds)
+    export_quantized(tmp_path, exported, held_out, test, [1e6, 2e6, 3e6])
     (images,) = taken
     assert quantize.CALIBRATION_IMAGES <= len(images) < 2 * quantize.CALIBRATION_IMAGES
     assert set(images[:, 0, 0, 0].tolist()) == set(range(256))
@@ -149,8 +154,10 @@ def test_the_time_before_is_told_before_the_time_in_8_bits(tiny_network, tmp_pat
     monkeypatch.setattr(export_onnx, "milliseconds", lambda ways, images, repeats: np.array(ways))
     images = np.zeros((4, 8, 8, 3), np.uint8)
     image_format = ImageFormat(8, 1.0, [0.5] * 3, [0.25] * 3)
-    arguments = (tmp_path, *tiny_network, [0, 0, 0], image_format, "abcd", rules.log_odds)
-    lines = export_quantized(*arguments, images, (images, np.zeros(4, np.int32)), [1e6, 2e6, 3e6])
+    exported = NetworkToExport(*tiny_network, [0, 0, 0], image_format, "abcd", rules.log_odds)
+    lines = export_quantized(
+        tmp_path, exported, images, (images, np.zeros(4, np.int32)), [1e6, 2e6, 3e6]
+    )
     assert lines[0].split() == ["test", "images", "float32", "8", "bits"]
     assert lines[-1].split()[-4:] == ["8.000", "ms", "2.000", "ms"]
 

@@ -14,6 +14,7 @@ from small_networks import between, scores_of, thresholds_between
 from l2w_jax.early_exit import EarlyExitPredictor, rules
 from l2w_jax.early_exit.calibration import calibrated
 from l2w_jax.interop import export
+from l2w_jax.interop.exported_folder import NetworkToExport
 from l2w_jax.models import create_model, initial_variables
 
 IMAGES, FORMAT = stored_images(300, 8), image_format(8)
@@ -25,7 +26,8 @@ def tiny_folder(tiny_network, tmp_path_factory):
     predictor = EarlyExitPredictor(*tiny_network, [0, 0, 0], preprocess)
     predictor = predictor.with_thresholds(thresholds_between(predictor, IMAGES, 0.6))
     folder = tmp_path_factory.mktemp("exported")
-    export.export_network(folder, *tiny_network, predictor.thresholds, FORMAT, "abcd")
+    network = NetworkToExport(*tiny_network, predictor.thresholds, FORMAT, "abcd")
+    export.export_network(folder, network)
     return folder, predictor
 
 
@@ -44,8 +46,8 @@ def test_a_network_with_a_carry_of_its_own_type_runs_from_plain_lists(tmp_path):
     variables = initial_variables(model, jax.random.key(0), preprocess(images[:1]), train=False)
     predictor = EarlyExitPredictor(model, variables, [0, 0, 0], preprocess, batch_sizes=[8])
     predictor = predictor.with_thresholds(thresholds_between(predictor, images, 0.6))
-    arguments = (predictor.thresholds, image_format(32), list("abcdefghij"), [8])
-    export.export_network(tmp_path, model, variables, *arguments)
+    arguments = (predictor.thresholds, image_format(32), list("abcdefghij"))
+    export.export_network(tmp_path, NetworkToExport(model, variables, *arguments), [8])
     decisions = predictor(images)
     assert len(set(decisions.exits)) > 1
     check_same(load(tmp_path, export.LOADER)(images), decisions)
@@ -58,8 +60,8 @@ def test_a_calibrated_network_is_left_when_exits_agree(tiny_network, tmp_path):
     predictor = EarlyExitPredictor(
         model, variables, thresholds, preprocess, [300], rule=rules.patience
     )
-    arguments = (thresholds, FORMAT, "abcd", [300])
-    export.export_network(tmp_path, model, variables, *arguments, rule=rules.patience)
+    arguments = (thresholds, FORMAT, "abcd", rules.patience)
+    export.export_network(tmp_path, NetworkToExport(model, variables, *arguments), [300])
     decisions = predictor(IMAGES)
     assert set(decisions.exits) == {0, 1, 2}
     check_same(load(tmp_path, export.LOADER)(IMAGES), decisions)
@@ -67,7 +69,8 @@ def test_a_calibrated_network_is_left_when_exits_agree(tiny_network, tmp_path):
 
 
 def test_thresholds_may_be_infinite(tiny_network, tmp_path):
-    export.export_network(tmp_path, *tiny_network, [np.inf, np.inf, 0], FORMAT, "abcd")
+    network = NetworkToExport(*tiny_network, [np.inf, np.inf, 0], FORMAT, "abcd")
+    export.export_network(tmp_path, network)
     assert set(load(tmp_path, export.LOADER)(IMAGES[:5])[1]) == {2}
 
 
@@ -82,7 +85,7 @@ def test_an_image_whose_score_is_the_threshold_leaves(file_format, loader, tiny_
     undecided = jax.tree.map(np.zeros_like, variables["params"]["head_0"])
     variables = {**variables, "params": {**variables["params"], "head_0": undecided}}
     write, _ = export.writer(file_format)
-    write(tmp_path, model, variables, [0, 0, 0], FORMAT, "abcd", rule=rules.margin)
+    write(tmp_path, NetworkToExport(model, variables, [0, 0, 0], FORMAT, "abcd", rules.margin))
     _, exits, _ = load(tmp_path, loader)(IMAGES[:5])
     assert exits.tolist() == [0] * 5
 
