@@ -119,7 +119,7 @@ def default_config(model: Any = None) -> ConfigDict:
     )
     config.log = ConfigDict(
         {
-            "every_steps": 20,  # iterations that a line of metrics.jsonl is the mean of
+            "every_steps": 20,  # iterations from one line of metrics.jsonl, their mean, to the next
             "histogram_every_steps": 500,  # from one histogram of weights to the next; 0: none
             "profile": False,  # TensorBoard's profile of a few iterations
             "check_replicas": 0,  # iterations between comparisons of devices' states; 0: none

@@ -52,6 +52,9 @@ class SilentLog:
     def add_step(self, step: int, metrics: HostMetrics) -> None:
         """See `RunLog.add_step`."""
 
+    def write_rest(self, step: int) -> None:
+        """See `RunLog.write_rest`."""
+
     def add_holdout(self, step: int, top1: np.ndarray) -> None:
         """See `RunLog.add_holdout`."""
 
@@ -140,6 +143,11 @@ class RunLog(SilentLog):
             with self._tensorboard() as tensorboard:
                 tensorboard.writer.write_histograms(step, by_exit)
 
+    def write_rest(self, step: int) -> None:
+        """Writes the means of the iterations since the last line, of a run that stops at `step`."""
+        if self._window:
+            self._write_window(step)
+
     def add_holdout(self, step: int, top1: np.ndarray) -> None:
         """Writes the accuracy on held-out images, percent [K]."""
         self._write_json({"step": step, "holdout_top1": _rounded(top1)})
@@ -159,6 +167,7 @@ class RunLog(SilentLog):
         self._write_json(
             {
                 "step": step,
+                "steps": len(self._window),
                 "epoch": round(epoch, 4),
                 "loss": _rounded(means["loss"]),
                 "top1": _rounded(top1),

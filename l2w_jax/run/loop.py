@@ -81,7 +81,7 @@ def train(config: ConfigDict, source: Source, workdir: Path) -> TrainState:
             checkpoints.CheckpointWriter(workdir, config.checkpoint.keep, images.identity(source))
         ) as writer,
         _open_log(config, source, workdir, first_step) as log,
-        told_if_memory_is_short("a step", lambda: _memory_advice(config, writer)),
+        told_if_memory_is_short("a step", lambda: _memory_advice(config, workdir, writer)),
     ):
         watched = _WatchedMetrics(config, steps_per_epoch, log, writer)
         say("the first step compiles; with a warm cache that is quick")
@@ -113,6 +113,7 @@ def train(config: ConfigDict, source: Source, workdir: Path) -> TrainState:
                 writer.save(state, score)
                 log.start_clock()
             if stopping:
+                log.write_rest(step)
                 writer.wait()
                 raise RunInterrupted(
                     f"stopped by {' '.join(signals.received) or 'SIGTERM'} after step {step}, "
@@ -138,12 +139,19 @@ def _open_log(config: ConfigDict, source: Source, workdir: Path, first_step: int
     return SilentLog()
 
 
-def _memory_advice(config: ConfigDict, writer: checkpoints.CheckpointWriter) -> str:
+def _memory_advice(config: ConfigDict, workdir: Path, writer: checkpoints.CheckpointWriter) -> str:
     accumulation = config.optimizer.accumulation
+    settings = (
+        f"--config.optimizer.accumulation={2 * accumulation} (now {accumulation}), "
+        "--config.model.dtype=bfloat16 or a smaller --config.dataset.batch_size"
+    )
+    # Waits for a checkpoint that is being saved.
+    resume_advice = writer.resume_advice()
+    if writer.last_saved_step is None:
+        return f"try {settings}, or more devices; {resume_advice}"
     return (
-        f"try --config.optimizer.accumulation={2 * accumulation} (now {accumulation}), "
-        "--config.model.dtype=bfloat16, a smaller --config.dataset.batch_size or more devices; "
-        + writer.resume_advice()
+        f"try more devices; {resume_advice}; with {settings} it would be another run, which "
+        f"--config.init.checkpoint={workdir} and a new --workdir start from this one's network"
     )
 
 

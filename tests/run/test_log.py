@@ -245,6 +245,18 @@ def test_a_resumed_run_drops_the_lines_of_steps_that_it_does_again(config, tmp_p
     assert [line["step"] for line in lines] == [3, 6, 8]
     # Of the window that was cut, the iterations since the resumption are there.
     assert lines[1]["weighted_loss"] == 3 * 5.5
+    assert [line["steps"] for line in lines] == [3, 2, 2]
+
+
+def test_of_a_run_that_stops_and_goes_on_every_iteration_is_in_a_line(config, tmp_path):
+    with opened_log(config, tmp_path) as run_log:
+        for step in range(1, 6):
+            run_log.add_step(step, iteration(step))
+        run_log.write_rest(5)
+        run_log.write_rest(5)
+    lines = write_log(config, tmp_path, 5, map(iteration, (6, 7, 8)))
+    assert [(line["step"], line["steps"]) for line in lines] == [(3, 3), (5, 2), (6, 1), (8, 2)]
+    assert [line["weighted_loss"] for line in lines] == [3 * 2, 3 * 4.5, 3 * 6, 3 * 7.5]
 
 
 def test_a_run_that_goes_on_after_a_line_keeps_it(config, tmp_path):

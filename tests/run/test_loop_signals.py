@@ -10,6 +10,7 @@ from scripted_run import (
     STEP_ON_DEVICES,
     TOTAL_STEPS,
     checkpoint_steps,
+    metric_lines,
     send,
     train,
 )
@@ -26,6 +27,8 @@ def test_a_signal_saves_at_the_current_step_and_the_same_command_goes_on(
         train(config, tmp_path, {8: send(number)})
     saved = checkpoint_steps(tmp_path)[-1]
     assert 5 <= saved <= 8, "batches are made at most three steps ahead"
+    lines = [line for line in metric_lines(tmp_path) if "steps" in line]
+    assert lines[-1]["step"] == sum(line["steps"] for line in lines) == saved
     assert_bit_identical(train(config, tmp_path), undisturbed[1])
 
 
