@@ -34,7 +34,12 @@ from l2w_jax import command_line
 from l2w_jax.config import stored
 from l2w_jax.early_exit import rules
 from l2w_jax.early_exit.budget import EVERYBODY_LEAVES, NOBODY_LEAVES
-from l2w_jax.early_exit.calibration import calibration_table
+from l2w_jax.early_exit.calibration import (
+    LARGEST_TEMPERATURE,
+    LEAST_TEMPERATURE,
+    UNFITTED,
+    calibration_table,
+)
 from l2w_jax.early_exit.guarantee import SMALLEST_RISK, TooFewImages, guaranteed_thresholds
 from l2w_jax.early_exit.selection import (
     Candidate,
@@ -162,9 +167,16 @@ def summary_lines(chosen: Mapping[str, Any]) -> list[str]:
 def calibration_lines(evaluation: results.Evaluation, calibration: Calibration) -> list[str]:
     """The temperatures, and the calibration error on test images without them and with them."""
     before = calibration_table(evaluation.test.confidences, evaluation.test.correct)
+    unfitted = [k for k, t in enumerate(calibration.temperatures, start=1) if t == UNFITTED]
     return [
         f"temperatures, fitted on {calibration.fitting_images} other held-out images: "
         + ", ".join(f"{temperature:.2f}" for temperature in calibration.temperatures),
+        *(
+            f"  exit {k} stays as sure as it is: the images tell no temperature between "
+            f"{LEAST_TEMPERATURE:g} and {LARGEST_TEMPERATURE:g} for it, as where it is right about "
+            "them all"
+            for k in unfitted
+        ),
         f"expected calibration error on test images, exits 1 to {len(before)}: "
         + ", ".join(
             f"{100 * old['ece']:.1f}% -> {100 * new['ece']:.1f}%"

@@ -292,7 +292,11 @@ def run_on_folder(tmp_path, workdir):
     arguments = [
         *(f"--config={DIGITS}", f"--workdir={workdir}", "--mode=evaluate"),
         *(f"--config.dataset.{field}={value}" for field, value in dataset.items()),
-        *("--config.model.num_exits=1", "--config.model.channels=4"),
+        *(
+            "--config.model.num_exits=1",
+            "--config.model.channels=4",
+            "--config.weighting.kind=none",
+        ),
     ]
     config = main.parse(["main", *arguments]).config
     with run_folder.exclusive_use(config, workdir):

@@ -144,6 +144,15 @@ def test_temperatures_are_kept_with_the_thresholds_that_need_them(
     assert read.temperatures == (1.5, 2.0, 2.5)
 
 
+def test_an_exit_that_no_temperature_was_found_for_is_told(run, calibration):
+    without = dataclasses.replace(calibration, temperatures=(1.5, 1.0, 2.5))
+    lines = thresholds.calibration_lines(run[1], without)
+    assert [line for line in lines if line.startswith("  exit ")] == [
+        "  exit 2 stays as sure as it is: the images tell no temperature between 0.05 and 20 for "
+        "it, as where it is right about them all"
+    ]
+
+
 @pytest.fixture
 def evaluate_meanwhile(calibration, monkeypatch):
     """Has another evaluation of a folder end while temperatures are fitted."""

@@ -302,6 +302,13 @@ def _training_faults(config: ConfigDict) -> Iterator[str]:
             config.optimizer.warmup_epochs,
             f"less than optimizer.epochs, {config.optimizer.epochs}",
         )
+    is_predicted = config.weighting.kind in ("meta", "frozen")
+    if is_predicted and config.weighting.constraint == "col" and config.model.num_exits == 1:
+        yield not_allowed(
+            "weighting.constraint",
+            "col",
+            "'row' or 'mat' for a network of one exit, whose weights it would make 1",
+        )
     # What collaboration adds is trained without it.
     equilibrium = config.imta.gradient_equilibrium and not config.imta.collaboration
     if fault := schedule_fault(config.weighting.schedule, equilibrium):

@@ -169,7 +169,7 @@ def _readable(name: str) -> str:
 
 
 def _digest(images: ImageFiles, root: Path) -> str:
-    """Of the images' paths below the root, and of their labels, in their order."""
+    """Of the images' paths below the root, and of their labels, in their order; not of pixels."""
     # Of the folder that one is in, whose path is ".", nothing stands before "train/...".
     above = len(os.fsencode(root / "x")) - 1
     digest = hashlib.sha256(b"\0".join(b"/" + path[above:] for path in images.paths))

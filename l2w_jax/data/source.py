@@ -56,8 +56,8 @@ class Source(abc.ABC):
         num_classes: C.
         class_names: one name for each class.
         origins: where the images of each split come from.
-        digests: of each split, tells its images from any others; empty of a data set that is always
-            the same.
+        digests: of each split, tells its images from others by their names; empty of a data set
+            that is always the same.
         num_bad: images that could not be read so far. What reads from the disk trains on others in
             their places and leaves them out of evaluation; a `MemorySource` has them in no split.
     """

@@ -15,8 +15,8 @@ def stratified_choice(labels: np.ndarray, count: int) -> np.ndarray:
     """Returns `count` positions in `labels`, ascending, each class in proportion to its size.
 
     Every class gives the whole part of its proportional share; the positions still missing are
-    taken from the classes with the largest remainders, the lower class first among equals. But no
-    class gives its last image, so that at most `most_to_cut` are returned.
+    taken from the classes with the largest remainders in float64, the lower class first among
+    equals. But no class gives its last image, so that at most `most_to_cut` are returned.
     """
     sizes = np.bincount(labels)
     most = np.maximum(sizes - 1, 0)

@@ -14,9 +14,12 @@ from numpy.typing import NDArray
 from l2w_jax.models import MultiExitNetwork
 from l2w_jax.models.precision import at_least_float32
 
-# Temperatures beyond these are taken for a sign that there is nothing to fit, as where an exit
-# classifies all images rightly.
-_TEMPERATURES = (0.05, 20.0)
+# Where the best temperature is not between these there is nothing to fit: the fewer the images, the
+# more often an exit is right about them all, and the best temperature for that is 0.
+LEAST_TEMPERATURE, LARGEST_TEMPERATURE = 0.05, 20.0
+
+# It leaves an exit as sure as it is.
+UNFITTED = 1.0
 
 
 class Calibrated(MultiExitNetwork):
@@ -78,13 +81,16 @@ def checked_temperatures(
 
 
 def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
-    """The temperature T with the least mean cross-entropy of logits / T.
+    """The temperature T with the least mean cross-entropy of logits / T, if it is not extreme.
 
     The cross-entropy is convex in 1/T, so that there is one.
 
     Args:
         logits: of one exit [N, C].
         labels: class indices [N].
+
+    Returns:
+        T; UNFITTED where it is not between LEAST_TEMPERATURE and LARGEST_TEMPERATURE.
     """
     # Imported here, since most who read this module fit nothing.
     from scipy import optimize
@@ -100,8 +106,12 @@ def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.integer]) -
         np.exp(np.multiply(below_largest, scale, out=exponentials), out=exponentials)
         return float((np.log(exponentials.sum(axis=-1)) - scale * of_label).mean())
 
-    bounds = tuple(np.log(_TEMPERATURES))
-    return float(np.exp(optimize.minimize_scalar(cross_entropy, bounds=bounds).x))
+    bounds = np.log(LEAST_TEMPERATURE), np.log(LARGEST_TEMPERATURE)
+    found = optimize.minimize_scalar(cross_entropy, bounds=bounds).x
+    # The search never reaches the bounds themselves.
+    if cross_entropy(found) >= min(map(cross_entropy, bounds)):
+        return UNFITTED
+    return float(np.exp(found))
 
 
 def calibration_error(

@@ -64,7 +64,8 @@ def images_needed(risk: float, confidence: float) -> int:
     """The fewest held-out images that pass the test where stopping early changes no answer."""
     # No bet multiplies the capital by more than 1 / (1 - risk) per image that is not lost.
     testing = math.ceil(math.log1p(-confidence) / math.log1p(-risk))
-    bound = math.ceil(testing / (1 - DESIGN_SHARE))
+    # Fewer would leave less than that to test.
+    bound = math.floor((testing - 1) / (1 - DESIGN_SHARE)) + 1
 
     def passes(num_images: int) -> bool:
         num_design = _num_design(num_images)

@@ -66,12 +66,17 @@ def confidence(logits: jax.Array) -> jax.Array:
 
 
 def finite_confidence(logits: jax.Array) -> jax.Array:
-    """`confidence` as float32, NaN where a logit is NaN or infinite, [..., C] -> [...].
-
-    An infinite logit would be a probability of 1; minus infinity rules a class out.
-    """
+    """`confidence` as float32, NaN where there is no answer (`has_answer`), [..., C] -> [...]."""
     of_answer = confidence(logits).astype(jnp.float32)
-    return jnp.where(logits.max(axis=-1) < jnp.inf, of_answer, jnp.nan)
+    return jnp.where(has_answer(logits), of_answer, jnp.nan)
+
+
+def has_answer(logits: jax.Array) -> jax.Array:
+    """Whether the logits are those of a distribution, [..., C] -> bool [...].
+
+    Minus infinity rules a class out, but not all of them; infinity would be a probability of 1.
+    """
+    return jnp.abs(logits.max(axis=-1)) < jnp.inf
 
 
 def log_odds(logits: jax.Array) -> jax.Array:

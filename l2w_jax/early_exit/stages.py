@@ -33,7 +33,7 @@ def most_probable(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
 def most_probable_classes(logits: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     """So many classes by falling probability, and these probabilities, [n, count] each.
 
-    As `rules.finite_confidence` they are NaN where a logit is NaN or infinite.
+    The probabilities are NaN where `rules.has_answer` says that there is no answer.
 
     Raises:
         ValueError: there are fewer classes.
@@ -43,8 +43,8 @@ def most_probable_classes(logits: jax.Array, count: int) -> tuple[jax.Array, jax
     logits = at_least_float32(logits)
     largest, labels = jax.lax.top_k(logits, count)
     probabilities = jnp.exp(largest - jax.nn.logsumexp(logits, axis=-1, keepdims=True))
-    is_finite = logits.max(axis=-1, keepdims=True) < jnp.inf
-    return labels, jnp.where(is_finite, probabilities, jnp.nan).astype(jnp.float32)
+    has_answer = rules.has_answer(logits)[..., None]
+    return labels, jnp.where(has_answer, probabilities, jnp.nan).astype(jnp.float32)
 
 
 def stage_function(

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from numpy.typing import ArrayLike
 
 
 def parameter_dtype(dtype: jnp.dtype) -> jnp.dtype:
@@ -9,6 +10,8 @@ def parameter_dtype(dtype: jnp.dtype) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def at_least_float32(x: jax.Array) -> jax.Array:
-    """`x` in float32, or as it is where it is wider."""
+def at_least_float32(x: ArrayLike) -> jax.Array:
+    """`x` in float32, or as it is where it is wider and JAX takes such."""
+    # What NumPy holds in float64 would be computed in float32 with constants of float64.
+    x = jnp.asarray(x)
     return x.astype(parameter_dtype(x.dtype))

@@ -99,8 +99,8 @@ def learning_rate_factor(config: ConfigDict, total_steps: int) -> Callable[[Any]
     """What both learning rates are multiplied by at iteration t of T = `total_steps`.
 
     "cosine": (1 + cos(πt/T)) / 2, and 0 from T on. "multistep": 0.1 for every milestone, a fraction
-    of T, that t has reached. With a warm-up of W iterations it is (t + 1) / W of that while t < W
-    (Goyal et al., 2017).
+    of T rounded to an iteration, that t has reached. With a warm-up of W iterations it is
+    (t + 1) / W of that while t < W (Goyal et al., 2017).
 
     Args:
         config: `config.optimizer`.

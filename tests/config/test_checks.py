@@ -178,6 +178,20 @@ def test_pipelined_schedule_needs_the_true_gradient():
     )
 
 
+@pytest.mark.parametrize("kind", ["meta", "frozen"])
+def test_weights_of_one_exit_are_not_centred_over_the_exits(kind):
+    config = default_config(model=OneLayer())
+    config.weighting.kind = kind
+    assert faults_of(config) == [
+        "config.weighting.constraint: 'col' is not allowed: must be 'row' or 'mat' for a network "
+        "of one exit, whose weights it would make 1"
+    ]
+    config.weighting.constraint = "mat"
+    validate(config)
+    config.weighting.update(kind="none", constraint="col")
+    validate(config)
+
+
 def test_every_fault_gets_its_own_line():
     config = default_config()
     config.weighting.q = -1.0
@@ -211,7 +225,7 @@ def test_a_missing_field_is_named():
 
 
 def test_of_a_network_of_ones_own_only_what_trains_it_is_checked():
-    config = default_config(model=OneLayer())
+    config = default_config(model=OneLayer(num_exits=2))
     # Neither a size nor a data set of a recipe; its images come from whoever trains it.
     config.dataset.update(image_size=8, batch_size=7)
     config.weighting.kind = "frozen"

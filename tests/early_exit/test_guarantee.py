@@ -195,7 +195,8 @@ def test_the_bet_is_small_where_much_was_lost():
 
 
 @pytest.mark.parametrize(
-    ("risk", "confidence"), [(0.01, 0.95), (0.05, 0.95), (0.01, 0.9), (0.2, 0.999)]
+    ("risk", "confidence"),
+    [(0.01, 0.95), (0.05, 0.95), (0.01, 0.9), (0.2, 0.999), (0.48, 0.995)],
 )
 def test_lossless_exits_are_promised_with_as_many_images_as_are_asked_for(risk, confidence):
     needed = images_needed(risk, confidence)
@@ -206,6 +207,12 @@ def test_lossless_exits_are_promised_with_as_many_images_as_are_asked_for(risk, 
     assert chosen.design_images + chosen.test_images == needed
     with pytest.raises(TooFewImages, match=f"{needed - 1} held-out images .*: {needed} are needed"):
         guaranteed_thresholds(confidences[:, 1:], correct[:, 1:], COSTS, risk, confidence)
+
+
+@pytest.mark.parametrize(("risk", "fewest"), [(0.05, 103), (0.01, 523), (0.48, 13)])
+def test_no_more_images_are_asked_for_than_pass(risk, fewest):
+    confidence = 0.995 if risk == 0.48 else 0.95
+    assert images_needed(risk, confidence) == fewest
 
 
 @pytest.mark.parametrize("risk", [1e-9, 1e-18, 1e-300])

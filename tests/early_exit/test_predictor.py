@@ -18,7 +18,7 @@ from l2w_jax.early_exit.budget import (
     first_exits,
 )
 from l2w_jax.early_exit.predictor import BATCH_SIZES
-from l2w_jax.early_exit.stages import most_probable_classes
+from l2w_jax.early_exit.stages import most_probable, most_probable_classes
 from l2w_jax.models import create_model, initial_variables
 
 IMAGES = np.random.default_rng(0).normal(0, 1, (512, 8, 8, 3)).astype(np.float32)
@@ -91,9 +91,14 @@ def test_several_classes_come_by_falling_probability_at_the_exit_where_an_image_
     np.testing.assert_allclose(three.confidences, np.sort(of_image)[:, :-4:-1], rtol=1e-5)
 
 
-@pytest.mark.parametrize("broken", [np.nan, np.inf])
-def test_probabilities_of_several_classes_are_none_where_a_logit_is_broken(broken):
-    logits = jnp.array([[1.0, 2.0, 2.0, -jnp.inf], [1.0, broken, 2.0, 0.0]])
+# The last rules out every class.
+@pytest.mark.parametrize(
+    "broken", [[1, np.nan, 2, 0], [1, np.inf, 2, 0], [-np.inf] * 4], ids=["nan", "inf", "none"]
+)
+def test_probabilities_are_none_where_logits_are_no_answer(broken):
+    logits = jnp.array([[1.0, 2.0, 2.0, -jnp.inf], broken])
+    _, confidence = most_probable(logits)
+    assert np.isnan(confidence).tolist() == [False, True]
     labels, confidences = most_probable_classes(logits, 4)
     assert labels[0].tolist() == [1, 2, 0, 3]
     np.testing.assert_allclose(confidences[0], jax.nn.softmax(logits[0])[labels[0]], rtol=1e-6)

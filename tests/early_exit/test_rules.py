@@ -108,6 +108,15 @@ def test_a_class_that_is_ruled_out_changes_no_score():
         np.testing.assert_allclose(with_class, rule(np.float32([[1, 3]])), rtol=1e-6)
 
 
+def test_scores_of_numpys_wide_numbers_are_those_of_narrow_ones():
+    logits = np.array([[0.0], [2.0]]), np.array([[1, 3, -np.inf], [0, -np.inf, -np.inf]])
+    for rule in (rules.log_odds, rules.confidence, rules.negative_entropy, rules.margin):
+        for of_classes in logits:
+            scores = rule(of_classes)
+            np.testing.assert_array_equal(scores, rule(of_classes.astype(np.float32)))
+            assert np.isfinite(scores).all()
+
+
 def test_answers_that_are_not_numbers_have_no_score():
     assert np.isnan(rules.log_odds(np.float32([[np.nan, 0], [np.nan, np.nan]]))).all()
 

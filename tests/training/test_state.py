@@ -38,7 +38,7 @@ def test_an_earlier_run_that_nobody_would_read_is_refused(small_config, section)
         ("optimizer.warmup_epochs", 400, "config.optimizer.warmup_epochs: 400 is not allowed"),
     ],
 )
-@pytest.mark.parametrize("model", [None, OneLayer()])
+@pytest.mark.parametrize("model", [None, OneLayer(num_exits=2)])
 def test_what_is_impossible_is_named_by_the_state_and_by_the_step(model, field, value, message):
     config = default_config(model=model)
     # A size that the data set does not have, which training does not look at.
@@ -64,10 +64,10 @@ def test_a_frozen_part_that_the_network_lacks_is_named_with_those_it_has():
         "'head'"
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        create_train_state(default_config(model=Misspelt()), jax.random.key(0))
+        create_train_state(default_config(model=Misspelt(num_exits=2)), jax.random.key(0))
 
 
-@pytest.mark.parametrize("model", [None, OneLayer()])
+@pytest.mark.parametrize("model", [None, OneLayer(num_exits=2)])
 @pytest.mark.parametrize("schedule", ["exact", "pipelined"])
 def test_an_abstract_state_is_like_the_one_that_is_drawn(x64, small_config, model, schedule):
     config = small_config if model is None else default_config(model=model)
