@@ -122,6 +122,7 @@ def test_the_passes_of_an_exact_step_share_most_of_their_convolutions():
     config.model.update(
         num_exits=1, growth_factors=(1, 2), bottleneck_factors=(1, 2), dtype="bfloat16"
     )
+    config.weighting.constraint = "mat"
     report = topology.measure_compiled(config, 64, topology.find_slice("v5e:2x2"))
     # 0.58 with θ̂ made in kernels of x2, 0.64 with parameters that some passes cast and others do
     # not, 0.67 with the two sums of a norm made in either order.
