@@ -28,18 +28,19 @@ def prepared_builder(name: str, data_dir: str, splits: tuple[str, ...]):
     Raises:
         UserError: the archive is missing and cannot be downloaded, or what lies there is broken.
     """
-    if data_dir and Path(data_dir).expanduser().is_file():
-        raise UserError(f"config.dataset.data_dir: {data_dir} is a file: must be a folder")
     if not data_dir:
         _check_home()
-    builder = tfds.builder(name, data_dir=data_dir or None)
+    root = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+    if root.is_file():
+        raise UserError(f"config.dataset.data_dir: {root} is a file: must be a folder")
+    builder = tfds.builder(name, data_dir=root)
     if not builder.data_path.exists():
         _check_archives(builder)
         with _lock(builder):
             if not builder.data_path.exists():
                 _prepare(builder)
         # A builder that was made before another process prepared the data knows nothing of them.
-        builder = tfds.builder(name, data_dir=data_dir or None)
+        builder = tfds.builder(name, data_dir=root)
     _check_complete(builder, splits)
     return builder
 
@@ -56,7 +57,7 @@ def _check_home() -> None:
 
 
 def _manual_dir(builder) -> Path:
-    return Path(builder.data_dir_root).expanduser() / "downloads" / "manual"
+    return Path(builder.data_dir_root) / "downloads" / "manual"
 
 
 def _check_archives(builder) -> None:
@@ -95,7 +96,7 @@ def _is_reachable(url: str) -> bool:
 
 @contextlib.contextmanager
 def _lock(builder) -> Iterator[None]:
-    root = Path(builder.data_dir_root).expanduser()
+    root = Path(builder.data_dir_root)
     path = root / f".{builder.name}.lock"
     try:
         root.mkdir(parents=True, exist_ok=True)

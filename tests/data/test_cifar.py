@@ -89,6 +89,12 @@ def test_an_archive_put_in_its_place_is_prepared_and_read(data_dir):
     assert batch["image"].dtype == np.uint8
 
 
+def test_what_lies_in_the_home_folder_is_found_by_its_short_name(data_dir, monkeypatch):
+    monkeypatch.setenv("HOME", str(data_dir.parent))
+    source = open_source(cifar_config("cifar10", f"~/{data_dir.name}"))
+    assert source.num_test == NUM_TEST
+
+
 def test_long_tailed_cifar100_counts_and_test_set(tmp_path, monkeypatch):
     put_archive("cifar100", tmp_path, monkeypatch)
     config = cifar_config("cifar100", tmp_path, imbalance_factor=5, holdout=0)
