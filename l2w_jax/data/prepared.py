@@ -17,8 +17,10 @@ _IMAGENET_ARCHIVES = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
 def prepared_builder(name: str, data_dir: str, splits: tuple[str, ...]):
     """Returns the TFDS builder of data set `name` with all of `splits` on disk.
 
-    The first process to come prepares it, under a lock; the others wait and use the result. What
-    TFDS writes depends on the archive alone, so hosts that prepare their own copy agree.
+    That of TFDS's own version, or, where there is none, of the newest of the same major version:
+    those hold the same images in the same order, so that a run can go on with either. The first
+    process to come prepares it, under a lock; the others wait and use the result. What TFDS writes
+    depends on the archive alone, so hosts that prepare their own copy agree.
 
     Args:
         name: as TFDS spells it.
@@ -33,16 +35,40 @@ def prepared_builder(name: str, data_dir: str, splits: tuple[str, ...]):
     root = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
     if root.is_file():
         raise UserError(f"config.dataset.data_dir: {root} is a file: must be a folder")
-    builder = tfds.builder(name, data_dir=root)
+    builder = _builder(name, root)
     if not builder.data_path.exists():
         _check_archives(builder)
         with _lock(builder):
             if not builder.data_path.exists():
                 _prepare(builder)
         # A builder that was made before another process prepared the data knows nothing of them.
-        builder = tfds.builder(name, data_dir=root)
+        builder = _builder(name, root)
     _check_complete(builder, splits)
     return builder
+
+
+def _builder(name: str, root: Path):
+    """The builder of what can be read; where that is nothing, of what TFDS would prepare."""
+    own = tfds.builder(name, data_dir=root)
+    if own.data_path.exists():
+        return own
+    alike = [version for version in _versions_there(own) if version.major == own.version.major]
+    for version in reversed(alike):
+        # Whatever one raises that is damaged, or that was prepared by too old a TFDS.
+        with contextlib.suppress(Exception):
+            other = tfds.builder(f"{name}:{version}", data_dir=root)
+            if other.info.splits:
+                return other
+    return own
+
+
+def _versions_there(builder) -> list[tfds.core.Version]:
+    """The versions of a builder's data set that lie where its own would, the newest last."""
+    try:
+        names = [path.name for path in builder.data_path.parent.iterdir()]
+    except OSError:
+        return []
+    return sorted(tfds.core.Version(name) for name in names if tfds.core.Version.is_valid(name))
 
 
 def _check_home() -> None:
@@ -63,13 +89,19 @@ def _manual_dir(builder) -> Path:
 def _check_archives(builder) -> None:
     """Raises UserError, which names the file and its place, where preparing cannot succeed."""
     manual_dir = _manual_dir(builder)
+    not_prepared = f"{builder.name}: data set not prepared in {builder.data_dir_root}"
+    if found := _versions_there(builder):
+        not_prepared += (
+            f" as a version {builder.version.major}.*.* that can be read (there is "
+            f"{', '.join(map(str, found))})"
+        )
     if builder.name == "imagenet2012":
         missing = [name for name in _IMAGENET_ARCHIVES if not (manual_dir / name).is_file()]
         if missing:
             raise UserError(
-                f"imagenet2012: data set not prepared in {builder.data_dir_root} and "
-                f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing: register "
-                f"at https://image-net.org/download-images, put {' and '.join(missing)} into "
+                f"{not_prepared} and {' and '.join(missing)} "
+                f"{'is' if len(missing) == 1 else 'are'} missing: register at "
+                f"https://image-net.org/download-images, put {' and '.join(missing)} into "
                 f"{manual_dir} and run the same command again, or name the folder that holds the "
                 "prepared data set with --config.dataset.data_dir"
             )
@@ -78,10 +110,9 @@ def _check_archives(builder) -> None:
         if (manual_dir / archive.filename).exists() or _is_reachable(url):
             continue
         raise UserError(
-            f"{builder.name}: data set not prepared in {builder.data_dir_root} and {url} cannot be "
-            f"reached: download it elsewhere, put it at {manual_dir / archive.filename} and run "
-            "the same command again, or name the folder that holds the prepared data set with "
-            "--config.dataset.data_dir"
+            f"{not_prepared} and {url} cannot be reached: download it elsewhere, put it at "
+            f"{manual_dir / archive.filename} and run the same command again, or name the folder "
+            "that holds the prepared data set with --config.dataset.data_dir"
         )
 
 

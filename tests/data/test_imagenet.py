@@ -4,14 +4,16 @@ import io
 import itertools
 import shutil
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 from PIL import Image
 
 from l2w_jax.config import default_config
-from l2w_jax.data import open_source, stored
+from l2w_jax.data import open_source, prepared, stored
 from l2w_jax.errors import UserError
 
 SYNSETS = ("n01440764", "n01443537", "n01484850")  # classes 0, 1 and 2
@@ -176,6 +178,68 @@ def test_without_the_archives_their_names_and_place_are_told(tmp_path):
     assert "ILSVRC2012_img_train.tar" in str(raised.value)
     assert "\n" not in str(raised.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def put_version(version: str, data_dir, folder) -> Path:
+    """Puts what is prepared in `data_dir` into another folder as if it was of another version."""
+    (prepared,) = data_dir.glob("imagenet2012/*")
+    copy = shutil.copytree(prepared, folder / "imagenet2012" / version)
+    info = copy / "dataset_info.json"
+    content = info.read_text().replace(f'"version": "{prepared.name}"', f'"version": "{version}"')
+    info.write_text(content)
+    return copy
+
+
+def opened_version(folder) -> str:
+    splits = ("train", "validation")
+    return prepared.prepared_builder("imagenet2012", str(folder), splits).data_path.name
+
+
+def test_the_newest_version_of_the_same_major_one_is_read_where_tfds_own_is_absent(
+    data_dir, tmp_path
+):
+    for version in ("4.9.9", "5.0.0", "5.0.10", "5.0.9"):
+        put_version(version, data_dir, tmp_path)
+    assert opened_version(tmp_path) == "5.0.10"
+    (own,) = (path.name for path in data_dir.glob("imagenet2012/*"))
+    put_version("5.99.0", data_dir, tmp_path)
+    put_version(own, data_dir, tmp_path)
+    assert opened_version(tmp_path) == own
+
+
+def test_an_older_version_holds_the_same_images_in_the_same_order(
+    data_dir, tmp_path_factory, monkeypatch
+):
+    folder = archives(tmp_path_factory, broken=False)
+    with monkeypatch.context() as older_tfds:
+        older_tfds.setattr(tfds.builder_cls("imagenet2012"), "VERSION", tfds.core.Version("5.0.0"))
+        open_source(imagenet_config(folder))
+    assert opened_version(folder) == "5.0.0"
+    own, older = (open_source(imagenet_config(place)) for place in (data_dir, folder))
+    assert own.class_names == older.class_names
+    for split in ("train", "holdout", "test"):
+        for batch, same in zip(
+            own.evaluation_batches(split, 8), older.evaluation_batches(split, 8), strict=True
+        ):
+            np.testing.assert_array_equal(batch["image"], same["image"])
+            np.testing.assert_array_equal(batch["label"], same["label"])
+
+
+def test_a_version_that_cannot_be_read_is_passed_over(data_dir, tmp_path):
+    put_version("5.0.0", data_dir, tmp_path)
+    (put_version("5.0.1", data_dir, tmp_path) / "dataset_info.json").write_text("garbage")
+    (put_version("5.0.2", data_dir, tmp_path) / "dataset_info.json").unlink()
+    (tmp_path / "imagenet2012" / "5.0.3").mkdir()
+    assert opened_version(tmp_path) == "5.0.0"
+
+
+def test_versions_that_cannot_be_used_are_named_with_those_that_can(data_dir, tmp_path):
+    put_version("4.0.0", data_dir, tmp_path)
+    (tmp_path / "imagenet2012" / "5.0.0").mkdir()
+    with pytest.raises(UserError) as raised:
+        open_source(imagenet_config(tmp_path))
+    assert "as a version 5.*.* that can be read (there is 4.0.0, 5.0.0) and" in str(raised.value)
+    assert "\n" not in str(raised.value)
 
 
 def test_one_archive_of_two_is_not_enough(tmp_path):
