@@ -3,15 +3,13 @@
 import argparse
 import contextlib
 import gc
-import logging
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from l2w_jax import standard_output
+from l2w_jax import compiled_programs, standard_output
 from l2w_jax.config import paths
 from l2w_jax.errors import UserError
 
@@ -50,8 +48,10 @@ def _local_path(text: str) -> Path:
 
 def set_up_libraries() -> None:
     """Keeps compiled programs from one start of a command to the next; quiets Orbax."""
-    import jax
     from absl import logging as absl_logging
+
+    # First of all, because it loads JAX, which is then not looked through for cycles either.
+    compiled_programs.keep()
 
     # A damaged checkpoint or a failed save is told in one line by `checkpoints`. Orbax adds pages
     # of tracebacks to it, and leaves reads behind that find their event loop closed.
@@ -62,32 +62,6 @@ def set_up_libraries() -> None:
     # 700 new ones, and through the libraries with them, takes a seventh of the time of tracing.
     gc.freeze()
     gc.set_threshold(100_000)
-
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", _compilation_cache())
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
-def _compilation_cache() -> str | None:
-    """The user's folder for compiled programs; None, with a warning, where there can be none.
-
-    No other folder takes its place: programs in one that everybody can write to might be anybody's.
-    """
-    try:
-        cache = Path.home() / ".cache" / "l2w_jax" / "compiled"
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=cache):
-            return str(cache)
-    except (OSError, RuntimeError) as error:
-        print(
-            f"compiled programs are not kept, so that every start compiles anew ({error}); name a "
-            "folder for them in JAX_COMPILATION_CACHE_DIR",
-            file=sys.stderr,
-        )
-        # Matplotlib finds itself another folder, and would tell so in two more lines.
-        logging.getLogger("matplotlib").setLevel(logging.ERROR)
-        return None
 
 
 def _ignore_closed_loop(unraisable: "sys.UnraisableHookArgs") -> None:

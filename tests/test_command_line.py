@@ -43,28 +43,6 @@ def test_an_argument_that_is_a_path_is_one_of_this_machine():
             parser.parse_args([argument])
 
 
-def no_home():
-    raise RuntimeError("Could not determine home directory.")
-
-
-@pytest.mark.parametrize("home", [no_home, lambda: Path(os.devnull)])
-def test_without_a_home_to_write_to_programs_are_not_kept_and_one_line_says_so(
-    home, monkeypatch, capsys
-):
-    monkeypatch.setattr(Path, "home", home)
-    assert command_line._compilation_cache() is None
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "JAX_COMPILATION_CACHE_DIR" in line
-
-
-def test_programs_are_kept_in_the_users_home(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    cache = command_line._compilation_cache()
-    assert Path(cache).is_relative_to(tmp_path)
-    assert list(Path(cache).iterdir()) == []
-    assert capsys.readouterr().err == ""
-
-
 @pytest.mark.parametrize("error", [RuntimeError("no backend"), AssertionError()])
 def test_what_fails_without_devices_says_so_in_one_line(error, monkeypatch, capsys):
     def fail(*_):
