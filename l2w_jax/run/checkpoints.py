@@ -10,8 +10,6 @@ verifies it and falls back to another checkpoint when a file was damaged. In a r
 """
 
 import contextlib
-import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,21 +22,11 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint.checkpoint_managers import PreservationContext
 
-from l2w_jax.arrays import (
-    PyTree,
-    array_checksum,
-    array_type,
-    array_types,
-    first_difference,
-    named_arrays,
-)
+from l2w_jax.arrays import PyTree, named_arrays
 from l2w_jax.errors import RunFailed, RunInterrupted, UserError, first_line
 from l2w_jax.run import processes
+from l2w_jax.run.saved_state import DamagedCheckpoint, make_record, read_record, read_state
 from l2w_jax.run.workdir import check_path, saved_steps
-
-
-class _DamagedCheckpoint(Exception):
-    """A checkpoint that cannot be read back as it was saved; the message says what is wrong."""
 
 
 class _NewestAndBest:
@@ -138,7 +126,7 @@ class CheckpointWriter:
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state),
-                    record=ocp.args.JsonSave(_make_record(state, score, self._trained_on)),
+                    record=ocp.args.JsonSave(make_record(state, score, self._trained_on)),
                 ),
                 force=True,
             )
@@ -227,8 +215,8 @@ def restore_best(workdir: Path, template: PyTree) -> PyTree | None:
 def trained_on(workdir: Path, step: int) -> dict[str, Any]:
     """Which images a checkpoint was trained on (`images.identity`), each None where not known."""
     record: dict[str, Any] = {}
-    with contextlib.suppress(_DamagedCheckpoint):
-        record = _read_record(_directory(workdir) / str(step))
+    with contextlib.suppress(DamagedCheckpoint):
+        record = read_record(_directory(workdir) / str(step))
     return {name: record.get(name) for name in ("num_train", "train_digest", "class_names")}
 
 
@@ -247,8 +235,8 @@ def _readable_scores(workdir: Path) -> dict[int, float | None]:
     """The score of each checkpoint whose record is good."""
     scores = {}
     for step in saved_steps(workdir):
-        with contextlib.suppress(_DamagedCheckpoint):
-            scores[step] = _read_record(_directory(workdir) / str(step))["score"]
+        with contextlib.suppress(DamagedCheckpoint):
+            scores[step] = read_record(_directory(workdir) / str(step))["score"]
     return scores
 
 
@@ -283,8 +271,8 @@ def _restore_first_good(workdir: Path, template: PyTree, steps: list[int]) -> tu
     for step in steps:
         state, reason = None, ""
         try:
-            state = _read_state(_directory(workdir) / str(step), template)
-        except _DamagedCheckpoint as error:
+            state = read_state(_directory(workdir) / str(step), template)
+        except DamagedCheckpoint as error:
             reason = str(error)
         reasons = processes.of_all(reason)
         if not any(reasons):
@@ -307,89 +295,3 @@ def _not_read_by_all(step_directory: Path, reasons: list[str]) -> str:
         f"{step_directory}: {cannot}; it is intact, for other processes of this run read it well, "
         "and stays where it is: once all can, the same command goes on from there"
     )
-
-
-def _read_state(step_directory: Path, template: PyTree) -> PyTree:
-    """The verified state of one checkpoint.
-
-    Raises:
-        _DamagedCheckpoint: its arrays or its record are not what was saved.
-        UserError: it is intact, but of other arrays than the template's.
-    """
-    recorded = _read_record(step_directory)["arrays"]
-    wanted = array_types(template)
-    found = {name: entry["type"] for name, entry in recorded.items()}
-    if found != wanted:
-        raise UserError(
-            f"{step_directory}: saved by a run with another config: "
-            + first_difference(found, wanted)
-        )
-    host_template = jax.tree.map(lambda array: np.empty(array.shape, array.dtype), template)
-    with (
-        _reading("state"),
-        ocp.StandardCheckpointer(multiprocessing_options=_this_process_alone()) as checkpointer,
-    ):
-        state = checkpointer.restore(step_directory / "state", host_template)
-    for name, array in named_arrays(state).items():
-        if array_checksum(array) != recorded[name]["sha256"]:
-            raise _DamagedCheckpoint(f"array {name} differs from what was saved")
-    return state
-
-
-def _read_record(step_directory: Path) -> dict[str, Any]:
-    """The record of one checkpoint.
-
-    Raises:
-        _DamagedCheckpoint: it is missing or not what was saved.
-    """
-    with (
-        _reading("record"),
-        ocp.Checkpointer(
-            ocp.JsonCheckpointHandler(), multiprocessing_options=_this_process_alone()
-        ) as checkpointer,
-    ):
-        record = checkpointer.restore(step_directory / "record", args=ocp.args.JsonRestore())
-        saved_checksum = record.pop("sha256")
-        checksum = _json_checksum(record)
-    if checksum != saved_checksum:
-        raise _DamagedCheckpoint("its record of checksums differs from what was saved")
-    return record
-
-
-def _this_process_alone() -> ocp.options.MultiprocessingOptions:
-    """Has Orbax not wait for other processes after it read: each reads all for itself.
-
-    Where it waits, what one process cannot read, or its end, is an error in every process, which
-    looks like damage.
-    """
-    index = jax.process_index()
-    return ocp.options.MultiprocessingOptions(primary_host=index, active_processes={index})
-
-
-@contextlib.contextmanager
-def _reading(item: str) -> Iterator[None]:
-    """Turns whatever Orbax and TensorStore raise on a damaged file into one exception."""
-    try:
-        yield
-    except Exception as error:
-        raise _DamagedCheckpoint(
-            f"its {item} cannot be read ({type(error).__name__}: {first_line(error)})"
-        ) from error
-
-
-def _make_record(
-    state: PyTree, score: float | None, trained_on: Mapping[str, Any]
-) -> dict[str, Any]:
-    record = {
-        "score": score,
-        **trained_on,
-        "arrays": {
-            name: {"type": array_type(array), "sha256": array_checksum(array)}
-            for name, array in named_arrays(state).items()
-        },
-    }
-    return record | {"sha256": _json_checksum(record)}
-
-
-def _json_checksum(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
