@@ -2,7 +2,8 @@
 
 Orbax writes them (asynchronously, each one complete or not there at all), but restores whatever
 bytes it finds. So every checkpoint carries a record with a checksum of each array; a restore
-verifies it and falls back to another checkpoint when a file was damaged. In a run folder:
+verifies it and falls back to another checkpoint when a file was damaged. One that only cannot be
+read now, as for want of permission, ends the run instead. In a run folder:
 
     checkpoints/STEP/state     the arrays of the training state
     checkpoints/STEP/record    their names, shapes, types and checksums, and the held-out score
@@ -25,7 +26,13 @@ from orbax.checkpoint.checkpoint_managers import PreservationContext
 from l2w_jax.arrays import PyTree, named_arrays
 from l2w_jax.errors import RunFailed, RunInterrupted, UserError, first_line
 from l2w_jax.run import processes
-from l2w_jax.run.saved_state import DamagedCheckpoint, make_record, read_record, read_state
+from l2w_jax.run.saved_state import (
+    DamagedCheckpoint,
+    UnreadableCheckpoint,
+    make_record,
+    read_record,
+    read_state,
+)
 from l2w_jax.run.workdir import check_path, saved_steps
 
 
@@ -66,7 +73,8 @@ class CheckpointWriter:
         self._workdir = workdir
         self._trained_on = dict(trained_on or {})
         self._saving: int | None = None
-        self._policy = _NewestAndBest(keep, _readable_scores(workdir))
+        scores, _ = _scores(workdir)
+        self._policy = _NewestAndBest(keep, scores)
         self._manager = ocp.CheckpointManager(
             _directory(workdir),
             options=ocp.CheckpointManagerOptions(
@@ -92,7 +100,10 @@ class CheckpointWriter:
             raise
         except Exception:
             pass
-        last = self.last_saved_step
+        try:
+            last = self.last_saved_step
+        except RunFailed as error:
+            return str(error)
         if last is None:
             return "there is no good checkpoint yet"
         return f"the last good checkpoint is of step {last}: the same command goes on from there"
@@ -183,7 +194,7 @@ def restore_newest(workdir: Path, template: PyTree) -> PyTree | None:
     Raises:
         UserError: no checkpoint is good, or the good one is of another network, or the folder's
             path is not UTF-8.
-        RunFailed: some processes of this run read a checkpoint well, and others do not.
+        RunFailed: a checkpoint cannot be read now, or not by all processes of this run.
     """
     steps = processes.of_all(saved_steps(workdir)[::-1])[0]
     if not steps:
@@ -201,22 +212,30 @@ def restore_best(workdir: Path, template: PyTree) -> PyTree | None:
     The newest of several equally good ones; where none has a score, the newest. Arguments, result
     and errors are those of `restore_newest`, but the folder stays as it is.
     """
-    scores = _readable_scores(workdir)
+    scores, unknown = _scores(workdir)
     # One without a readable record may have been the best, so it comes first, to be warned of and
-    # passed over.
-    unknown = [step for step in saved_steps(workdir) if step not in scores]
-    # As the first process has them: another may have read other scores.
-    steps = processes.of_all(unknown + _best_first(scores))[0]
+    # passed over where it is damaged. As the first process has them: another may have read other
+    # scores.
+    steps = processes.of_all([*unknown, *_best_first(scores)])[0]
     if not steps:
         return None
     return _restore_first_good(workdir, template, steps)[0]
 
 
 def trained_on(workdir: Path, step: int) -> dict[str, Any]:
-    """Which images a checkpoint was trained on (`images.identity`), each None where not known."""
+    """Which images a checkpoint was trained on (`images.identity`), each None where not known.
+
+    Raises:
+        RunFailed: its record cannot be read now.
+    """
+    directory = _directory(workdir) / str(step)
     record: dict[str, Any] = {}
-    with contextlib.suppress(DamagedCheckpoint):
-        record = read_record(_directory(workdir) / str(step))
+    try:
+        record = read_record(directory)
+    except DamagedCheckpoint:
+        pass
+    except UnreadableCheckpoint as error:
+        raise RunFailed(_not_read_now(directory, [str(error)])) from error
     return {name: record.get(name) for name in ("num_train", "train_digest", "class_names")}
 
 
@@ -231,13 +250,15 @@ def _directory(workdir: Path) -> Path:
     return workdir.absolute() / "checkpoints"
 
 
-def _readable_scores(workdir: Path) -> dict[int, float | None]:
-    """The score of each checkpoint whose record is good."""
-    scores = {}
+def _scores(workdir: Path) -> tuple[dict[int, float | None], dict[int, str]]:
+    """The score of each checkpoint whose record is good, and what ails the other records."""
+    scores, unknown = {}, {}
     for step in saved_steps(workdir):
-        with contextlib.suppress(DamagedCheckpoint):
+        try:
             scores[step] = read_record(_directory(workdir) / str(step))["score"]
-    return scores
+        except (DamagedCheckpoint, UnreadableCheckpoint) as error:
+            unknown[step] = str(error)
+    return scores, unknown
 
 
 def _best_first(scores: dict[int, float | None]) -> list[int]:
@@ -265,25 +286,39 @@ def _restore_first_good(workdir: Path, template: PyTree, steps: list[int]) -> tu
 
     Raises:
         UserError: none is good, or the good one is of another network.
-        RunFailed: one is good in some processes only, so what ails it is not damage.
+        RunFailed: a process cannot read one now, or one is good in some processes only, so what
+            ails it is not damage.
     """
     damage = []
     for step in steps:
-        state, reason = None, ""
+        directory = _directory(workdir) / str(step)
+        state, reason, readable = None, "", True
         try:
-            state = read_state(_directory(workdir) / str(step), template)
+            state = read_state(directory, template)
         except DamagedCheckpoint as error:
             reason = str(error)
+        except UnreadableCheckpoint as error:
+            reason, readable = str(error), False
         reasons = processes.of_all(reason)
         if not any(reasons):
             return state, step
         if not all(reasons):
-            raise RunFailed(_not_read_by_all(_directory(workdir) / str(step), reasons))
+            raise RunFailed(_not_read_by_all(directory, reasons))
+        if not all(processes.of_all(readable)):
+            raise RunFailed(_not_read_now(directory, reasons))
         logging.warning("The checkpoint of step %d is not used: %s.", step, reason)
         damage.append(f"step {step}: {reason}")
     raise UserError(
         f"{_directory(workdir)}: every checkpoint is damaged ({'; '.join(damage)}); "
         "choose another --workdir to start from scratch"
+    )
+
+
+def _not_read_now(step_directory: Path, reasons: list[str]) -> str:
+    """What ends a run whose processes, all of them, fail to read a checkpoint that may be good."""
+    return (
+        f"{step_directory}: {'; '.join(dict.fromkeys(reasons))}; nothing was moved: once it can be "
+        "read, the same command goes on from there"
     )
 
 

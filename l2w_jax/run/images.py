@@ -4,6 +4,7 @@ Nor does it go on with other classes or is judged by images of such: its network
 number, which would get a name that it was not trained for.
 """
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from ml_collections import ConfigDict
 from l2w_jax import data
 from l2w_jax.config import stored
 from l2w_jax.data import Source
-from l2w_jax.errors import UserError, some
+from l2w_jax.errors import RunFailed, UserError, some
 from l2w_jax.evaluation.results import Evaluation
 from l2w_jax.run import checkpoints, processes
 
@@ -30,8 +31,12 @@ def identity(source: Source) -> dict[str, Any]:
 
 def known_classes(workdir: Path) -> list[str] | None:
     """The classes that a run's network was trained on, by number; None where no checkpoint says."""
-    records = (checkpoints.trained_on(workdir, step) for step in checkpoints.saved_steps(workdir))
-    return next((names for record in records if (names := record["class_names"])), None)
+    for step in checkpoints.saved_steps(workdir):
+        # One that cannot be read now ends the run only where its state is asked for.
+        with contextlib.suppress(RunFailed):
+            if names := checkpoints.trained_on(workdir, step)["class_names"]:
+                return names
+    return None
 
 
 def check_to_train_on(source: Source, workdir: Path, step: int) -> None:
@@ -39,6 +44,7 @@ def check_to_train_on(source: Source, workdir: Path, step: int) -> None:
 
     Raises:
         UserError: they are others, of other classes, or in another order.
+        RunFailed: the checkpoint that tells them cannot be read now.
     """
     if not step:
         return
@@ -64,6 +70,7 @@ def check_to_judge_by(source: Source, workdir: Path, step: int) -> None:
 
     Raises:
         UserError: it was trained on other classes, or maybe on some of the images.
+        RunFailed: the checkpoint that tells them cannot be read now.
     """
     cut = _cut_splits(source)
     before = checkpoints.trained_on(workdir, step)

@@ -49,8 +49,8 @@ def train(config: ConfigDict, source: Source, workdir: Path) -> TrainState:
     Raises:
         UserError: the checkpoints there are all damaged or of another network, or were trained on
             other images; or processes have different images.
-        RunFailed: a loss or an array is not finite, a checkpoint could not be saved, or a device's
-            memory does not hold a step.
+        RunFailed: a loss or an array is not finite, a checkpoint could not be saved or cannot be
+            read now, or a device's memory does not hold a step.
         RunInterrupted: a signal asked the run to stop; its state is saved.
     """
     images.check_alike_in_all_processes(source)

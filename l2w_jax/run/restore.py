@@ -21,6 +21,7 @@ def restore_best(config: ConfigDict, workdir: Path) -> TrainState:
 
     Raises:
         UserError: there is no checkpoint, all are damaged, or they are of another network.
+        RunFailed: the best one, or one that may be the best, cannot be read now.
     """
     state = checkpoints.restore_best(workdir, abstract_state(config))
     if state is None:

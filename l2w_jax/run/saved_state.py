@@ -1,8 +1,12 @@
 """One checkpoint: a state and the record that it is verified by."""
 
 import contextlib
+import errno
 import hashlib
 import json
+import os
+import re
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,9 +25,22 @@ from l2w_jax.arrays import (
 )
 from l2w_jax.errors import UserError, first_line
 
+# What the system says of files that are missing, or are folders, or the other way about.
+_NUMBERS_OF_DAMAGE = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR)
+
+_BYTES_AT_ONCE = 2**20
+
 
 class DamagedCheckpoint(Exception):
     """A checkpoint that cannot be read back as it was saved; the message says what is wrong."""
+
+
+class UnreadableCheckpoint(Exception):
+    """A checkpoint that may be good, but that the system does not let be read now.
+
+    The user may lack the right to, or the disk or the network fails, or memory or open files have
+    run out. The message names the file and the reason.
+    """
 
 
 def make_record(
@@ -48,6 +65,7 @@ def read_state(step_directory: Path, template: PyTree) -> PyTree:
 
     Raises:
         DamagedCheckpoint: its arrays or its record are not what was saved.
+        UnreadableCheckpoint: the system does not let it be read now.
         UserError: it is intact, but of other arrays than the template's.
     """
     recorded = read_record(step_directory)["arrays"]
@@ -60,7 +78,7 @@ def read_state(step_directory: Path, template: PyTree) -> PyTree:
         )
     host_template = jax.tree.map(lambda array: np.empty(array.shape, array.dtype), template)
     with (
-        _reading("state"),
+        _reading(step_directory, "state"),
         ocp.StandardCheckpointer(multiprocessing_options=_this_process_alone()) as checkpointer,
     ):
         state = checkpointer.restore(step_directory / "state", host_template)
@@ -75,9 +93,10 @@ def read_record(step_directory: Path) -> dict[str, Any]:
 
     Raises:
         DamagedCheckpoint: it is missing or not what was saved.
+        UnreadableCheckpoint: the system does not let it be read now.
     """
     with (
-        _reading("record"),
+        _reading(step_directory, "record"),
         ocp.Checkpointer(
             ocp.JsonCheckpointHandler(), multiprocessing_options=_this_process_alone()
         ) as checkpointer,
@@ -101,14 +120,58 @@ def _this_process_alone() -> ocp.options.MultiprocessingOptions:
 
 
 @contextlib.contextmanager
-def _reading(item: str) -> Iterator[None]:
-    """Turns whatever Orbax and TensorStore raise on a damaged file into one exception."""
+def _reading(step_directory: Path, item: str) -> Iterator[None]:
+    """Sorts whatever Orbax and TensorStore raise into damage and what only cannot be read now.
+
+    They may tell of either in the same words, so all files are read once more without them.
+    """
     try:
         yield
     except Exception as error:
+        _read_plainly(step_directory)
+        number = _system_error_number(error)
+        if number is not None and number not in _NUMBERS_OF_DAMAGE:
+            raise _unreadable(step_directory / item, number) from error
         raise DamagedCheckpoint(
             f"its {item} cannot be read ({type(error).__name__}: {first_line(error)})"
         ) from error
+
+
+def _read_plainly(path: Path) -> None:
+    """Reads a file, or all files below a folder, whatever they hold.
+
+    Raises:
+        UnreadableCheckpoint: the system refuses to read one.
+    """
+    inside: list[str] = []
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            inside = sorted(os.listdir(path))
+        elif stat.S_ISREG(mode):
+            with path.open("rb", buffering=0) as file:
+                while file.read(_BYTES_AT_ONCE):
+                    pass
+    except OSError as error:
+        if error.errno not in _NUMBERS_OF_DAMAGE:
+            raise _unreadable(path, error.errno) from error
+    for name in inside:
+        _read_plainly(path / name)
+
+
+def _system_error_number(error: Exception) -> int | None:
+    """The `errno` of what a library raised; None where it did not fail by the system."""
+    if isinstance(error, MemoryError):
+        return errno.ENOMEM
+    if isinstance(error, OSError):
+        return error.errno
+    # As TensorStore tells it, whose errors are all of one type.
+    number = re.search(r"os_error_code='(\d+)'", str(error))
+    return int(number[1]) if number else None
+
+
+def _unreadable(path: Path, number: int) -> UnreadableCheckpoint:
+    return UnreadableCheckpoint(f"{path} cannot be read now ({os.strerror(number)})")
 
 
 def _json_checksum(value: Any) -> str:

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from l2w_jax import config as run_config
 from l2w_jax.config.choices import EARLIER_RUNS
 from l2w_jax.config.paths import may_be_one_folder
-from l2w_jax.errors import UserError
+from l2w_jax.errors import RunFailed, UserError
 from l2w_jax.files import lock, told_if_unwritable, write_atomically
 
 
@@ -109,13 +109,24 @@ def _has_results(workdir: Path) -> bool:
 
 
 def saved_steps(workdir: Path) -> list[int]:
-    """Of each checkpoint of a run folder, good or damaged, its step, rising."""
+    """Of each checkpoint of a run folder, good or damaged, its step, rising.
+
+    Raises:
+        RunFailed: the folder cannot be listed now.
+    """
     checkpoints = workdir / "checkpoints"
-    if not checkpoints.is_dir():
+    try:
+        with os.scandir(checkpoints) as found:
+            return sorted(
+                int(entry.name) for entry in found if entry.name.isdecimal() and entry.is_dir()
+            )
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    return sorted(
-        int(path.name) for path in checkpoints.iterdir() if path.name.isdecimal() and path.is_dir()
-    )
+    except OSError as error:
+        raise RunFailed(
+            f"{checkpoints}: cannot be listed now ({error.strerror}); nothing was moved: once it "
+            "can be, the same command goes on from the checkpoints there"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from tiny_restore import make_state
+from unreadable_files import let_reads_fail
 
 from l2w_jax.run.checkpoints import CheckpointWriter
 from launch import processes
@@ -179,6 +180,24 @@ def test_what_one_process_cannot_read_ends_all_with_its_name_and_is_not_taken_fo
         assert f"checkpoints/20: process {victim} cannot use it: its record cannot be" in output
         assert "IsADirectoryError" in output
         assert "damaged" not in output
+        assert "is not used" not in output
+    for process in ("0", "1"):
+        assert steps_in(folders / process / "checkpoints") == [10, 20]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_what_no_process_can_use_is_not_taken_for_damaged_where_one_cannot_read_it_now(
+    victim, folders
+):
+    damaged = folders / str(1 - victim) / "checkpoints" / "20" / "state"
+    shutil.rmtree(damaged)
+    let_reads_fail(folders / str(victim) / "checkpoints" / "20" / "record" / "metadata")
+    statuses, outputs = ended(start_to_restore(folders))
+    assert statuses == [1, 1], outputs
+    for output in outputs:
+        assert "record/metadata cannot be read now (Input/output error)" in output
+        assert "nothing was moved" in output
         assert "is not used" not in output
     for process in ("0", "1"):
         assert steps_in(folders / process / "checkpoints") == [10, 20]

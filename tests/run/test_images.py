@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from flax import struct
 from image_folders import COLOURS, folder_config, write_split
+from unreadable_files import let_reads_fail
 from written_runs import made_evaluation
 
 from l2w_jax.config import to_json
@@ -111,6 +112,9 @@ def test_the_classes_of_a_run_are_known_from_its_checkpoints(folder, workdir):
         writer.save(State(np.int32(step)))
         writer.close()
         assert images.known_classes(workdir) == identity.get("class_names")
+    # One that cannot be read now ends the run where its state is asked for, not here.
+    let_reads_fail(workdir / "checkpoints" / "1" / "record" / "metadata")
+    assert images.known_classes(workdir) == ["cat", "dog"]
 
 
 def test_images_of_another_folder_are_not_those_that_a_run_was_evaluated_with(folder, workdir):

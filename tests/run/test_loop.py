@@ -22,8 +22,9 @@ from scripted_run import (
     train,
 )
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from unreadable_files import let_reads_fail
 
-from l2w_jax.errors import RunInterrupted, UserError
+from l2w_jax.errors import RunFailed, RunInterrupted, UserError
 from l2w_jax.run import devices, loop
 
 
@@ -66,6 +67,21 @@ def test_a_damaged_checkpoint_costs_its_steps_and_nothing_else(config, undisturb
     shutil.rmtree(workdir / "checkpoints" / "20" / "state")
     assert_bit_identical(train(config, workdir), undisturbed[1])
     assert checkpoint_steps(workdir) == [10, 15, 20]
+
+
+def test_a_checkpoint_that_cannot_be_read_now_stops_the_run_and_costs_nothing(
+    config, undisturbed, tmp_path, monkeypatch
+):
+    workdir = shutil.copytree(undisturbed[0], tmp_path / "run")
+    record = workdir / "checkpoints" / "20" / "record" / "metadata"
+    content = record.read_bytes()
+    let_reads_fail(record)
+    with pytest.raises(RunFailed, match=r"record/metadata cannot be read now .Input/output error"):
+        train(config, workdir)
+    record.unlink()
+    record.write_bytes(content)
+    monkeypatch.setattr(loop, "_batches", pytest.fail)
+    assert_bit_identical(train(config, workdir), undisturbed[1])
 
 
 def test_all_checkpoints_damaged_stops_before_training(config, undisturbed, tmp_path):

@@ -12,7 +12,7 @@ import pytest
 from programs import ENVIRONMENT
 
 from l2w_jax.config import default_config, to_json
-from l2w_jax.errors import UserError
+from l2w_jax.errors import RunFailed, UserError
 from l2w_jax.run import workdir as run_folder
 
 
@@ -117,6 +117,17 @@ def test_what_is_no_folder_of_a_step_is_no_checkpoint(tmp_path):
     (tmp_path / "checkpoints" / "²").mkdir()
     (tmp_path / "checkpoints" / "7").touch()
     assert run_folder.saved_steps(tmp_path) == [5]
+
+
+def test_checkpoints_that_cannot_be_listed_are_not_taken_for_none(tmp_path, monkeypatch):
+    write_run(default_config(), tmp_path)
+
+    def scandir(folder):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
+
+    monkeypatch.setattr(run_folder.os, "scandir", scandir)
+    with pytest.raises(RunFailed, match=r"checkpoints: cannot be listed now \(Permission denied\)"):
+        run_folder.check(default_config(), tmp_path)
 
 
 def test_a_longer_run_is_shown_how_to_start_from_this_one(tmp_path):
