@@ -40,7 +40,8 @@ class _NewestAndBest:
     """An Orbax preservation policy: the newest few checkpoints and the best one stay.
 
     It takes the scores from the records: Orbax writes metrics to disk only for its own `best_fn`,
-    so with its `BestN` policy a resumed run would not know which older checkpoint is the best.
+    so with its `BestN` policy a resumed run would not know which older checkpoint is the best. One
+    whose score is not known stays too: it may be the best.
     """
 
     def __init__(self, keep: int, scores: dict[int, float | None]):
@@ -54,7 +55,8 @@ class _NewestAndBest:
         del context
         steps = [checkpoint.step for checkpoint in checkpoints]
         best = _best_first({step: self.scores[step] for step in steps if step in self.scores})
-        kept = {*steps[-self._keep :], *best[:1]}
+        unknown = set(steps) - self.scores.keys()
+        kept = {*steps[-self._keep :], *best[:1], *unknown}
         return [step in kept for step in steps]
 
 
@@ -66,14 +68,19 @@ class CheckpointWriter:
 
         Args:
             workdir: the run folder.
-            keep: how many of the newest checkpoints stay. The one with the best score stays too.
+            keep: how many of the newest checkpoints stay. The one with the best score stays too,
+                and with a warning those whose score cannot be read.
             trained_on: which images the states are trained on (`images.identity`), for
                 `trained_on`.
         """
         self._workdir = workdir
         self._trained_on = dict(trained_on or {})
         self._saving: int | None = None
-        scores, _ = _scores(workdir)
+        scores, unknown = _scores(workdir)
+        for step, reason in unknown.items():
+            logging.warning(
+                "The checkpoint of step %d is kept, for it may be the best: %s.", step, reason
+            )
         self._policy = _NewestAndBest(keep, scores)
         self._manager = ocp.CheckpointManager(
             _directory(workdir),
@@ -130,8 +137,7 @@ class CheckpointWriter:
                 )
         self.wait()
         self._saving = step
-        if score is not None:
-            self._policy.scores[step] = score
+        self._policy.scores[step] = score
         with self._failing_clearly():
             self._manager.save(
                 step,

@@ -125,6 +125,22 @@ def test_keeps_the_newest_and_the_best_over_a_restart(tmp_path):
     assert steps_in(tmp_path / "checkpoints") == [60, 70, 80]
 
 
+def test_one_that_may_be_the_best_is_kept_and_told_once(run_copy, warnings):
+    record = run_copy / "checkpoints" / "20" / "record"
+    record.rename(run_copy / "hidden")
+    writer = checkpoints.CheckpointWriter(run_copy, keep=1)
+    assert len(warnings) == 1
+    assert "The checkpoint of step 20 is kept, for it may be the best: its record" in warnings[0]
+    (run_copy / "hidden").rename(record)
+    for step in (40, 50):
+        writer.save(make_state(step))
+    writer.close()
+    assert steps_in(run_copy / "checkpoints") == [20, 30, 50]
+    save(run_copy, {60: None}, keep=1)
+    assert steps_in(run_copy / "checkpoints") == [20, 60]
+    assert len(warnings) == 1
+
+
 def flip_one_byte(path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
