@@ -77,8 +77,8 @@ def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
     Args:
         main: a function of the arguments, without the program's name.
     """
-    set_up_libraries()
     standard_output.prepare()
+    set_up_libraries()
     with standard_output.faults_told():
         try:
             with _told_if_without_devices():

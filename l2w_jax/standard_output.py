@@ -11,9 +11,16 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def prepare() -> None:
-    """Has standard output take any letter; where it is closed, what is printed goes nowhere."""
-    if sys.stdout is None:
-        sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+    """Has standard output take any letter; what is printed to a closed stream goes nowhere.
+
+    To be called before files are opened: one would take the place of what is closed, and with it
+    what libraries in C++ print there.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            # The system gives it the first place that is free, which is the one that was closed.
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, os.fdopen(nowhere, mode, errors="backslashreplace"))
     # A file's name need not be UTF-8; in UTF-8 it is printed as it is on the disk. Other encodings
     # lack letters, at which surrogateescape would fail.
     is_utf8 = codecs.lookup(sys.stdout.encoding).name == "utf-8"

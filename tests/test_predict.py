@@ -263,6 +263,18 @@ def test_what_tensorflow_says_of_a_broken_file_stays_out_of_the_answers(tmp_path
     assert completed.stderr == ""
 
 
+def test_an_image_is_read_where_standard_error_is_closed(tmp_path):
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "good.png")
+    command = (sys.executable, "-m", "tests.read_images", tmp_path / "good.png")
+    completed = subprocess.run(
+        ["sh", "-c", 'exec "$0" "$@" 2>&-', *command],
+        cwd=Path(__file__).parents[1],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert (completed.returncode, completed.stdout) == (0, "")
+
+
 def test_answers_are_those_that_the_thresholds_of_a_calibrated_run_promise(
     calibrated_run, tmp_path, capsys
 ):

@@ -65,3 +65,13 @@ def test_the_fault_of_a_file_is_not_taken_for_one_of_the_output():
     lines = "raise OSError(28, 'No space left on device', 'a.txt')"
     _, told = run(lines, subprocess.DEVNULL)
     assert told.endswith("No space left on device: 'a.txt'\n")
+
+
+def test_what_is_closed_is_not_given_to_the_next_file():
+    program = (
+        "import os, sys; from l2w_jax import standard_output; standard_output.prepare(); "
+        "print('x', file=sys.stderr, flush=True); sys.exit(0 if os.open('.', 0) > 2 else 1)"
+    )
+    for closed in ("<&-", ">&-", "2>&-", "<&- >&- 2>&-"):
+        command = ["sh", "-c", f'exec "$0" -c "$1" {closed}', sys.executable, program]
+        assert subprocess.run(command, env=ENVIRONMENT).returncode == 0, closed
