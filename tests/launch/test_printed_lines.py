@@ -1,6 +1,7 @@
 """The launcher prints what its processes print, and never keeps them from going on."""
 
 import os
+import pty
 import subprocess
 import sys
 import threading
@@ -63,6 +64,24 @@ def test_neither_does_a_pipe_that_nobody_reads():
     os.close(reading)
     with open(writing, "wb") as unread:
         assert launched(MANY_LINES, unread).returncode == 3
+
+
+@pytest.mark.parametrize("opened", [os.pipe, pty.openpty])
+def test_the_status_is_that_of_the_process_where_nobody_reads_whose_it_was(opened):
+    lines = (
+        "import os, sys, time; os.environ['JAX_PROCESS_ID'] == '0' and sys.exit(75); time.sleep(60)"
+    )
+    program = (
+        "import sys; from launch import processes; "
+        f'sys.exit(processes.run(2, [sys.executable, "-c", "{lines}"]))'
+    )
+    reading, writing = opened()
+    os.close(reading)
+    with open(writing, "wb") as unread:
+        completed = subprocess.run(
+            [sys.executable, "-c", program], cwd=ROOT, stdout=unread, stderr=unread, timeout=60
+        )
+    assert completed.returncode == 75
 
 
 def test_letters_are_printed_to_any_encoding():
