@@ -84,10 +84,10 @@ def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
             with _told_if_without_devices():
                 main(sys.argv[1:])
         except UserError as error:
-            print(error, file=sys.stderr)
+            standard_output.tell(str(error))
             sys.exit(error.exit_status)
         except KeyboardInterrupt:
-            print("stopped by SIGINT", file=sys.stderr)
+            standard_output.tell("stopped by SIGINT")
             sys.exit(130)
     sys.exit(0)
 

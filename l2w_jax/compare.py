@@ -18,7 +18,6 @@ which the other half is read, and the other way round. --ways takes some of the 
 order.
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from l2w_jax import command_line
+from l2w_jax import command_line, standard_output
 from l2w_jax.config import stored
 from l2w_jax.errors import UserError
 from l2w_jax.evaluation.evaluated_data import differences
@@ -80,7 +79,7 @@ def main(argv: Sequence[str]) -> None:
     if len(ways) > 1:
         print("", *gain_lines(ways), sep="\n")
     for line in data_lines(ways):
-        print(line, file=sys.stderr)
+        standard_output.tell(line)
     if arguments.save:
         with told_if_unwritable(arguments.save, "--save="):
             write_json(arguments.save, [numbers(way) for way in ways])

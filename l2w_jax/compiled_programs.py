@@ -4,11 +4,12 @@ import contextlib
 import logging
 import os
 import re
-import sys
 import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
+
+from l2w_jax import standard_output
 
 _logger = logging.getLogger(__name__)
 
@@ -40,10 +41,9 @@ def _users_folder() -> str | None:
         with tempfile.TemporaryFile(dir=folder):
             return str(folder)
     except (OSError, RuntimeError) as error:
-        print(
+        standard_output.tell(
             f"compiled programs are not kept, so that every start compiles anew ({error}); name a "
-            "folder for them in JAX_COMPILATION_CACHE_DIR",
-            file=sys.stderr,
+            "folder for them in JAX_COMPILATION_CACHE_DIR"
         )
         # Matplotlib finds itself another folder, and would tell so in two more lines.
         logging.getLogger("matplotlib").setLevel(logging.ERROR)

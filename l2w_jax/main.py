@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
         try:
             run(parse(argv))
         except UserError as error:
-            print(error, file=sys.stderr, flush=True)
+            standard_output.tell(str(error))
             return error.exit_status
     return 0
 

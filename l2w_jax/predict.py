@@ -18,7 +18,6 @@ import argparse
 import itertools
 import json
 import os
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -28,7 +27,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from numpy.typing import NDArray
 
-from l2w_jax import command_line
+from l2w_jax import command_line, standard_output
 from l2w_jax.config import stored
 from l2w_jax.data import walk
 from l2w_jax.errors import Incomplete, UserError
@@ -75,7 +74,7 @@ def main(argv: Sequence[str]) -> None:
     found = failed = 0
     for answer in answers(itertools.chain(first, files), config, predictor, evaluation):
         if "error" in answer and not arguments.json:
-            print(answer["error"], file=sys.stderr)
+            standard_output.tell(answer["error"])
         elif arguments.json:
             print(json.dumps(answer))
         else:
@@ -94,9 +93,9 @@ def main(argv: Sequence[str]) -> None:
 def _tell_of_others(skipped: Counter[str], unreadable: Sequence[UserError]) -> None:
     """Says which folders could not be read, and what in the others is no image."""
     for error in unreadable:
-        print(error, file=sys.stderr)
+        standard_output.tell(str(error))
     if skipped:
-        print(walk.skipped_line(skipped), file=sys.stderr)
+        standard_output.tell(walk.skipped_line(skipped))
 
 
 def files_in(

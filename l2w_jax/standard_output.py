@@ -1,11 +1,13 @@
-"""Standard output of any encoding, closed, or full; copied beside exported networks."""
+"""Standard output and error of any encoding, closed, full, or unread; copied beside exports."""
 
+import atexit
 import codecs
 import contextlib
 import errno
 import os
 import sys
 from collections.abc import Iterator
+from typing import NoReturn, TextIO
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -21,15 +23,40 @@ def prepare() -> None:
             # The system gives it the first place that is free, which is the one that was closed.
             nowhere = os.open(os.devnull, os.O_RDWR)
             setattr(sys, name, os.fdopen(nowhere, mode, errors="backslashreplace"))
+    atexit.register(_drop_what_nobody_takes)
     # A file's name need not be UTF-8; in UTF-8 it is printed as it is on the disk. Other encodings
     # lack letters, at which surrogateescape would fail.
     is_utf8 = codecs.lookup(sys.stdout.encoding).name == "utf-8"
     sys.stdout.reconfigure(errors="surrogateescape" if is_utf8 else "backslashreplace")
 
 
-def discard() -> None:
+def tell(line: str) -> None:
+    """Prints a line on standard error; where it cannot be written, the program goes on without."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
+
+
+def end_at_once(line: str, status: int) -> NoReturn:
+    """Ends the process after a line, whatever its threads do, and whoever reads what it prints."""
+    try:
+        tell(line)
+        sys.stdout.flush()
+    finally:
+        os._exit(status)
+
+
+def discard(stream: TextIO) -> None:
     """What is printed from now on goes nowhere, also what Python has yet to write as it ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _drop_what_nobody_takes() -> None:
+    """As the program ends: Python would try once more, and have its status be 120 for that."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            discard(stream)
 
 
 @contextlib.contextmanager
@@ -53,10 +80,10 @@ def _faults_of_writing_told() -> Iterator[None]:
         yield
     except BrokenPipeError:
         # Whoever reads the output, such as `head`, has seen enough.
-        discard()
+        discard(sys.stdout)
     except OSError as error:
         # That of a file has its name.
         if error.errno not in _FULL or error.filename is not None:
             raise
-        discard()
+        discard(sys.stdout)
         sys.exit(f"standard output: cannot be written: {error.strerror}")

@@ -1,6 +1,7 @@
 """Programs that tests start, with this checkout and its tests to import from."""
 
 import os
+import subprocess
 from pathlib import Path
 
 _TESTS = Path(__file__).parent
@@ -11,3 +12,24 @@ ENVIRONMENT = os.environ | {
     "PYTHONPATH": f"{_TESTS.parent}{os.pathsep}{_TESTS}",
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
 }
+
+
+def left_unread(command, opened, text, **settings):
+    """Starts a program whose output nobody reads any more once it has printed a text.
+
+    Args:
+        command: the program and its arguments.
+        opened: gives the two ends of the output: `os.pipe`, or `pty.openpty` for a terminal.
+        text: some of the output, in bytes.
+        settings: of `subprocess.Popen`.
+    """
+    reading, writing = opened()
+    process = subprocess.Popen(command, stdout=writing, stderr=writing, **settings)
+    os.close(writing)
+    seen = b""
+    while text not in seen:
+        more = os.read(reading, 1000)
+        assert more, seen
+        seen += more
+    os.close(reading)
+    return process

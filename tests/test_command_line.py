@@ -85,6 +85,19 @@ def test_a_fault_is_a_line_on_standard_error_and_status_2(capsys):
     assert capsys.readouterr().err == "a: wrong\n"
 
 
+def test_the_status_of_a_fault_is_2_also_where_nobody_reads_the_line():
+    program = (
+        "from l2w_jax import command_line, errors\n"
+        "def fail(argv): raise errors.UserError('a: wrong')\n"
+        "command_line.run(fail)"
+    )
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "wb") as unread:
+        completed = subprocess.run([sys.executable, "-c", program], stdout=unread, stderr=unread)
+    assert completed.returncode == 2
+
+
 def test_what_a_command_has_yet_to_print_to_a_full_disk_is_told():
     program = "from l2w_jax import command_line; command_line.run(lambda _: print('x'))"
     with open("/dev/full", "wb") as full:

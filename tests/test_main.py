@@ -3,8 +3,10 @@
 import io
 import json
 import os
+import pty
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -13,7 +15,7 @@ from pathlib import Path
 import jax
 import pytest
 from image_folders import write_split
-from programs import ENVIRONMENT
+from programs import ENVIRONMENT, left_unread
 
 from l2w_jax import main
 from l2w_jax.config import from_json
@@ -26,6 +28,9 @@ from l2w_jax.training import create_train_state
 
 ROOT = Path(__file__).parents[1]
 DIGITS = str(ROOT / "configs" / "digits_msdnet.py")
+
+
+SMALL = ("--config.model.num_exits=2", "--config.model.channels=4", "--config.model.growth_rate=2")
 
 
 def run_main(*arguments):
@@ -224,11 +229,7 @@ def small_run(tmp_path_factory):
     command = [
         sys.executable,
         *("-m", "l2w_jax.main", f"--config={DIGITS}", f"--workdir={folder / 'run'}"),
-        *(
-            "--config.model.num_exits=2",
-            "--config.model.channels=4",
-            "--config.model.growth_rate=2",
-        ),
+        *SMALL,
         *("--config.optimizer.epochs=2", "--config.checkpoint.every_epochs=1"),
     ]
 
@@ -358,6 +359,21 @@ def test_training_needs_training_images_and_says_so(tmp_path, workdir, capsys):
     assert status == 2
     assert f"{tmp_path / 'data'}: split 'train' is missing" in capsys.readouterr().err
     assert not workdir.exists()
+
+
+@pytest.mark.parametrize("opened", [os.pipe, pty.openpty])
+def test_a_run_whose_output_nobody_reads_saves_when_it_is_stopped(opened, workdir):
+    """As where its terminal was closed."""
+    command = (sys.executable, "-m", "l2w_jax.main", f"--config={DIGITS}", *SMALL)
+    arguments = ("--config.optimizer.epochs=1000", f"--workdir={workdir}")
+    process = left_unread([*command, *arguments], opened, b"first step after", cwd=ROOT)
+    try:
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(timeout=60) == 75
+    finally:
+        process.kill()
+        process.wait()
+    assert any((workdir / "checkpoints").iterdir())
 
 
 def test_a_signal_that_comes_as_the_program_ends_does_not_change_its_status():

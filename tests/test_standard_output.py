@@ -1,6 +1,7 @@
 """What is printed where the disk is full, where nobody reads it, and where there is no output."""
 
 import os
+import pty
 import subprocess
 import sys
 
@@ -75,3 +76,31 @@ def test_what_is_closed_is_not_given_to_the_next_file():
     for closed in ("<&-", ">&-", "2>&-", "<&- >&- 2>&-"):
         command = ["sh", "-c", f'exec "$0" -c "$1" {closed}', sys.executable, program]
         assert subprocess.run(command, env=ENVIRONMENT).returncode == 0, closed
+
+
+@pytest.mark.parametrize("opened", [os.pipe, pty.openpty])
+@pytest.mark.parametrize(
+    ("lines", "status"),
+    [
+        ("standard_output.tell('x'); sys.exit(3)", 3),
+        ("logging.warning('x'); sys.exit(3)", 3),
+        ("sys.exit('x')", 1),
+        ("1 / 0", 1),
+        ("print('x'); sys.exit(3)", 3),
+        ("print('x'); standard_output.end_at_once('y', 75)", 75),
+    ],
+)
+def test_a_status_stays_where_nobody_reads_what_is_said_of_it(lines, status, opened):
+    program = (
+        "import logging, sys; from l2w_jax import standard_output; standard_output.prepare(); "
+    )
+    reading, writing = opened()
+    os.close(reading)
+    with open(writing, "wb") as unread:
+        completed = subprocess.run(
+            [sys.executable, "-c", program + lines],
+            env=ENVIRONMENT | {"PYTHONUNBUFFERED": ""},
+            stdout=unread,
+            stderr=unread,
+        )
+    assert completed.returncode == status

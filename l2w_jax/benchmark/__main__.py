@@ -37,13 +37,12 @@ decoding the same crops alone takes on the same cores.
 import argparse
 import functools
 import json
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from l2w_jax import command_line
+from l2w_jax import command_line, standard_output
 from l2w_jax.config import flags, validate
 from l2w_jax.errors import UserError
 
@@ -87,7 +86,7 @@ def main(argv: Sequence[str], started: float) -> None:
         print(json.dumps(latency, indent=2), flush=True)
         write_latency(arguments.workdir, latency)
         files = [arguments.workdir / results.LATENCY_FILE, arguments.workdir / LATENCY_PICTURE]
-        print("written to {} and {}".format(*files), file=sys.stderr)
+        standard_output.tell("written to {} and {}".format(*files))
         return
     if arguments.input:
         if config_arguments:

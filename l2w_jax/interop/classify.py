@@ -50,7 +50,7 @@ def classify_files(network, paths):
                 images.append((path, read_image(path, *about)))
             except Exception as error:  # Pillow raises many kinds
                 reason = getattr(error, "strerror", None) or error
-                print(f"{path}: cannot be read as an image: {reason}", file=sys.stderr)
+                standard_output.tell(f"{path}: cannot be read as an image: {reason}")
                 status = 1
         if images:
             lines = answers(network, np.stack([image for _, image in images]))

@@ -9,6 +9,7 @@ import importlib
 import json
 import logging
 import math
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -305,7 +306,7 @@ def say(line: str) -> None:
             print(line, flush=True)
         except OSError:
             # Who watched it, through a pipe or a terminal, is gone; the run goes on.
-            standard_output.discard()
+            standard_output.discard(sys.stdout)
 
 
 def _reopen_json_lines(path: Path, first_step: int) -> Any:

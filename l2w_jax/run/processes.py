@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import re
-import sys
 import traceback
 from collections.abc import Iterator
 from typing import Any
@@ -18,7 +17,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from l2w_jax.errors import RunInterrupted, UserError, first_line
+from l2w_jax import standard_output
+from l2w_jax.errors import RunFailed, RunInterrupted, UserError, first_line
 from l2w_jax.run import slurm, stop_signals
 
 # A process that died is noticed after this many seconds.
@@ -59,20 +59,20 @@ def joined() -> Iterator[None]:
     except Exception as error:
         if not jax.distributed.is_initialized():
             raise
-        if isinstance(error, UserError):
-            print(error, file=sys.stderr)
-        elif _is_of_devices(error):
-            print(
-                f"process {jax.process_index()}: another process is gone, or a device failed "
-                f"({first_line(error)}); the same command in all processes goes on from "
-                "the last checkpoint",
-                file=sys.stderr,
-            )
-        else:
-            traceback.print_exc()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(error.exit_status if isinstance(error, UserError) else 1)
+        status = error.exit_status if isinstance(error, UserError) else RunFailed.exit_status
+        standard_output.end_at_once(_last_words(error), status)
+
+
+def _last_words(error: Exception) -> str:
+    if isinstance(error, UserError):
+        return str(error)
+    if _is_of_devices(error):
+        return (
+            f"process {jax.process_index()}: another process is gone, or a device failed "
+            f"({first_line(error)}); the same command in all processes goes on from the last "
+            "checkpoint"
+        )
+    return "".join(traceback.format_exception(error)).rstrip()
 
 
 def _is_of_devices(error: Exception) -> bool:

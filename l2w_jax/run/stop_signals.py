@@ -9,11 +9,11 @@ import contextlib
 import ctypes
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
 
+from l2w_jax import standard_output
 from l2w_jax.errors import RunInterrupted
 
 _NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -116,11 +116,8 @@ class Listener:
 
 def _end(name: str) -> None:
     """Ends the process without Python's orderly end, which waits for what is being done."""
-    print(
+    standard_output.end_at_once(
         f"stopped by {name} with nothing to save; the same command starts again, from the last "
         "checkpoint where there is one",
-        file=sys.stderr,
-        flush=True,
+        RunInterrupted.exit_status,
     )
-    sys.stdout.flush()
-    os._exit(RunInterrupted.exit_status)

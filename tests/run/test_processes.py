@@ -1,5 +1,8 @@
 """What processes say that cannot join a run, or lose it: the setting, or the cause, in one line."""
 
+import io
+import sys
+
 import jax
 import pytest
 
@@ -97,3 +100,22 @@ def test_only_what_a_computation_raises_is_told_as_the_end_of_another_process(
     told = capsys.readouterr().err
     assert told.startswith("process 0: another process is gone") == is_of_another
     assert told.startswith("Traceback") != is_of_another
+
+
+class _Unread(io.StringIO):
+    def write(self, text):
+        raise BrokenPipeError
+
+
+@pytest.mark.parametrize(("error", "status"), [(UserError("a: wrong"), 2), (KeyError("a"), 1)])
+def test_a_process_that_fails_ends_at_once_also_where_nobody_reads_why(error, status, monkeypatch):
+    monkeypatch.delenv("L2W_DISTRIBUTED")
+    for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    statuses = []
+    monkeypatch.setattr(processes.os, "_exit", statuses.append)
+    monkeypatch.setattr(sys, "stderr", _Unread())
+    with processes.joined():
+        raise error
+    assert statuses == [status]

@@ -1,6 +1,8 @@
 """A signal ends what has nothing to save at once, also while a function in C does not return."""
 
 import ctypes
+import os
+import pty
 import signal
 import subprocess
 import sys
@@ -8,16 +10,20 @@ import time
 from pathlib import Path
 
 import pytest
+from programs import left_unread
 
 from l2w_jax.run import stop_signals
 
 ROOT = Path(__file__).parents[2]
 
 
+PROGRAM = (sys.executable, "-m", "tests.run.slow_compilation")
+
+
 def start(*arguments, before=()):
     """Starts a program that compiles slowly, and returns it when it does."""
     process = subprocess.Popen(
-        [*before, sys.executable, "-m", "tests.run.slow_compilation", *arguments],
+        [*before, *PROGRAM, *arguments],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -38,6 +44,18 @@ def test_with_nothing_to_save_a_signal_ends_a_compilation(number):
     assert output == ""
     assert error.startswith(f"stopped by {number.name} with nothing to save; ")
     assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("opened", [os.pipe, pty.openpty])
+def test_so_it_does_where_nobody_reads_the_output_or_the_terminal_is_closed(opened, number):
+    process = left_unread(PROGRAM, opened, b"compiling", cwd=ROOT)
+    try:
+        process.send_signal(number)
+        assert process.wait(timeout=5) == 75
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
