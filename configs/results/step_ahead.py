@@ -1,6 +1,8 @@
 """What learned weights are worth to the meta loss one half-step ahead, at a run's best checkpoint.
 
 python configs/results/step_ahead.py RUN ...
+
+That of a run to its end is often its last one, after which no step is left: stop the run before.
 """
 
 import functools
@@ -51,7 +53,10 @@ def worth(workdir):
     config = read_config(workdir)
     source = open_source(config)
     state = restore_best(config, workdir)
-    measure = jax.jit(functools.partial(meta_losses, config, total_steps(config, source)))
+    num_steps = total_steps(config, source)
+    if int(state.step) >= num_steps:
+        return f"{workdir}: the best checkpoint is of the last step, {num_steps}: must be before it"
+    measure = jax.jit(functools.partial(meta_losses, config, num_steps))
     statistics = channel_statistics(config.dataset.name)
     found = []
     for batch in itertools.islice(source.train_batches(int(state.step)), BATCHES):

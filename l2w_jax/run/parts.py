@@ -34,7 +34,9 @@ def with_parts_that_fit(config: ConfigDict, total_steps: int) -> ConfigDict:
     if config.optimizer.accumulation:
         return config
     limit = memory_of_device()
-    if limit is not None:
+    if limit is None:
+        say("optimizer.accumulation=1: JAX knows no limit of this device's memory, as of a CPU's")
+    else:
         say("optimizer.accumulation=0: compiles the step to see in how many parts it fits")
     for parts in numbers_of_parts(config, jax.device_count(), first=1):
         tried = with_parts(config, parts)
@@ -51,6 +53,8 @@ def with_parts_that_fit(config: ConfigDict, total_steps: int) -> ConfigDict:
             f"optimizer.accumulation={parts}: in fewer parts a step needs more than a device's "
             f"{limit / 1e9:.1f} GB; batch norm sees one part at a time"
         )
+    elif limit is not None:
+        say(f"optimizer.accumulation=1: a step fits into a device's {limit / 1e9:.1f} GB")
     return tried
 
 
