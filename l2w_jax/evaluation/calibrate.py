@@ -109,9 +109,6 @@ def calibrate(
 def _at(predictions: Predictions, positions: NDArray[np.integer]) -> Predictions:
     """The answers to the images at these positions of their split."""
     chosen = np.isin(predictions.positions, positions)
-    return Predictions(
-        **{
-            name: None if array is None else array[..., chosen]
-            for name, array in vars(predictions).items()
-        }
+    return Predictions.of_arrays(
+        {name: array[..., chosen] for name, array in predictions.arrays().items()}
     )

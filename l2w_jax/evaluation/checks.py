@@ -12,9 +12,9 @@ from l2w_jax.early_exit.budget import NOBODY_LEAVES
 # What is in an array, by the letters of its dtype's kind.
 _CONTENTS = {"f": "finite numbers", "iu": "whole numbers", "b": "truth values", "U": "texts"}
 
-# Of each array of `predictions.Predictions`; those that are not named hold numbers [K, N].
+# Of the arrays of `predictions.Predictions`; those that are not named are the scores of a rule.
 _OF_IMAGES = ("positions", "labels")
-_SCORES = ("confidences", "log_odds", "negative_entropy", "margin")
+_LOSSES = ("losses", "smoothed_losses")
 _KINDS = {
     "positions": "iu",
     "labels": "iu",
@@ -111,9 +111,7 @@ def check_summary(fields: Mapping[str, Any]) -> None:
         raise ValueError("'class_counts' must be as many as 'class_names'")
 
 
-def check_predictions(
-    arrays: Mapping[str, NDArray[Any] | None], num_exits: int, num_classes: int
-) -> None:
+def check_predictions(arrays: Mapping[str, NDArray[Any]], num_exits: int, num_classes: int) -> None:
     """Checks the arrays of `predictions.Predictions`, of K exits and C classes.
 
     Raises:
@@ -123,10 +121,10 @@ def check_predictions(
     if not num_images:
         raise ValueError("there are no images")
     for name, array in arrays.items():
-        if array is not None:
-            shape = (num_images,) if name in _OF_IMAGES else (num_exits, num_images)
-            _check_array(name, array, _KINDS.get(name, "f"), shape)
-        if array is not None and name in _SCORES and not (np.abs(array) < NOBODY_LEAVES).all():
+        shape = (num_images,) if name in _OF_IMAGES else (num_exits, num_images)
+        _check_array(name, array, _KINDS.get(name, "f"), shape)
+        is_score = name not in (*_LOSSES, *_KINDS)
+        if is_score and not (np.abs(array) < NOBODY_LEAVES).all():
             raise ValueError(f"{name} must be below {NOBODY_LEAVES:g}, the threshold of nobody")
     for name in ("labels", "predicted"):
         _check_below(name, arrays[name], num_classes)

@@ -6,7 +6,7 @@ So a million images of a thousand classes fit into memory.
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -42,10 +42,10 @@ class Predictions:
         correct_top5: whether the true class is among the five most probable, bool [K, N].
         log_odds: of the confidences, without their saturation, float32 [K, N]. In an evaluation
             that has confidences alone they are made of these.
+        other_scores: by rule, those of `stored_rules` that are no field here, float32 [K, N] each;
+            in an evaluation of an earlier version those that it knew.
         smoothed_losses: the losses with training's label smoothing, which is what the
             weight-prediction network reads, float32 [K, N]; None where training has none.
-        negative_entropy, margin: scores by these rules, float32 [K, N]; None in an evaluation that
-            does not have them.
     """
 
     positions: NDArray[np.int32]
@@ -56,8 +56,7 @@ class Predictions:
     correct: NDArray[np.bool_]
     correct_top5: NDArray[np.bool_]
     log_odds: NDArray[np.float32] | None = None
-    negative_entropy: NDArray[np.float32] | None = None
-    margin: NDArray[np.float32] | None = None
+    other_scores: Mapping[str, NDArray[np.float32]] = dataclasses.field(default_factory=dict)
     smoothed_losses: NDArray[np.float32] | None = None
 
     def __post_init__(self):
@@ -75,19 +74,45 @@ class Predictions:
             return self.confidences
         if rule == "patience":
             return rules.patience_of_predictions(self.predicted, self.log_odds)
-        scores = getattr(self, rule)
-        if scores is None:
+        if rule == "log_odds":
+            return self.log_odds
+        if rule not in self.other_scores:
             raise UserError(
                 f"rule {rule!r}: the run was evaluated by a version that did not know it; evaluate "
                 "the run again (python -m l2w_jax.main with its --config and --workdir, "
                 "--mode=evaluate)"
             )
-        return scores
+        return self.other_scores[rule]
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """All that there are, by the names that they are stored under; a rule's scores by its."""
+        arrays: dict[str, NDArray[Any]] = {}
+        for name, value in vars(self).items():
+            arrays |= value if name == "other_scores" else {name: value}
+        return {name: array for name, array in arrays.items() if array is not None}
+
+    @classmethod
+    def of_arrays(cls, arrays: Arrays) -> Self:
+        """What has these `arrays()`.
+
+        Raises:
+            TypeError: one is missing.
+        """
+        fields = {field.name for field in dataclasses.fields(cls)}
+        return cls(
+            **{name: array for name, array in arrays.items() if name in fields},
+            other_scores={name: array for name, array in arrays.items() if name not in fields},
+        )
 
     @property
     def top1(self) -> NDArray[np.float64]:
         """Accuracy of each exit in percent [K]."""
         return (100.0 * self.correct).mean(axis=1)
+
+
+def stored_rules() -> list[str]:
+    """Names of the rules whose scores are stored: all but those that other arrays give."""
+    return [name for name in rules.RULES if name not in ("confidence", "patience")]
 
 
 def predict_all(
@@ -239,9 +264,7 @@ def _answers(
         **smoothed,
         "loss": cross_entropy(logits, labels).astype(jnp.float32),
         "confidence": rules.finite_confidence(logits).T,
-        "log_odds": rules.log_odds(logits).astype(jnp.float32).T,
-        "negative_entropy": rules.negative_entropy(logits).astype(jnp.float32).T,
-        "margin": rules.margin(logits).astype(jnp.float32).T,
+        **{name: rules.RULES[name](logits).astype(jnp.float32).T for name in stored_rules()},
         "predicted": logits.argmax(axis=-1).astype(jnp.int32).T,
         "rank": _rank_of_label(logits, labels).T,
     }
@@ -291,12 +314,14 @@ def _predictions(rows: Arrays, split: str, num_images: int) -> Predictions:
             f"split {split!r} the network's answer is not finite (exits {exits.tolist()}); these "
             "parameters cannot be used"
         )
+    scores = {name: rows[name][order].T for name in stored_rules()}
     return Predictions(
         positions=positions,
         labels=rows["label"][order],
         losses=rows["loss"][order].T,
         confidences=rows["confidence"][order].T,
-        **{name: rows[name][order].T for name in ("log_odds", "negative_entropy", "margin")},
+        log_odds=scores.pop("log_odds"),
+        other_scores=scores,
         predicted=rows["predicted"][order].T,
         correct=rows["rank"][order].T < 1,
         correct_top5=rows["rank"][order].T < 5,

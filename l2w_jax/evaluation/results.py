@@ -7,7 +7,7 @@ import io
 import json
 import tokenize
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 from zipfile import BadZipFile
@@ -202,8 +202,7 @@ class Evaluation:
             f"{prefix}_{name}": array
             for field, (prefix, _) in _ARRAYS.items()
             if (group := getattr(self, field)) is not None
-            for name, array in vars(group).items()
-            if array is not None
+            for name, array in _arrays_of(group).items()
         }
         content = npz_bytes(arrays)
         summary = json_text(self._summary(content))
@@ -260,8 +259,8 @@ class Evaluation:
                 raise ValueError(f"it is not what {SUMMARY_FILE} was written with")
             with np.load(io.BytesIO(content)) as arrays:
                 groups = {
-                    field: kind(**found)
-                    for field, (prefix, kind) in _ARRAYS.items()
+                    field: group_of(found)
+                    for field, (prefix, group_of) in _ARRAYS.items()
                     if (found := _with_prefix(arrays, prefix))
                 }
             num_exits, num_classes = len(fields["anytime"]), len(fields["class_names"])
@@ -288,13 +287,18 @@ _ARRAYS_FILE = "evaluation.npz"
 # The field of the summary that tells whether the file of arrays is of the same evaluation.
 _ARRAYS_CHECKSUM = "arrays_sha256"
 
-# The fields of `Evaluation` that hold arrays: how their names begin in the file, and their type.
-_ARRAYS: dict[str, tuple[str, type]] = {
-    "test": ("test", Predictions),
-    "held_out": ("thresholds", Predictions),
-    "sample_weights": ("weighted", SampleWeights),
-    "examples": ("examples", ExitExamples),
+# The fields of `Evaluation` that hold arrays: how their names begin in the file, and what makes the
+# field of those arrays.
+_ARRAYS: dict[str, tuple[str, Callable[[Mapping[str, NDArray[Any]]], Any]]] = {
+    "test": ("test", Predictions.of_arrays),
+    "held_out": ("thresholds", Predictions.of_arrays),
+    "sample_weights": ("weighted", lambda arrays: SampleWeights(**arrays)),
+    "examples": ("examples", lambda arrays: ExitExamples(**arrays)),
 }
+
+
+def _arrays_of(group: Predictions | SampleWeights | ExitExamples) -> dict[str, NDArray[Any]]:
+    return group.arrays() if isinstance(group, Predictions) else vars(group)
 
 
 def _summary_fields() -> list[dataclasses.Field]:
@@ -306,7 +310,7 @@ def _check_arrays(groups: Mapping[str, Any], num_exits: int, num_classes: int) -
     for field, group in groups.items():
         try:
             if isinstance(group, Predictions):
-                checks.check_predictions(vars(group), num_exits, num_classes)
+                checks.check_predictions(group.arrays(), num_exits, num_classes)
             elif isinstance(group, SampleWeights):
                 checks.check_sample_weights(vars(group), num_exits)
             else:

@@ -1,5 +1,6 @@
 """Every image is answered once, whatever the batch size and the number of devices."""
 
+import json
 import socket
 import subprocess
 import sys
@@ -13,11 +14,15 @@ from evaluation import several_devices
 from programs import ENVIRONMENT
 from small_networks import ConvNetwork, between, lively_variables
 from tiny_images import TEST, all_log_probs, open_tiny_source
+from written_runs import anytime_rows, made_evaluation, write_config
 
+from l2w_jax import thresholds
 from l2w_jax.early_exit import EarlyExitPredictor, rules
 from l2w_jax.early_exit.budget import first_exits
+from l2w_jax.early_exit.selection import thresholds_of
 from l2w_jax.errors import RunFailed, UserError
 from l2w_jax.evaluation import predictions as split_predictions
+from l2w_jax.evaluation.results import Evaluation
 from l2w_jax.models.preprocessing import channel_statistics, normalize
 
 PROGRAM = Path(__file__).with_name("several_devices.py")
@@ -142,6 +147,46 @@ def test_stored_scores_are_those_by_which_images_leave(config, source, tiny_netw
         exits = predictor.with_thresholds(thresholds)(TEST.images).exits
         np.testing.assert_array_equal(exits, first_exits(scores, thresholds))
         assert len(set(exits)) > 1
+
+
+def purity(logits):
+    """Sum of the squared softmax probabilities."""
+    return (jax.nn.softmax(logits) ** 2).sum(axis=-1)
+
+
+def test_a_rule_needs_no_more_than_to_be_listed(config, source, monkeypatch, tmp_path):
+    monkeypatch.setitem(rules.RULES, "purity", purity)
+    # Of another network than any test's, so that nothing compiled without the rule is used.
+    network = ConvNetwork(num_classes=6)
+    network = network, lively_variables(network, jnp.zeros((1, 8, 8, 3)))
+    config.dataset.num_classes = 6
+    found = {
+        name: split_predictions.predict_all(config, *network, source, split)
+        for name, split in (("test", "test"), ("held_out", "holdout"))
+    }
+    expected = np.exp(2 * all_log_probs(network, TEST.images)).sum(axis=-1)
+    np.testing.assert_allclose(found["test"].scores("purity"), expected, rtol=1e-4)
+
+    write_config(tmp_path)
+    anytime = anytime_rows([1e6, 2e6], [50.0, 60.0])
+    made_evaluation(class_names=list("abcdef"), anytime=anytime, **found).save(tmp_path)
+    thresholds.main([f"--workdir={tmp_path}", "--rule=purity", "--q=1"])
+    chosen = json.loads((tmp_path / "thresholds.json").read_text())
+    of_thresholds = found["held_out"].scores("purity")
+    assert chosen["thresholds"] == thresholds_of(1, of_thresholds).tolist()
+
+    # Whoever does without the rule again can read the evaluation still.
+    monkeypatch.delitem(rules.RULES, "purity")
+    margins = found["held_out"].scores("margin")
+    np.testing.assert_array_equal(Evaluation.load(tmp_path).held_out.scores("margin"), margins)
+
+
+def test_what_is_stored_keeps_its_names(config, source, tiny_network):
+    predictions = split_predictions.predict_all(config, *tiny_network, source, "test")
+    assert list(predictions.arrays()) == [
+        *("positions", "labels", "losses", "confidences", "predicted", "correct", "correct_top5"),
+        *("log_odds", "negative_entropy", "margin"),
+    ]
 
 
 @pytest.mark.parametrize(
