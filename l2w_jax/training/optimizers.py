@@ -20,14 +20,19 @@ from l2w_jax.config.choices import unknown_choice
 Params = TypeVar("Params")
 
 
-def sgd(config: ConfigDict, frozen: Sequence[str]) -> optax.GradientTransformation:
+def sgd(config: ConfigDict) -> optax.GradientTransformation:
     """The SGD of `config.optimizer`: the direction is buf <- μ·buf + g + wd·θ (no Nesterov).
 
-    Every parameter decays. Those under the names `frozen` stay as they are, and have no buffer.
+    Every parameter decays.
     """
-    optimizer = optax.chain(
+    return optax.chain(
         optax.add_decayed_weights(config.weight_decay), optax.trace(decay=config.momentum)
     )
+
+
+def network_optimizer(config: ConfigDict, frozen: Sequence[str]) -> optax.GradientTransformation:
+    """`sgd` of θ, in which the parts of these names stay as they are, and have no buffer."""
+    optimizer = sgd(config)
     if not frozen:
         return optimizer
     return optax.partition(

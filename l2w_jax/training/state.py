@@ -15,7 +15,7 @@ from l2w_jax.config.choices import EARLIER_RUNS, not_allowed
 from l2w_jax.errors import some
 from l2w_jax.models import create_network, initial_variables
 from l2w_jax.models.precision import parameter_dtype
-from l2w_jax.training.optimizers import adam, sgd
+from l2w_jax.training.optimizers import adam, network_optimizer
 from l2w_jax.training.weighting import (
     PREDICTED_KINDS,
     create_predictor,
@@ -106,7 +106,7 @@ def untrained_state(config: ConfigDict, rng: jax.Array, images: Images | None = 
         wpn_params = initial_variables(predictor, wpn_rng, inputs)["params"]
     if config.weighting.kind == "meta":
         wpn_opt_state = initial_opt_state(adam(config.weighting.weight_decay), wpn_params)
-    optimizer = sgd(config.optimizer, model.frozen)
+    optimizer = network_optimizer(config.optimizer, model.frozen)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

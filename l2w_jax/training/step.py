@@ -20,7 +20,13 @@ from l2w_jax.models.collectives import gather_rows, mean_over
 from l2w_jax.training.forward import TrainingForward, training_forward
 from l2w_jax.training.losses import Batch, TrainingLosses, correctness, create_losses
 from l2w_jax.training.meta import MetaLearner, meta_objective, meta_update
-from l2w_jax.training.optimizers import LearningRates, adam, descend, learning_rates, sgd
+from l2w_jax.training.optimizers import (
+    LearningRates,
+    adam,
+    descend,
+    learning_rates,
+    network_optimizer,
+)
 from l2w_jax.training.pipelined import late_meta_update, select, split_previous
 from l2w_jax.training.state import TrainState
 from l2w_jax.training.weighting import Weighting, create_weighting, is_pipelined
@@ -136,7 +142,7 @@ def create_training(
         raise ValueError(fault)
     network, judging = create_losses(config, model)
     weigh = create_weighting(config.weighting, model, batch_axis)
-    optimizer = sgd(config.optimizer, model.frozen)
+    optimizer = network_optimizer(config.optimizer, model.frozen)
     learner = None
     if config.weighting.kind == "meta":
         learner = MetaLearner(

@@ -3,10 +3,18 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from ml_collections import ConfigDict
 
-from l2w_jax.training.optimizers import adam, descend, learning_rate_factor, sgd
+from l2w_jax.training import optimizers
+from l2w_jax.training.optimizers import (
+    adam,
+    descend,
+    learning_rate_factor,
+    network_optimizer,
+    sgd,
+)
 from l2w_jax.training.state import initial_opt_state
 
 SGD = ConfigDict({"momentum": 0.9, "weight_decay": 0.01})
@@ -19,7 +27,7 @@ def run(optimizer, gradients, params, learning_rate):
     return params
 
 
-@pytest.mark.parametrize("optimizer", [sgd(SGD, ()), sgd(SGD, ("a",)), adam(0.01)])
+@pytest.mark.parametrize("optimizer", [sgd(SGD), network_optimizer(SGD, ("a",)), adam(0.01)])
 def test_initial_state_is_the_optimisers_own(optimizer):
     params = {"a": jnp.ones((2, 3)), "b": jnp.ones(4)}
     ours, theirs = initial_opt_state(optimizer, params), optimizer.init(params)
@@ -30,11 +38,19 @@ def test_initial_state_is_the_optimisers_own(optimizer):
 def test_sgd_decays_every_parameter_into_its_momentum_buffer():
     gradients = np.array([[1.0, -2.0], [0.5, 0.25], [3.0, 1.0]])
     params, buffer = np.array([0.3, -0.7]), np.zeros(2)
-    ours = run(sgd(SGD, ()), jnp.asarray(gradients), jnp.asarray(params), 0.1)
+    ours = run(sgd(SGD), jnp.asarray(gradients), jnp.asarray(params), 0.1)
     for gradient in gradients:
         buffer = 0.9 * buffer + gradient + 0.01 * params
         params = params - 0.1 * buffer
     np.testing.assert_allclose(ours, params, rtol=1e-6)
+
+
+def test_frozen_parts_stay_whatever_takes_the_place_of_sgd(monkeypatch):
+    monkeypatch.setattr(optimizers, "sgd", lambda config: optax.add_decayed_weights(1.0))
+    params = {"a": jnp.ones(3), "b": jnp.ones(4)}
+    after = run(network_optimizer(SGD, ("a",)), [params], params, 0.1)
+    np.testing.assert_array_equal(after["a"], params["a"])
+    np.testing.assert_allclose(after["b"], 0.8 * params["b"], rtol=1e-6)
 
 
 def test_adam_decays_before_the_moments(x64):
