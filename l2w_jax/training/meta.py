@@ -147,7 +147,8 @@ def step_along(
 ) -> tuple[Params, Callable[[Params], tuple[Params]]]:
     """θ - lr·(μ·buf + gradient + wd·θ), and the map from ∂L/∂(that) to ∂L/∂(gradient).
 
-    For SGD the map is -lr times what it is given, whatever the gradient.
+    For SGD the map is -lr times what it is given, whatever the gradient. Another optimizer's step
+    needs a finite derivative where a gradient is 0, too: Adam's has one with `eps_root` > 0.
     """
 
     def step(gradient: Params) -> Params:

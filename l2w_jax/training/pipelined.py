@@ -99,7 +99,7 @@ def gradient_through_last_step(
     of_losses /= axis_size(learner.device_axis)
     (gradient,) = forward.pull_back((of_losses, jnp.zeros_like(forward.distilled)))
     gradient = sum_over(learner.device_axis, gradient)
-    # A step is affine in the gradient, so it does not matter at which one it is linearised.
+    # A step of SGD is affine in the gradient, so it does not matter at which one it is linearised.
     _, through_step = step_along(learner, state, gradient, learning_rate)
     (direction,) = through_step(gradient)
 
