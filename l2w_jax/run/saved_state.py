@@ -73,7 +73,7 @@ def read_state(step_directory: Path, template: PyTree) -> PyTree:
     found = {name: entry["type"] for name, entry in recorded.items()}
     if found != wanted:
         raise UserError(
-            f"{step_directory}: saved by a run with another config: "
+            f"{step_directory}: saved by another config or other code: "
             + first_difference(found, wanted)
         )
     host_template = jax.tree.map(lambda array: np.empty(array.shape, array.dtype), template)

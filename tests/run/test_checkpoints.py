@@ -281,7 +281,7 @@ def test_all_processes_try_the_checkpoints_in_the_order_of_the_first(
 def test_a_checkpoint_of_another_network_is_refused(saved_run):
     with pytest.raises(UserError, match=r"kernel is float32\[50, 300\] there and float32\[50, 8\]"):
         checkpoints.restore_newest(saved_run, make_state(0, width=8))
-    with pytest.raises(UserError, match="wpn_params/bias is missing there"):
+    with pytest.raises(UserError, match="or other code: wpn_params/bias is missing there"):
         checkpoints.restore_newest(
             saved_run, make_state(0).replace(wpn_params={"bias": jnp.zeros(3)})
         )
