@@ -4,7 +4,8 @@
 
 Reads the files of L2W-DEN, MSDNet-PyTorch and RANet-pytorch; the configuration says which network
 they hold. `python -m l2w_jax.main` with the same --config and --workdir, and --mode=evaluate,
-evaluates the result. `l2w_jax.interop.export_torch` is the inverse.
+evaluates the result; without --mode=evaluate it trains it further, from step 0.
+`l2w_jax.interop.export_torch` is the inverse.
 """
 
 import json
@@ -102,17 +103,19 @@ def state_from_torch(config: ConfigDict, checkpoint: TorchCheckpoint, path: Path
 def parse_file_argument(argv: Sequence[str]) -> tuple[Path, list[str]]:
     """The one positional argument, a file, and the other arguments.
 
+    The folder is named too: its default is where a training run with the configuration belongs,
+    which would go on from the imported network.
+
     Raises:
-        UserError: there is none.
+        UserError: the file, --config or --workdir is missing.
     """
     parser = command_line.ArgumentParser("interop.import_torch", __doc__, allow_abbrev=False)
     parser.add_argument("file", type=Path, help="checkpoint of PyTorch to read")
     # Named here too, so that their values are not taken for the file.
-    parser.add_argument("--config", help="configuration of the network in it")
-    parser.add_argument("--workdir", help="folder of the run to make")
+    parser.add_argument("--config", required=True, help="configuration of the network in it")
+    parser.add_argument("--workdir", required=True, help="folder of the run to make")
     arguments, others = parser.parse_known_args(argv)
-    given = {"--config": arguments.config, "--workdir": arguments.workdir}
-    named = [f"{name}={value}" for name, value in given.items() if value is not None]
+    named = [f"--config={arguments.config}", f"--workdir={arguments.workdir}"]
     return arguments.file, named + others
 
 

@@ -19,10 +19,16 @@ from l2w_jax.training.state import untrained_state
 
 
 def create_or_restore(config: ConfigDict, workdir: Path) -> TrainState:
-    """The newest good checkpoint of a run folder, or the state before the first iteration."""
+    """The newest good checkpoint of a run folder, or the state before the first iteration.
+
+    Says whose network it is where that has been trained and the run has not begun.
+    """
     created = untrained_state(config, jax.random.key(config.seed))
     restored = checkpoints.restore_newest(workdir, created)
     if restored is not None:
+        # A run saves none before its first iteration: `interop.import_torch` does.
+        if int(restored.step) == 0:
+            say(f"starts from the network that was imported into {workdir}")
         return restored
     if config.init.checkpoint:
         created = _with_what_fits(config, created)

@@ -2,7 +2,6 @@
 
 import csv
 import json
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -19,7 +18,6 @@ from l2w_jax.interop import (
     variables_from_torch,
     variables_to_torch,
 )
-from l2w_jax.interop.import_torch import parse_file_argument
 from l2w_jax.interop.torch_checkpoint import read_torch_checkpoint
 from l2w_jax.interop.torch_tensors import COUNTER
 from l2w_jax.models import create_model
@@ -240,12 +238,6 @@ def test_tensors_of_another_precision_become_float32(dtype, tmp_path):
     network = read_torch_checkpoint(file).network
     assert network["a"].dtype == np.float32 and network["a"].tolist() == [0.5]
     assert network["n"].dtype == np.int64
-
-
-def test_arguments_may_stand_apart_from_their_values():
-    path, others = parse_file_argument(["--config", "c.py", "f.pth", "--workdir", "run"])
-    assert path == Path("f.pth")
-    assert others == ["--config=c.py", "--workdir=run"]
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"weights": {}}])

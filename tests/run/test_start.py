@@ -150,6 +150,22 @@ def test_a_folder_without_a_run_is_refused(config, tmp_path):
         start.create_or_restore(config, tmp_path)
 
 
+def test_a_run_whose_folder_a_network_was_imported_into_says_that_it_starts_from_it(
+    tmp_path, capsys
+):
+    config = make_config()
+    imported = create_train_state(config, jax.random.key(7))
+    writer = checkpoints.CheckpointWriter(tmp_path, config.checkpoint.keep)
+    writer.save(imported)
+    writer.wait()
+    writer.close()
+    capsys.readouterr()
+    state = start.create_or_restore(config, tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, state.params, imported.params)
+    said = capsys.readouterr().out
+    assert said == f"starts from the network that was imported into {tmp_path}\n"
+
+
 def test_a_run_that_has_begun_goes_on_from_its_own_checkpoint(config, tmp_path, capsys):
     end = loop.train(config, digits_below(10), tmp_path)
     capsys.readouterr()
