@@ -292,9 +292,10 @@ def test_thresholds_lie_beside_the_checkpoint_and_can_be_read_back(tmp_path, cap
     for content, fault in {
         '{"thresholds": [0.5, 0.5, 0.5, 0.5]}': "for 3 exits",
         '{"thresholds": "high"}': "not a file of thresholds",
-        '{"thresholds": [5, 5, 5], "temperatures": [1, 0, 1]}': "3 positive ones are expected",
-        '{"thresholds": [5, 5, 5], "temperatures": [1, Infinity, 1]}': "are expected",
+        '{"thresholds": [0.5, 0.5, 0], "temperatures": [1, 0, 1]}': "3 positive ones are expected",
+        '{"thresholds": [0.5, 0.5, 0], "temperatures": [1, Infinity, 1]}': "are expected",
         '{"thresholds": [5, 5, 5], "rule": "luck"}': "rule 'luck' is not allowed: .* log_odds",
+        '{"thresholds": [5, 0.5, 0], "rule": "confidence"}': "threshold 5 of exit 1 is above 1",
         '{"thresholds": [0.5, 0.5, 0.5], "step": 1}': "of step 1, but .* evaluated at step",
     }.items():
         path.write_text(content)

@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from l2w_jax.early_exit import rules
-from l2w_jax.early_exit.budget import checked_thresholds
 from l2w_jax.early_exit.stages import Stages, most_probable, most_probable_classes
 from l2w_jax.models import MultiExitNetwork
 
@@ -79,12 +78,12 @@ class EarlyExitPredictor:
             preprocess: from stored to network input, computed on the device. Without it images
                 must be what the network takes.
             batch_sizes: what stages are compiled for; larger batches are cut.
-            rule: the scores that the thresholds are for.
+            rule: the scores that the thresholds are for; a file of thresholds names it, see RULES.
             top_k: how many classes to give of each image; without it the most probable one alone.
 
         Raises:
-            ValueError: the thresholds are not one number for each exit, a size or `top_k` is not
-                positive, or the rule is no function.
+            ValueError: the thresholds are not one number for each exit or above all scores of the
+                rule, a size or `top_k` is not positive, or the rule is no function.
         """
         if not batch_sizes or min(batch_sizes) < 1:
             raise ValueError(f"batch_sizes are {tuple(batch_sizes)}; positive sizes are expected")
@@ -95,8 +94,9 @@ class EarlyExitPredictor:
             raise ValueError(
                 f"rule is {rule!r}; a function is expected, of l2w_jax.early_exit one of {allowed}"
             )
-        self.thresholds = checked_thresholds(thresholds, model.num_exits)
+        self.thresholds = rules.thresholds_for(rule, thresholds, model.num_exits)
         answer = functools.partial(most_probable_classes, count=top_k) if top_k else most_probable
+        self._rule = rule
         self._stages = Stages(model, variables, preprocess, rule, answer)
         self._shape_of_answer = (top_k,) if top_k else ()
         self._takes_stored_images = preprocess is not None
@@ -106,10 +106,11 @@ class EarlyExitPredictor:
         """The same network with other thresholds; what is compiled is shared.
 
         Raises:
-            ValueError: the thresholds are not one number for each exit.
+            ValueError: the thresholds are not one number for each exit or above all scores of the
+                rule.
         """
         other = copy.copy(self)
-        other.thresholds = checked_thresholds(thresholds, len(self.thresholds))
+        other.thresholds = rules.thresholds_for(self._rule, thresholds, len(self.thresholds))
         return other
 
     def __call__(self, images: ArrayLike) -> Decisions:

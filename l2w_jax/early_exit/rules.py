@@ -7,6 +7,7 @@ From the logits of all exits, [K, N, C], any rule gives the scores of all, [K, N
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from l2w_jax.early_exit.budget import NOBODY_LEAVES
+from l2w_jax.early_exit.budget import NOBODY_LEAVES, checked_thresholds
 from l2w_jax.models.precision import at_least_float32
 
 # From logits [..., C] to scores [...].
@@ -195,6 +196,44 @@ def checked_rule(name: str) -> str:
     if name not in RULES:
         raise ValueError(f"rule {name!r} is not allowed: must be one of {', '.join(RULES)}")
     return name
+
+
+def largest_score(rule: Rule) -> float:
+    """The most that a rule can give; infinity where that is not known."""
+    if rule is confidence:
+        return 1.0
+    if rule is negative_entropy:
+        return 0.0
+    return math.inf
+
+
+def thresholds_for(rule: Rule, thresholds: ArrayLike, num_exits: int) -> NDArray[np.float32]:
+    """`checked_thresholds` of which each can be reached by scores of the rule.
+
+    NOBODY_LEAVES and infinity are meant not to be.
+
+    Args:
+        rule: the scores that the thresholds are compared with.
+        thresholds: T_k [K].
+        num_exits: K.
+
+    Returns:
+        float32[K].
+
+    Raises:
+        ValueError: as by `checked_thresholds`, or a threshold is above all scores of the rule.
+    """
+    checked = checked_thresholds(thresholds, num_exits)
+    largest = largest_score(rule)
+    beyond = np.flatnonzero((checked > largest) & (checked < NOBODY_LEAVES))
+    if beyond.size:
+        k = beyond[0]
+        raise ValueError(
+            f"threshold {checked[k]:g} of exit {k + 1} is above {largest:g}, the most that the "
+            f"rule {rule.__name__} gives; rule must be the one that the thresholds are for "
+            "('rule' in a file of them)"
+        )
+    return checked
 
 
 def log_odds_of_confidences(confidences: ArrayLike) -> NDArray[np.float32]:

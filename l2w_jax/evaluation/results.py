@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from l2w_jax.config import stored
 from l2w_jax.early_exit import rules
-from l2w_jax.early_exit.budget import checked_thresholds, first_exits, operating_point
+from l2w_jax.early_exit.budget import first_exits, operating_point
 from l2w_jax.early_exit.calibration import checked_temperatures
 from l2w_jax.early_exit.selection import Candidate, cheapest_without_loss, thresholds_of
 from l2w_jax.errors import UserError
@@ -370,8 +370,8 @@ def read_policy(path: Path, evaluation: Evaluation) -> rules.ExitPolicy:
         content = json.loads(path.read_bytes())
         if not isinstance(content, dict) or "thresholds" not in content:
             raise ValueError("must be an object that has 'thresholds'")
-        thresholds = checked_thresholds(content["thresholds"], num_exits)
         rule = rules.checked_rule(content.get("rule", rules.confidence.__name__))
+        thresholds = rules.thresholds_for(rules.RULES[rule], content["thresholds"], num_exits)
         temperatures = checked_temperatures(content.get("temperatures"), num_exits)
         has_promise = "risk" in content.get("chosen_by", {})
     except FileNotFoundError:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from l2w_jax.early_exit import EarlyExitPredictor
+from l2w_jax.early_exit import EarlyExitPredictor, rules
 from l2w_jax.early_exit.budget import (
     EVERYBODY_LEAVES,
     NOBODY_LEAVES,
@@ -60,9 +60,8 @@ def test_decisions_equal_those_from_the_full_network(predictor, probs, data, cou
     # Drawn with repetition: duplicates are the rule.
     chosen = np.random.default_rng(data.draw(st.integers(0, 99))).integers(0, 512, count)
     # A threshold between two confidences of its exit, below all or above all of them.
-    thresholds = np.quantile(probs.max(axis=-1), np.clip(levels[:3], 0, 1), axis=1).diagonal() + (
-        np.float32(levels[:3]) > 1
-    )
+    quantiles = np.quantile(probs.max(axis=-1), np.clip(levels[:3], 0, 1), axis=1).diagonal()
+    thresholds = np.where(np.float32(levels[:3]) > 1, NOBODY_LEAVES, quantiles)
     decisions = predictor.with_thresholds(thresholds)(IMAGES[chosen])
     check_against_simulation(decisions, probs[:, chosen], [*thresholds[:2], EVERYBODY_LEAVES])
 
@@ -222,6 +221,27 @@ def test_impossible_arguments_and_shapes_are_refused(tiny_network):
         EarlyExitPredictor(*tiny_network, [0.5, 0.5, 0], rule="margin")
     with pytest.raises(ValueError, match=r"images have shape \(4,\); \[N, ...\], N images, is"):
         EarlyExitPredictor(*tiny_network, [0.5, 0.5, 0])(IMAGES[0, 0, :4, 0])
+
+
+def test_thresholds_that_no_score_of_the_rule_reaches_are_refused(tiny_network):
+    def of(rule, thresholds):
+        return EarlyExitPredictor(*tiny_network, thresholds, rule=rule)
+
+    fault = r"^threshold 2\.5 of exit 2 is above 1, the most that the rule confidence gives; "
+    with pytest.raises(ValueError, match=fault):
+        EarlyExitPredictor(*tiny_network, [0.5, 2.5, 0])
+    with pytest.raises(ValueError, match=fault):
+        EarlyExitPredictor(*tiny_network, [0.5, 0.5, 0]).with_thresholds([0.5, 2.5, 0])
+    with pytest.raises(ValueError, match=r"threshold 0\.5 of exit 1 is above 0, .* negative_ent"):
+        of(rules.negative_entropy, [0.5, -0.5, 0])
+    of(rules.negative_entropy, [0, -0.5, 7])
+    of(rules.log_odds, [2.5, -2.5, 0]).with_thresholds([9, 9, 0])
+
+
+@pytest.mark.parametrize("threshold", [NOBODY_LEAVES, np.inf])
+def test_an_exit_may_be_closed_on_purpose(predictor, threshold):
+    closed = predictor.with_thresholds([threshold, threshold, 0])
+    assert set(closed(IMAGES[:32]).exits) == {2}
 
 
 def test_images_that_the_network_does_not_take_are_refused_at_any_call(tiny_network):
