@@ -28,8 +28,9 @@ def main(argv: Sequence[str]) -> None:
     """Runs the command.
 
     Raises:
-        UserError: an argument is wrong, the folder holds no run or no good checkpoint, what was
-            kept of an import is damaged, or the file cannot be written.
+        UserError: an argument is wrong, the folder holds no run or no good checkpoint, its weight
+            predictor is none that the authors' programs have, what was kept of an import is
+            damaged, or the file cannot be written.
     """
     from l2w_jax.run.restore import restore_best
 
@@ -39,14 +40,21 @@ def main(argv: Sequence[str]) -> None:
     arguments = parser.parse_args(argv)
     config = stored.read_config(arguments.workdir)
     state = restore_best(config, arguments.workdir)
-    checkpoint = state_to_torch(config, state)
+    try:
+        checkpoint = state_to_torch(config, state)
+    except ValueError as error:
+        raise UserError(f"{arguments.workdir}: {error}") from error
     checkpoint = with_extras(checkpoint, arguments.workdir / EXTRAS_FILE, int(state.step))
     write_torch_checkpoint(arguments.file, checkpoint)
     print(f"{arguments.file}: written from step {int(state.step)} of {arguments.workdir}")
 
 
 def state_to_torch(config: ConfigDict, state: TrainState) -> TorchCheckpoint:
-    """The tensors of a training state."""
+    """The tensors of a training state.
+
+    Raises:
+        ValueError: the network or the weight predictor is none of the authors'.
+    """
     variables = state.variables
     return TorchCheckpoint(
         network=variables_to_torch(create_network(config), variables),

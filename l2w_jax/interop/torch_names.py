@@ -35,11 +35,21 @@ def module_namer(model: MultiExitNetwork) -> Callable[[ModulePath], str]:
 
 
 def weight_predictor_module_name(path: ModulePath) -> str:
-    """`hidden_0` is "first_hidden_layer.fc", `hidden_i` "rest_hidden_layers.{i-1}.fc"."""
-    (name,) = path
+    """`hidden_0` is "first_hidden_layer.fc", `hidden_i` "rest_hidden_layers.{i-1}.fc".
+
+    Raises:
+        ValueError: the layer is none of the authors' weight predictor.
+    """
+    name = "/".join(path)
     if name == "output":
         return "output_layer"
-    i = int(name.removeprefix("hidden_"))
+    hidden = re.fullmatch(r"hidden_(\d+)", name)
+    if not hidden:
+        raise ValueError(
+            f"the weight predictor is none that the authors' programs have: its layer {name!r} "
+            "must be one of hidden_0, hidden_1, … and output"
+        )
+    i = int(hidden[1])
     return "first_hidden_layer.fc" if i == 0 else f"rest_hidden_layers.{i - 1}.fc"
 
 

@@ -74,7 +74,11 @@ def wpn_from_torch(tensors: Mapping[str, np.ndarray]) -> dict:
 
 
 def wpn_to_torch(wpn_params: dict) -> dict[str, np.ndarray]:
-    """The inverse of `wpn_from_torch`."""
+    """The inverse of `wpn_from_torch`.
+
+    Raises:
+        ValueError: a layer is none of the authors' weight predictor.
+    """
     return _to_torch({"params": wpn_params}, weight_predictor_module_name)
 
 
