@@ -8,7 +8,8 @@ share of the full network's mul-adds that this saved: as a table, or with --json
 a line. With --top-k=N the N most probable classes at that exit are given, each with its
 probability: in the table in lines below, in JSON as "top". Folders are searched for images of all
 kinds, their sub-folders too, and links are followed; the other files in them are counted. A file
-that is no image is reported, the rest go on, and the exit status is 1.
+that is no image, or cannot be read, is reported, with --json as an object that has "file" and
+"error" alone; the rest go on, and the exit status is 1.
 
 Thresholds are those of --thresholds, or else of RUN/thresholds.json; without either, the cheapest
 with which stopping early lost no accuracy on the run's held-out images.
