@@ -48,7 +48,7 @@ def evaluation():
 def test_every_exit_and_the_curve_are_timed_in_batches_in_each_runtime(tiny_network, evaluation):
     images = np.zeros((6, 8, 8, 3), np.float32)
     seen = []
-    predictor = EarlyExitPredictor(*tiny_network, [0, 0, 0], rule=log_odds)
+    predictor = EarlyExitPredictor(*tiny_network, [0, 0, 0], rule=rules.log_odds)
     runtimes = [
         Runtime(name, lambda batch, name=name: seen.append((name, len(batch))), way)
         for name, way in (("jax", predictor.with_thresholds), ("other", lambda thresholds: len))
