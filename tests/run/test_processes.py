@@ -77,6 +77,18 @@ def test_settings_of_a_launcher_that_lack_some_are_refused(monkeypatch):
         pytest.fail("ran alone")
 
 
+@pytest.fixture
+def statuses(monkeypatch):
+    """Those that one of several processes, which this one is taken for, would end with at once."""
+    for name in ("L2W_DISTRIBUTED", "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("JAX_PROCESS_ID", raising=False)
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    found = []
+    monkeypatch.setattr(processes.os, "_exit", found.append)
+    return found
+
+
 @pytest.mark.parametrize(
     ("error", "is_of_another"),
     [
@@ -86,14 +98,8 @@ def test_settings_of_a_launcher_that_lack_some_are_refused(monkeypatch):
     ],
 )
 def test_only_what_a_computation_raises_is_told_as_the_end_of_another_process(
-    error, is_of_another, monkeypatch, capsys
+    error, is_of_another, statuses, capsys
 ):
-    monkeypatch.delenv("L2W_DISTRIBUTED")
-    for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
-    statuses = []
-    monkeypatch.setattr(processes.os, "_exit", statuses.append)
     with processes.joined():
         raise error
     assert statuses == [1]
@@ -108,13 +114,9 @@ class _Unread(io.StringIO):
 
 
 @pytest.mark.parametrize(("error", "status"), [(UserError("a: wrong"), 2), (KeyError("a"), 1)])
-def test_a_process_that_fails_ends_at_once_also_where_nobody_reads_why(error, status, monkeypatch):
-    monkeypatch.delenv("L2W_DISTRIBUTED")
-    for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
-    statuses = []
-    monkeypatch.setattr(processes.os, "_exit", statuses.append)
+def test_a_process_that_fails_ends_at_once_also_where_nobody_reads_why(
+    error, status, statuses, monkeypatch
+):
     monkeypatch.setattr(sys, "stderr", _Unread())
     with processes.joined():
         raise error
