@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from l2w_jax.config.choices import (
     AUGMENTATIONS,
     KNOWN_DATASETS,
+    PREDICTED_KINDS,
     blocks_per_sub_network,
     distillation_fault,
     holdout_fault,
@@ -302,7 +303,7 @@ def _training_faults(config: ConfigDict) -> Iterator[str]:
             config.optimizer.warmup_epochs,
             f"less than optimizer.epochs, {config.optimizer.epochs}",
         )
-    is_predicted = config.weighting.kind in ("meta", "frozen")
+    is_predicted = config.weighting.kind in PREDICTED_KINDS
     if is_predicted and config.weighting.constraint == "col" and config.model.num_exits == 1:
         yield not_allowed(
             "weighting.constraint",

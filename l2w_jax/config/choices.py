@@ -53,6 +53,9 @@ STEP_MODES = {"msdnet": ("even", "lin_grow"), "ranet": ("even", "lg")}
 # The fields that name an earlier run to start from.
 EARLIER_RUNS = ("init.checkpoint", "weighting.checkpoint", "imta.checkpoint")
 
+# The kinds of weighting whose weights a weight-prediction network gives.
+PREDICTED_KINDS = ("meta", "frozen")
+
 # Width and height of the coarsest features of an exit: two convolutions of stride 2, which round
 # up, and an average pool of 2, which rounds down, bring these to the one pixel that its linear
 # layer reads (Huang et al., ICLR 2018; figures as in the authors' code).

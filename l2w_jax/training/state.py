@@ -11,13 +11,12 @@ from ml_collections import ConfigDict
 from numpy.typing import NDArray
 
 from l2w_jax.config.checks import validate_training
-from l2w_jax.config.choices import EARLIER_RUNS, not_allowed
+from l2w_jax.config.choices import EARLIER_RUNS, PREDICTED_KINDS, not_allowed
 from l2w_jax.errors import some
 from l2w_jax.models import create_network, initial_variables
 from l2w_jax.models.precision import parameter_dtype
 from l2w_jax.training.optimizers import adam, network_optimizer
 from l2w_jax.training.weighting import (
-    PREDICTED_KINDS,
     create_predictor,
     is_pipelined,
     num_predictor_inputs,

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from l2w_jax.config.choices import CHOICES, unknown_choice
+from l2w_jax.config.choices import CHOICES, PREDICTED_KINDS, unknown_choice
 from l2w_jax.models import MultiExitNetwork, WeightPredictor
 from l2w_jax.models.collectives import mean_over
 from l2w_jax.models.exit_shares import exit_shares
@@ -20,9 +20,6 @@ from l2w_jax.training.ablations import AllocatedWeights, HandSetWeights, equal_w
 
 # From Θ (unused where nothing is learned), losses and confidences [N, K] to weights [N, K].
 Weighting = Callable[[Any, jax.Array, jax.Array], jax.Array]
-
-# The kinds of weighting whose weights a weight-prediction network gives.
-PREDICTED_KINDS = ("meta", "frozen")
 
 
 def create_weighting(
