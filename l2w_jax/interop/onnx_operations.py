@@ -5,13 +5,16 @@ raises `Unsupported`.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from l2w_jax.interop import onnx_elementwise, onnx_shapes, onnx_windows
+from l2w_jax.interop import onnx_shapes, onnx_windows
 from l2w_jax.interop.onnx_graph import (
     Graph,
     Joined,
@@ -60,6 +63,28 @@ _ELEMENTWISE = {
     "tanh": "Tanh",
 }
 _REDUCTIONS = {"reduce_max": "ReduceMax", "reduce_min": "ReduceMin", "reduce_sum": "ReduceSum"}
+
+
+def _log1p(x: jax.Array) -> jax.Array:
+    """log(1 + x), also where x is lost beside 1: log(u)·x / (u - 1) of u = 1 + x (Kahan)."""
+    u = 1 + x
+    mended = jnp.where(u == 1, x, jnp.log(u) * (x / (u - 1)))
+    # Where 1 is lost beside x, which may be infinite.
+    return jnp.where(u == x, jnp.log(u), mended)
+
+
+# JAX's operations on each element for which ONNX has no single one, by others of JAX's.
+_REWRITTEN: dict[str, Callable[..., jax.Array]] = {
+    "exp2": lambda x: jnp.exp(np.log(2).astype(x.dtype) * x),
+    "expm1": lambda x: jnp.exp(x) - 1,
+    "integer_pow": lambda x, y: jax.lax.pow(x, np.array(y, x.dtype)),
+    # NaN is not less than anything.
+    "is_finite": lambda x: jnp.abs(x) < jnp.inf,
+    "log1p": _log1p,
+    "ne": lambda x, y: ~(x == y),
+    "rsqrt": lambda x: 1 / jnp.sqrt(x),
+    "square": lambda x: x * x,
+}
 
 # What only calls a function once; a loop has one too.
 _CALLS = {"jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call"}
@@ -114,6 +139,11 @@ def _convert_operation(
         return _computed(eqn, operands)
     if name in ("and", "or", "not") and eqn.outvars[0].aval.dtype != bool:
         raise Unsupported(f"the operation {name!r} on bits")
+    if name in _REWRITTEN:
+        params = {"y": eqn.params["y"]} if name == "integer_pow" else {}
+        rewritten = functools.partial(_REWRITTEN[name], **params)
+        types = [jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in eqn.invars]
+        return convert(graph, jax.make_jaxpr(rewritten)(*types), operands)
     if name in _ELEMENTWISE:
         return [_elementwise(graph, _ELEMENTWISE[name], operands, eqn)]
     if name not in _OPERATIONS and name not in _REDUCTIONS:
@@ -305,10 +335,6 @@ def _cast(graph: Graph, eqn: core.JaxprEqn, operand: Value) -> Value:
     return Tensor(name, tensor.stored, tensor.axes, tensor.shape, dtype)
 
 
-def _not_equal(graph: Graph, eqn: core.JaxprEqn, *operands: Known | Value) -> Tensor:
-    return onnx_elementwise.composed("Not")(graph, eqn, _elementwise(graph, "Equal", operands, eqn))
-
-
 def _select(graph: Graph, eqn: core.JaxprEqn, *operands: Known | Value) -> Value:
     which, *cases = operands
     if len(cases) != 2 or which.dtype != bool:
@@ -335,21 +361,13 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "conv_general_dilated": onnx_windows.general_convolution,
     "convert_element_type": _cast,
     "dot_general": onnx_windows.matrix_product,
-    "exp2": onnx_elementwise.with_number("Mul", lambda eqn: np.log(2), then="Exp"),
     "expand_dims": onnx_shapes.reshape,
-    "expm1": onnx_elementwise.expm1,
-    "integer_pow": onnx_elementwise.with_number("Pow", lambda eqn: eqn.params["y"]),
-    "is_finite": onnx_elementwise.is_finite,
-    "log1p": onnx_elementwise.log1p,
-    "ne": _not_equal,
     "reduce_window_max": onnx_windows.pool("MaxPool"),
     "reduce_window_sum": onnx_windows.pool("AveragePool"),
     "reshape": onnx_shapes.reshape,
-    "rsqrt": onnx_elementwise.composed("Sqrt", "Reciprocal"),
     "select_n": _select,
     "slice": onnx_shapes.cut,
     "split": onnx_shapes.split,
-    "square": onnx_elementwise.square,
     "squeeze": onnx_shapes.reshape,
     "transpose": onnx_shapes.transpose,
 }
