@@ -23,7 +23,6 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from l2w_jax.config.choices import unknown_choice
 from l2w_jax.models.collectives import axis_size, mean_over, sum_over
 from l2w_jax.models.exit_shares import exit_shares
 from l2w_jax.models.platforms import apart_on_tpus
@@ -193,16 +192,9 @@ def predictor_step(
 
 
 def meta_objective(weighting: ConfigDict, num_exits: int, axis_name: str | None) -> MetaObjective:
-    """The objective that `config.weighting` names.
-
-    Raises:
-        ValueError: `weighting.objective` is not known.
-    """
-    if weighting.objective == "allocated":
-        return allocated_objective(exit_shares(weighting.q, num_exits), axis_name)
-    if weighting.objective == "vanilla":
-        return vanilla_objective
-    raise unknown_choice("weighting.objective", weighting.objective)
+    """The objective that `config.weighting` names."""
+    allocated = allocated_objective(exit_shares(weighting.q, num_exits), axis_name)
+    return {"allocated": allocated, "vanilla": vanilla_objective}[weighting.objective]
 
 
 def allocated_objective(shares: np.ndarray, axis_name: str | None) -> MetaObjective:

@@ -15,8 +15,6 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from l2w_jax.config.choices import unknown_choice
-
 Params = TypeVar("Params")
 
 
@@ -84,9 +82,6 @@ def learning_rates(config: ConfigDict, total_steps: int) -> Callable[[jax.Array]
     Args:
         config: a run's configuration.
         total_steps: T, iterations of the whole run.
-
-    Raises:
-        ValueError: `config.optimizer.schedule` is not known.
     """
     factor_at = learning_rate_factor(config.optimizer, total_steps)
 
@@ -110,22 +105,22 @@ def learning_rate_factor(config: ConfigDict, total_steps: int) -> Callable[[Any]
     Args:
         config: `config.optimizer`.
         total_steps: T, iterations of the whole run.
-
-    Raises:
-        ValueError: `config.schedule` is not known.
     """
-    schedule = _schedule(config, total_steps)
+    schedule = _SCHEDULES[config.schedule](config, total_steps)
     if not config.get("warmup_epochs", 0):
         return schedule
     warmup_steps = config.warmup_epochs * total_steps / config.epochs
     return lambda step: schedule(step) * jnp.minimum((step + 1) / warmup_steps, 1)
 
 
-def _schedule(config: ConfigDict, total_steps: int) -> Callable[[Any], jax.Array]:
+def _cosine(config: ConfigDict, total_steps: int) -> Callable[[Any], jax.Array]:
     total = float(total_steps)
-    if config.schedule == "cosine":
-        return lambda step: (1 + jnp.cos(math.pi * (jnp.minimum(step, total) / total))) / 2
-    if config.schedule == "multistep":
-        boundaries = [round(milestone * total_steps) for milestone in config.milestones]
-        return lambda step: 0.1 ** sum(jnp.asarray(step >= float(b), int) for b in boundaries)
-    raise unknown_choice("optimizer.schedule", config.schedule)
+    return lambda step: (1 + jnp.cos(math.pi * (jnp.minimum(step, total) / total))) / 2
+
+
+def _multistep(config: ConfigDict, total_steps: int) -> Callable[[Any], jax.Array]:
+    boundaries = [float(round(milestone * total_steps)) for milestone in config.milestones]
+    return lambda step: 0.1 ** sum(jnp.asarray(step >= b, int) for b in boundaries)
+
+
+_SCHEDULES = {"cosine": _cosine, "multistep": _multistep}

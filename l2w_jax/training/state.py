@@ -1,5 +1,6 @@
 """What training carries from one iteration to the next."""
 
+import functools
 from typing import Any
 
 import flax.struct
@@ -16,11 +17,7 @@ from l2w_jax.errors import some
 from l2w_jax.models import create_network, initial_variables
 from l2w_jax.models.precision import parameter_dtype
 from l2w_jax.training.optimizers import adam, network_optimizer
-from l2w_jax.training.weighting import (
-    create_predictor,
-    is_pipelined,
-    num_predictor_inputs,
-)
+from l2w_jax.training.weighting import create_predictor, is_pipelined, predictor_inputs
 
 # Of images, or their shape and type alone.
 Images = jax.ShapeDtypeStruct | jax.Array | NDArray[Any]
@@ -99,9 +96,9 @@ def untrained_state(config: ConfigDict, rng: jax.Array, images: Images | None = 
     wpn_params, wpn_opt_state = {}, ()
     if config.weighting.kind in PREDICTED_KINDS:
         predictor = create_predictor(config.weighting, model)
-        inputs = jax.ShapeDtypeStruct(
-            (1, num_predictor_inputs(config.weighting.input, model.num_exits)), jnp.float32
-        )
+        of_exits = jax.ShapeDtypeStruct((1, model.num_exits), jnp.float32)
+        read = functools.partial(predictor_inputs, config.weighting.input)
+        inputs = jax.eval_shape(read, of_exits, of_exits)
         wpn_params = initial_variables(predictor, wpn_rng, inputs)["params"]
     if config.weighting.kind == "meta":
         wpn_opt_state = initial_opt_state(adam(config.weighting.weight_decay), wpn_params)

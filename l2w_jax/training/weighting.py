@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from l2w_jax.config.choices import CHOICES, PREDICTED_KINDS, unknown_choice
+from l2w_jax.config.choices import PREDICTED_KINDS
 from l2w_jax.models import MultiExitNetwork, WeightPredictor
 from l2w_jax.models.collectives import mean_over
 from l2w_jax.models.exit_shares import exit_shares
@@ -31,22 +31,18 @@ def create_weighting(
         config: `config.weighting`.
         model: the network to be weighted.
         axis_name: device axis over which the batch is one batch; None for one device's samples.
-
-    Raises:
-        ValueError: `config.kind` is not known.
     """
     if config.kind in PREDICTED_KINDS:
         predictor = create_predictor(config, model)
         return PredictedWeights(
             predictor, config.input, config.constraint, config.magnitude, axis_name
         )
-    if config.kind == "none":
-        return equal_weights
-    if config.kind == "allocation":
-        return AllocatedWeights(exit_shares(config.q, model.num_exits), axis_name)
-    if config.kind == "fixed":
-        return HandSetWeights(config.magnitude, axis_name)
-    raise unknown_choice("weighting.kind", config.kind)
+    by_kind = {
+        "none": equal_weights,
+        "allocation": AllocatedWeights(exit_shares(config.q, model.num_exits), axis_name),
+        "fixed": HandSetWeights(config.magnitude, axis_name),
+    }
+    return by_kind[config.kind]
 
 
 def is_pipelined(config: ConfigDict) -> bool:
@@ -54,12 +50,7 @@ def is_pipelined(config: ConfigDict) -> bool:
 
     Args:
         config: `config.weighting`.
-
-    Raises:
-        ValueError: `config.schedule` is not known.
     """
-    if config.schedule not in CHOICES["weighting.schedule"]:
-        raise unknown_choice("weighting.schedule", config.schedule)
     return config.kind == "meta" and config.schedule == "pipelined"
 
 
@@ -102,35 +93,12 @@ class PredictedWeights:
 
 
 def predictor_inputs(inputs: str, losses: jax.Array, confidences: jax.Array) -> jax.Array:
-    """What g reads: [N, K] losses, [N, K] confidences, or [N, 2K] both, losses first.
-
-    Raises:
-        ValueError: `inputs` is not known.
-    """
-    if inputs == "loss":
-        return losses
-    if inputs == "confidence":
-        return confidences
-    if inputs == "both":
-        return jnp.concatenate([losses, confidences], axis=-1)
-    raise unknown_choice("weighting.input", inputs)
-
-
-def num_predictor_inputs(inputs: str, num_exits: int) -> int:
-    """Width of what the predictor reads: K, or 2K for "both"."""
-    return 2 * num_exits if inputs == "both" else num_exits
+    """What g reads: [N, K] losses, [N, K] confidences, or [N, 2K] both, losses first."""
+    read = {"loss": [losses], "confidence": [confidences], "both": [losses, confidences]}
+    return jnp.concatenate(read[inputs], axis=-1)
 
 
 def centre(u: jax.Array, constraint: str, axis_name: str | None = None) -> jax.Array:
-    """u [N, K] less its mean over the batch ("row"), over the exits ("col") or over both ("mat").
-
-    Raises:
-        ValueError: `constraint` is not known.
-    """
-    if constraint == "row":
-        return u - mean_over(axis_name, u.mean(axis=0, keepdims=True))
-    if constraint == "col":
-        return u - u.mean(axis=1, keepdims=True)
-    if constraint == "mat":
-        return u - mean_over(axis_name, u.mean())
-    raise unknown_choice("weighting.constraint", constraint)
+    """u [N, K] less its mean over the batch ("row"), the exits ("col") or both ("mat")."""
+    mean = u.mean(axis={"row": 0, "col": 1, "mat": (0, 1)}[constraint], keepdims=True)
+    return u - (mean if constraint == "col" else mean_over(axis_name, mean))

@@ -19,7 +19,7 @@ from l2w_jax.errors import RunFailed
 from l2w_jax.evaluation import evaluate
 from l2w_jax.evaluation.results import Evaluation
 from l2w_jax.training.state import TrainState
-from l2w_jax.training.weighting import create_predictor, create_weighting, num_predictor_inputs
+from l2w_jax.training.weighting import create_predictor, create_weighting
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ def test_weights_are_of_the_confidences_of_the_same_images(
     read, config, source, state, tiny_network, tmp_path
 ):
     config.weighting.input = read
-    width = num_predictor_inputs(read, 3)
+    width = {"confidence": 3, "both": 6}[read]
     wpn = create_predictor(config.weighting, tiny_network[0])
     params = wpn.init(jax.random.key(3), np.zeros((1, width)))["params"]
     network_config = with_network(config, tiny_network[0])

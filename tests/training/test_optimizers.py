@@ -98,8 +98,3 @@ def test_warm_up_rises_evenly_to_the_schedule(schedule):
     for step in range(8):
         assert factor(step) == pytest.approx((step + 1) / 8 * without(step))
     assert [factor(step) for step in range(8, 40)] == [without(step) for step in range(8, 40)]
-
-
-def test_unknown_schedule_is_refused():
-    with pytest.raises(ValueError, match="one of 'cosine', 'multistep'"):
-        learning_rate_factor(ConfigDict({"schedule": "linear"}), 10)

@@ -32,15 +32,3 @@ def test_both_inputs_are_side_by_side_losses_first():
     losses, confidences = jnp.zeros((4, 2)), jnp.ones((4, 2))
     both = predictor_inputs("both", losses, confidences)
     np.testing.assert_array_equal(both[0], [0, 0, 1, 1])
-
-
-@pytest.mark.parametrize(
-    ("call", "allowed"),
-    [
-        (lambda: centre(jnp.zeros((2, 2)), "diagonal"), "one of 'row', 'col', 'mat'"),
-        (lambda: predictor_inputs("logits", None, None), "one of 'loss', 'confidence', 'both'"),
-    ],
-)
-def test_unknown_name_is_refused_with_what_is_allowed(call, allowed):
-    with pytest.raises(ValueError, match=allowed):
-        call()
