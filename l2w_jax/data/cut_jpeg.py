@@ -16,6 +16,7 @@ _MOST_LOST = 0.01
 # Rows of the largest blocks in which the picture is stored.
 _BLOCK_ROWS = 16
 
+_START = b"\xff\xd8\xff"
 _END = b"\xff\xd9"
 _START_OF_SCAN = 0xDA
 _RESTART_INTERVAL = 0xDD
@@ -29,8 +30,11 @@ def with_end(encoded: bytes) -> bytes | None:
     """Returns a JPEG that lacks its last bytes with an end, so that it can be decoded.
 
     Returns:
-        None if more than a hundredth of the picture is missing, or the file is otherwise broken.
+        None if more than a hundredth of the picture is missing, or the file is otherwise broken or
+        no JPEG.
     """
+    if not encoded.startswith(_START):
+        return None
     # Half a marker or half an escaped byte.
     kept = encoded[:-1] if encoded.endswith(b"\xff") else encoded
     segments = _segments(kept)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from l2w_jax.data import orientation
+from l2w_jax.data import orientation, rgb
 from l2w_jax.data.cut_jpeg import with_end
 from l2w_jax.data.formats import BadImage, TooLarge, check_size, read_upright
 from l2w_jax.data.tensorflow_import import tf
@@ -116,7 +116,7 @@ def crop_of_perhaps_cut(
     except TooLarge:
         raise
     except BadImage:
-        completed = with_end(encoded) if encoded.startswith(orientation.JPEG) else None
+        completed = with_end(encoded)
         if completed is None:
             raise
     return crop(completed, max_pixels, choose_boxes, *arguments), True
@@ -128,12 +128,12 @@ def _crop_of_jpeg(
     contents = tf.constant(encoded)
     shape = tf.io.extract_jpeg_shape(contents)
     check_size(*shape.numpy()[:2].tolist(), max_pixels)
-    turned = orientation.of_jpeg(encoded)
-    if turned == orientation.UPRIGHT:
+    held = orientation.of_jpeg(encoded)
+    if held == orientation.UPRIGHT:
         box = _box(choose_boxes, shape, *arguments)
         return decode_crop(contents, box).numpy()
     whole = tf.image.decode_jpeg(contents, channels=3, dct_method=_EXACT).numpy()
-    return _part(orientation.turn(whole, turned), choose_boxes, *arguments)
+    return _part(rgb.turned(whole, held), choose_boxes, *arguments)
 
 
 def _part(upright: np.ndarray, choose_boxes: ChooseBoxes, *arguments: np.ndarray) -> np.ndarray:

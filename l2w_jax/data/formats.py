@@ -15,9 +15,6 @@ from l2w_jax.data import rgb
 # Pillow knows their endings but cannot decode them, or only by starting another program.
 _NOT_DECODED = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
 
-# Every file is held against `config.dataset.max_pixels`, which may allow more than this does.
-Image.MAX_IMAGE_PIXELS = None
-
 
 class BadImage(Exception):
     """An image that cannot be used; the message says why in one line."""

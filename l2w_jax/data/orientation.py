@@ -67,14 +67,3 @@ def of_jpeg(encoded: bytes) -> int:
             return exif_orientation(encoded)
         position = header.end(1) + int.from_bytes(header[2])
     return UPRIGHT
-
-
-def turn(image: np.ndarray, orientation: int) -> np.ndarray:
-    """Turns a stored image upright. The eight orientations are a transposition and two mirrors."""
-    if orientation in (5, 6, 7, 8):
-        image = image.swapaxes(0, 1)
-    if orientation in (2, 3, 6, 7):
-        image = image[:, ::-1]
-    if orientation in (3, 4, 7, 8):
-        image = image[::-1]
-    return image

@@ -1,4 +1,7 @@
-"""Images of any mode of Pillow's as RGB; needs numpy and Pillow, also where it is exported to."""
+"""Images of any mode of Pillow's as RGB, and upright.
+
+Needs numpy and Pillow alone, also where it is exported to.
+"""
 
 import numpy as np
 from PIL import Image
@@ -7,6 +10,23 @@ _WITH_ALPHA = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
 
 # Kinds whose grey of 16 bits Pillow puts into the 32 of mode "I", some only in older versions.
 _GREY_OF_16_BITS = frozenset({"PNG", "PPM"})
+
+# EXIF orientations at which an image is stored from right to left, and from bottom to top; from 5
+# on its rows and columns are then interchanged.
+RIGHT_TO_LEFT = (2, 3, 7, 8)
+BOTTOM_TO_TOP = (3, 4, 6, 7)
+
+# Every file is held against a limit of its own, which may allow more than this does.
+Image.MAX_IMAGE_PIXELS = None
+
+
+def turned(pixels: np.ndarray, orientation: int | None) -> np.ndarray:
+    """Stored pixels upright; an orientation that EXIF does not know, such as None, is upright."""
+    if orientation in RIGHT_TO_LEFT:
+        pixels = pixels[:, ::-1]
+    if orientation in BOTTOM_TO_TOP:
+        pixels = pixels[::-1]
+    return pixels.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else pixels
 
 
 class WrongLevels(ValueError):

@@ -7,19 +7,17 @@ from pathlib import Path
 import numpy as np
 from cut_jpeg import with_end
 from PIL import Image
-from rgb import has_16_bits, levels, over_white, upper_8_bits
-
-# Every file is held against `max_pixels`, which may allow more than this does.
-Image.MAX_IMAGE_PIXELS = None
-
-_JPEG = b"\xff\xd8\xff"  # the first bytes of any
+from rgb import (
+    BOTTOM_TO_TOP,
+    RIGHT_TO_LEFT,
+    has_16_bits,
+    levels,
+    over_white,
+    turned,
+    upper_8_bits,
+)
 
 _ORIENTATION = 0x0112  # EXIF's
-
-# Orientations at which an image is stored from right to left, and from bottom to top; from 5 on
-# its rows and columns are then interchanged.
-_RIGHT_TO_LEFT = (2, 3, 7, 8)
-_BOTTOM_TO_TOP = (3, 4, 6, 7)
 
 
 def read_image(path, size, centre_share, max_pixels):
@@ -38,8 +36,7 @@ def read_image(path, size, centre_share, max_pixels):
     try:
         square, orientation = centre(path, centre_share, max_pixels)
     except OSError:
-        encoded = Path(path).read_bytes()
-        completed = with_end(encoded) if encoded.startswith(_JPEG) else None
+        completed = with_end(Path(path).read_bytes())
         if completed is None:
             raise
         square, orientation = centre(io.BytesIO(completed), centre_share, max_pixels)
@@ -64,21 +61,12 @@ def centre(file, share, max_pixels):
     if image.mode in ("I", "F") and not is_of_16_bits:
         image = levels(image)
     side = max(1, round(share * min(image.size)))
-    left = (image.width - side + (orientation in _RIGHT_TO_LEFT)) // 2
-    top = (image.height - side + (orientation in _BOTTOM_TO_TOP)) // 2
+    left = (image.width - side + (orientation in RIGHT_TO_LEFT)) // 2
+    top = (image.height - side + (orientation in BOTTOM_TO_TOP)) // 2
     image = image.crop((left, top, left + side, top + side))
     if is_of_16_bits:
         image = upper_8_bits(image)
     return np.asarray(over_white(image)), orientation
-
-
-def turned(pixels, orientation):
-    """Stored pixels upright; an orientation that EXIF does not know, such as None, is upright."""
-    if orientation in _RIGHT_TO_LEFT:
-        pixels = pixels[:, ::-1]
-    if orientation in _BOTTOM_TO_TOP:
-        pixels = pixels[::-1]
-    return pixels.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else pixels
 
 
 def resized(square, size):
