@@ -13,7 +13,7 @@ from flax import traverse_util
 
 from l2w_jax.config.choices import image_sizes
 from l2w_jax.interop.torch_names import module_namer, weight_predictor_module_name
-from l2w_jax.models import MultiExitNetwork, WeightPredictor
+from l2w_jax.models import CollaborativeExits, MultiExitNetwork, WeightPredictor
 from l2w_jax.models.initializers import Variables
 
 _LEAF_NAMES = {
@@ -84,7 +84,8 @@ def wpn_to_torch(wpn_params: dict) -> dict[str, np.ndarray]:
 
 def _abstract_variables(model: MultiExitNetwork) -> Variables:
     """Shapes of the variables; no parameter's shape depends on the size of the image."""
-    size = image_sizes(model.stem, model.num_scales)[0]
+    backbone = model.backbone if isinstance(model, CollaborativeExits) else model
+    size = image_sizes(backbone.stem, backbone.num_scales)[0]
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     return jax.eval_shape(lambda rng, x: model.init(rng, x, train=False), jax.random.key(0), images)
 

@@ -50,8 +50,7 @@ class CollaborativeExits(MultiExitNetwork):
     statistics still move. Its own type of computation and device axis are those given here.
 
     Attributes:
-        backbone: a network with `stage_with_features` and the attributes `num_classes`, C, and
-            `stem`, "cifar" or "imagenet".
+        backbone: a network with `stage_with_features` and `num_classes`, C.
     """
 
     backbone: MultiExitNetwork
@@ -65,16 +64,6 @@ class CollaborativeExits(MultiExitNetwork):
     def num_classes(self) -> int:
         """C, as many as the backbone has."""
         return self.backbone.num_classes
-
-    @property
-    def num_scales(self) -> int:
-        """Of the backbone."""
-        return self.backbone.num_scales
-
-    @property
-    def stem(self) -> str:
-        """The kind of the backbone's first layer."""
-        return self.backbone.stem
 
     @property
     @override
