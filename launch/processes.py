@@ -15,7 +15,9 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import IO, TextIO
+from typing import IO
+
+from l2w_jax import standard_output
 
 # How long the others have to end once one process failed. After a signal they may take their time.
 SECONDS_TO_END = 30
@@ -25,16 +27,14 @@ SECONDS_BETWEEN_LOOKS = 0.1
 def main(argv: Sequence[str]) -> int:
     """Runs the command line; returns the exit status."""
     if len(argv) < 2 or not argv[1].isdecimal() or int(argv[1]) < 1:
-        tell("usage: python launch/processes.py N --config=configs/NAME.py ...")
+        standard_output.tell("usage: python launch/processes.py N --config=configs/NAME.py ...")
         return 2
     return run(int(argv[1]), [sys.executable, "-m", "l2w_jax.main", *argv[2:]])
 
 
 def run(count: int, command: Sequence[str]) -> int:
     """Runs a command as `count` processes to its end; returns the exit status."""
-    if sys.stdout:
-        # Its encoding need not have all letters that the processes print.
-        sys.stdout.reconfigure(errors="backslashreplace")
+    standard_output.prepare()
     processes: list[subprocess.Popen[str]] = []
     received: list[int] = []
 
@@ -100,20 +100,7 @@ def print_prefixed(prefix: str, stream: IO[str]) -> None:
         try:
             print(prefix + line, end="", flush=True)
         except OSError:
-            discard(sys.stdout)
-
-
-def tell(line: str) -> None:
-    """Prints a line on standard error, if it can be printed."""
-    try:
-        print(line, file=sys.stderr, flush=True)
-    except OSError:
-        discard(sys.stderr)
-
-
-def discard(stream: TextIO) -> None:
-    """Has what is printed go nowhere: Python would try again at the end, for status 120."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            standard_output.discard(sys.stdout)
 
 
 def wait_for_all(processes: Sequence[subprocess.Popen[str]]) -> int:
@@ -137,7 +124,9 @@ def wait_for_all(processes: Sequence[subprocess.Popen[str]]) -> int:
     followed = running or len(set(failed.values())) > 1
     status = status if status > 0 else 128 - status
     if followed:
-        tell(f"process {index} ended with status {status}; the others are ended too")
+        standard_output.tell(
+            f"process {index} ended with status {status}; the others are ended too"
+        )
     for other in running.values():
         other.send_signal(signal.SIGTERM)
     deadline = time.monotonic() + SECONDS_TO_END
