@@ -1,5 +1,6 @@
 """A run's export answers as the run does, where nothing of this project is."""
 
+import contextlib
 import json
 import re
 import shutil
@@ -7,13 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
-from conftest import TinyNetwork
 from exported_networks import check_same, load, stored_images
 from PIL import Image
 from small_networks import between, thresholds_between
-from tiny_run import TinySource, make_config, train_and_evaluate
+from tiny_run import TinySource, make_config
 
 from l2w_jax import data
 from l2w_jax.config import stored
@@ -21,24 +22,29 @@ from l2w_jax.data.source import MemorySource
 from l2w_jax.early_exit import EarlyExitPredictor
 from l2w_jax.early_exit.budget import first_exits
 from l2w_jax.errors import UserError
+from l2w_jax.evaluation import evaluate
 from l2w_jax.interop import export
 from l2w_jax.models.preprocessing import channel_statistics, normalize
-from l2w_jax.run import restore
+from l2w_jax.run import checkpoints, restore
+from l2w_jax.training import create_train_state
 
 IMAGES = stored_images(300, 8)
 
 
 @pytest.fixture(scope="module")
-def run_folder(tmp_path_factory):
-    """A run, trained and evaluated, and its configuration."""
+def run_folder(tiny_network, tmp_path_factory):
+    """A run, evaluated, and its configuration."""
     workdir = tmp_path_factory.mktemp("run")
-    config = make_config(TinyNetwork())
-    config.checkpoint.every_epochs = config.optimizer.epochs
+    network, variables = tiny_network
+    config = make_config(network)
     config.dataset.max_pixels = 123_456
+    state = create_train_state(config, jax.random.key(0)).replace(step=np.int32(60), **variables)
+    with contextlib.closing(checkpoints.CheckpointWriter(workdir, keep=1)) as writer:
+        writer.save(state, score=50.0)
     # Training leaves config.json to the command, and JSON has no word for a network of our own.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stored, "read_config", lambda folder: config)
-        train_and_evaluate(config, TinySource(config), workdir)
+        evaluate.evaluate(config, state, TinySource(config), workdir)
         yield workdir, config
 
 
