@@ -122,15 +122,6 @@ def npz_bytes(arrays: Mapping[str, NDArray[Any]]) -> bytes:
     return content.getvalue()
 
 
-def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Writes a compressed .npz file atomically.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
-    write_atomically(path, npz_bytes(arrays))
-
-
 def json_text(content: Any) -> str:
     """Indented JSON.
 

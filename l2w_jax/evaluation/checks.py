@@ -29,10 +29,6 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
-def _is_number_or_none(value: Any) -> bool:
-    return value is None or _is_number(value)
-
-
 def _are(kind: Callable[[Any], bool], values: Any) -> bool:
     return isinstance(values, list) and all(map(kind, values))
 
@@ -98,7 +94,7 @@ def check_summary(fields: Mapping[str, Any]) -> None:
     _check_rows(fields, "budgeted", ("q", "mul_adds", "top1", *shares))
     _check_rows(fields, "calibration", ("exit", "ece", "adaptive_ece"))
     _check_rows(fields, "calibrated", ("exit", "temperature", "ece", "adaptive_ece"))
-    _check_rows(fields, "shots", ("exit", "many", "medium", "few"), _is_number_or_none)
+    _check_rows(fields, "shots", ("exit", "many", "medium", "few"), _or_none(_is_number))
     for name in ("calibration", "calibrated"):
         if fields.get(name) is not None and len(fields[name]) != num_exits:
             raise ValueError(f"{name!r} must have {num_exits} rows, one for each exit")

@@ -40,7 +40,7 @@ from l2w_jax.early_exit.predictor import BATCH_SIZES
 from l2w_jax.early_exit.stages import StageFunction, folded_variables, narrowed, stage_function
 from l2w_jax.errors import UserError
 from l2w_jax.evaluation.results import Evaluation, choose_policy
-from l2w_jax.files import told_if_unwritable, write_arrays, write_atomically, write_json
+from l2w_jax.files import npz_bytes, told_if_unwritable, write_atomically, write_json
 from l2w_jax.interop.exported_folder import (
     ImageFormat,
     NetworkToExport,
@@ -202,7 +202,7 @@ def export_network(
         stages.append({"file": f"stage_{k + 1}.jax_export", "variables": [names[i] for i in read]})
         write_atomically(folder / stages[-1]["file"], bytes(exported.serialize()))
     written = ["variables.npz", *(stage["file"] for stage in stages)]
-    write_arrays(folder / "variables.npz", arrays)
+    write_atomically(folder / "variables.npz", npz_bytes(arrays))
     write_programs(folder, LOADER)
     write_json(
         folder / "network.json",

@@ -10,7 +10,6 @@ from written_runs import made_evaluation, made_examples, write_config
 from l2w_jax.early_exit.budget import NOBODY_LEAVES
 from l2w_jax.errors import UserError
 from l2w_jax.evaluation.results import Evaluation, SampleWeights
-from l2w_jax.files import write_arrays
 
 NOT_NUMBERS = (None, "1", True, [], float("nan"), float("inf"), 10**400)
 
@@ -54,7 +53,7 @@ def load_with(whole, tmp_path):
         if path:
             inner[path[-1]] = value
         (tmp_path / "evaluation.json").write_text(json.dumps(changed))
-        write_arrays(tmp_path / "evaluation.npz", arrays | other_arrays)
+        np.savez(tmp_path / "evaluation.npz", **arrays | other_arrays)
         return Evaluation.load(tmp_path)
 
     load.arrays = arrays

@@ -19,7 +19,6 @@ from written_runs import (
 from l2w_jax.errors import UserError
 from l2w_jax.evaluation import results
 from l2w_jax.evaluation.results import Evaluation, SampleWeights
-from l2w_jax.files import write_arrays
 
 PREDICTED = random_predictions(np.random.default_rng(3), 20)
 OPTIONAL = ("shots", "sample_weights", "examples")
@@ -140,7 +139,7 @@ def write_as_before(folder):
         "confidences": np.float32([0.5]),
     }
     arrays |= {f"examples_{name}": array for name, array in examples.items()}
-    write_arrays(folder / "evaluation.npz", arrays)
+    np.savez(folder / "evaluation.npz", **arrays)
     return summary, arrays
 
 
