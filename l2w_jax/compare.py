@@ -11,8 +11,8 @@ and 80% of the mul-adds of the last exit, and on average between 20 and 80%. The
 each way gains on average over the first one, by pairs of runs of the same seed, with the 95%
 interval of Student's t.
 
---save keeps the numbers of all runs in a file, which can be given in place of the runs, and beside
-further runs, which join the way of their configuration, or else of their name, that it holds.
+--save writes the numbers of all runs to a file, which can be given instead of the runs. Runs given
+beside it join the way in it that has their configuration or, failing that, their name.
 --images=holdout takes held-out images instead of test images: half of them set the thresholds with
 which the other half is read, and the other way round. --ways takes some of the ways only, in this
 order.
@@ -102,7 +102,8 @@ def _chosen(ways: Sequence[Way], names: Sequence[str]) -> list[Way]:
     for place, name in enumerate(names):
         if name not in by_name or name in names[:place]:
             raise UserError(
-                f"--ways: {name!r} is not allowed: must be some of {', '.join(by_name)}, each once"
+                f"--ways: {name!r} is not allowed: must be one or more of {', '.join(by_name)}, "
+                "none of them twice"
             )
     return [by_name[name] for name in names]
 

@@ -69,7 +69,7 @@ def told_if_memory_is_short(what: str, advice: Callable[[], str]) -> Iterator[No
 
 
 def is_of_memory(error: RuntimeError) -> bool:
-    """Whether a device's compiler or allocator says so that its memory is too small."""
+    """Whether a device's compiler or allocator says that its memory is too small."""
     return "RESOURCE_EXHAUSTED" in str(error)
 
 

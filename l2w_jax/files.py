@@ -24,8 +24,8 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """Replaces a file by new content, or leaves it as it was if anything fails.
 
     The content goes to a temporary file in the same folder, which is then renamed: a run that is
-    killed half-way leaves the old file. Missing folders are made. Of a link that is replaced which
-    it leads to. What is no regular file, such as a pipe or /dev/null, is written into.
+    killed half-way leaves the old file. Missing folders are made. If the path is a link, the file
+    that it leads to is replaced. A pipe or a device such as /dev/null is written into.
 
     Raises:
         OSError: the file cannot be written.

@@ -239,7 +239,7 @@ def test_images_that_the_run_may_have_been_trained_on_fit_no_temperature(
 ):
     calibrated_run.find_others(monkeypatch, "train")
     output = tmp_path / "thresholds.json"
-    with pytest.raises(UserError, match="'holdout', cut from the same folder, may hold some"):
+    with pytest.raises(UserError, match="'holdout', cut from the same folder, may hold images"):
         chosen_in(calibrated_run.workdir, "--calibrate", "--q=1", output=output)
     assert not output.exists()
 
@@ -251,7 +251,7 @@ def test_images_that_the_run_was_not_evaluated_with_fit_no_temperature(
     """Of a run that was evaluated with images of another folder than its own."""
     calibrated_run.find_others(monkeypatch, split)
     output = tmp_path / "thresholds.json"
-    with pytest.raises(UserError, match=f"was last evaluated with other images of split '{split}'"):
+    with pytest.raises(UserError, match=f"last evaluation used other images of split '{split}'"):
         chosen_in(calibrated_run.workdir, "--calibrate", "--q=1", output=output)
     assert not output.exists()
 

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from l2w_jax.config.defaults import default_config
 from l2w_jax.errors import UserError
 
-# Of which a change changes no number of training, on the same images.
+# Fields on which no number of training depends, as long as the images are the same.
 FREE_FIELDS = (
     "checkpoint.",
     "dataset.data_dir",
@@ -47,7 +47,7 @@ def from_json(text: str) -> ConfigDict:
         stored["model"].pop("num_classes", None)
     config = default_config()
     defaults = dict(fields(config))
-    # Which a ConfigDict takes for any type.
+    # A ConfigDict accepts None for a field of any type.
     for field in _nulls(stored):
         if defaults.get(field) is not None:
             raise UserError(

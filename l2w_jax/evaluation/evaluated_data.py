@@ -11,8 +11,8 @@ class EvaluatedData(NamedTuple):
 
     Attributes:
         class_names: by class index.
-        test: tells the test images from any others (`Source.digests`),
-        holdout: and this the held-out ones that set thresholds.
+        test: digest of the test images (`Source.digests`).
+        holdout: digest of the held-out images that set thresholds.
         num_holdout: how many of these there are.
     """
 

@@ -195,9 +195,9 @@ class Graph:
 
         Args:
             name: of the whole.
-            axis: along which part of it is wanted,
-            start: from here
-            end: to here.
+            axis: the axis to cut.
+            start: the first index of the part.
+            end: one past its last index.
 
         Returns:
             The part's name; None if the whole is made otherwise.

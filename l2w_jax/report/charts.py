@@ -31,8 +31,8 @@ class Axis:
         digits: how a value is told, as a format of Python's.
         logarithmic: whether equal ratios stand at equal distances; values must be positive.
         from_zero: whether it begins at 0.
-        least_range: it spans at least this much,
-        highest: but hardly reaches beyond what no value can exceed.
+        least_range: what it spans at least.
+        highest: what no value exceeds; the axis ends just above it.
         shown: values that it reaches anyway, so that several charts can be compared.
         note: on its values, in a line of its own.
     """

@@ -53,10 +53,10 @@ def check_to_train_on(source: Source, workdir: Path, step: int) -> None:
     # Checkpoints of older code say less.
     if all(before[name] in (None, value) for name, value in found.items()):
         return
-    others = "" if before["num_train"] != found["num_train"] else " others"
+    others = "" if before["num_train"] != found["num_train"] else " other ones"
     raise UserError(
         f"--workdir={workdir}: trained on {before['num_train']:,} images up to step {step}, but "
-        f"split 'train' has {found['num_train']:,}{others} now; bring back what is missing or "
+        f"split 'train' now has {found['num_train']:,}{others}; bring back what is missing or "
         "cannot be read and take out what is new, or start a new run with another --workdir"
     )
 
@@ -78,9 +78,9 @@ def check_to_judge_by(source: Source, workdir: Path, step: int) -> None:
     if cut and before["train_digest"] not in (None, source.digests.get("train")):
         raise UserError(
             f"--workdir={workdir}: trained on {before['num_train']:,} images, but split 'train' "
-            f"has {source.num_train:,} others now, and {' and '.join(map(repr, cut))}, cut from "
-            "the same folder, may hold some of those: bring back what is missing or cannot be read "
-            "and take out what is new"
+            f"now has {source.num_train:,} other ones, and {' and '.join(map(repr, cut))}, cut "
+            "from the same folder, may hold images that it was trained on: bring back what is "
+            "missing or cannot be read, and take out what is new"
         )
 
 
@@ -126,9 +126,9 @@ def check_evaluated(
     for split in splits:
         if evaluated.get(split) not in (None, source.digests.get(split)):
             raise UserError(
-                f"{workdir}: was last evaluated with other images of split {split!r} than the data "
-                "set has that its config.json names; evaluate it with those first (python -m "
-                "l2w_jax.main with its --config and --workdir, --mode=evaluate)"
+                f"{workdir}: its last evaluation used other images of split {split!r} than those "
+                "of the data set that its config.json names; evaluate it with these first (python "
+                "-m l2w_jax.main with its --config and --workdir, --mode=evaluate)"
             )
 
 

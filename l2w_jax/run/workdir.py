@@ -96,7 +96,7 @@ def with_parts_found(config: ConfigDict, workdir: Path) -> ConfigDict:
     if config.optimizer.accumulation or not _has_results(workdir):
         return config
     if not (workdir / "config.json").exists():
-        # Which `check` tells.
+        # `check` refuses it.
         return config
     config = config.copy_and_resolve_references()
     config.optimizer.accumulation = run_config.read_config(workdir).optimizer.accumulation

@@ -1,4 +1,4 @@
-"""What one sample costs at one exit, how sure the network is of it, as functions of θ."""
+"""What one sample costs at one exit and how sure the network is of it, as functions of θ."""
 
 import dataclasses
 import functools

@@ -197,7 +197,7 @@ def test_files_lie_beside_the_run(tiny_network, evaluation, tmp_path, monkeypatc
 
 def test_images_that_the_run_was_not_evaluated_with_tell_no_times(calibrated_run, monkeypatch):
     calibrated_run.find_others(monkeypatch, "test")
-    with pytest.raises(UserError, match="was last evaluated with other images of split 'test'"):
+    with pytest.raises(UserError, match="its last evaluation used other images of split 'test'"):
         benchmark_early_exit(calibrated_run.workdir)
 
 

@@ -293,7 +293,7 @@ def test_images_that_the_run_was_not_evaluated_with_set_nothing_in_8_bits(
     pytest.importorskip("onnxruntime")
     command = [f"--workdir={calibrated_run.workdir}", f"--output={tmp_path}", "--format=onnx"]
     calibrated_run.find_others(monkeypatch, "holdout")
-    with pytest.raises(UserError, match="was last evaluated with other images of split 'holdout'"):
+    with pytest.raises(UserError, match="its last evaluation used other images of split 'holdout'"):
         export.main([*command, "--quantize"])
     assert not list(tmp_path.iterdir())
     # Test images set nothing, and both networks are told by the same ones.

@@ -63,7 +63,7 @@ def add_one(folder):
 def test_a_changed_folder_is_not_trained_on_and_does_not_judge(change, folder, workdir):
     reopened = trained(folder, workdir)
     change(folder)
-    with pytest.raises(UserError, match=rf"up to step {STEP}, but split 'train' has \d+"):
+    with pytest.raises(UserError, match=rf"up to step {STEP}, but split 'train' now has \d+"):
         images.check_to_train_on(reopened(), workdir, STEP)
     with pytest.raises(UserError, match="'holdout' and 'test', cut from the same folder, may hold"):
         images.check_to_judge_by(reopened(), workdir, STEP)
@@ -85,7 +85,7 @@ def test_images_of_their_own_judge_whatever_becomes_of_those_trained_on(folder, 
     reopened = trained(folder, workdir)
     add_one(folder)
     images.check_to_judge_by(reopened(), workdir, STEP)
-    with pytest.raises(UserError, match="has 31 now"):
+    with pytest.raises(UserError, match="now has 31;"):
         images.check_to_train_on(reopened(), workdir, STEP)
     shutil.rmtree(folder / "train")
     images.check_to_judge_by(reopened(), workdir, STEP)
@@ -124,7 +124,7 @@ def test_images_of_another_folder_are_not_those_that_a_run_was_evaluated_with(fo
     changed = open_source(folder_config(folder, augmentation="none"))
     splits = ("train", "holdout", "test")
     images.check_evaluated(source, workdir, evaluation, splits)
-    with pytest.raises(UserError, match=f"{workdir}: was last evaluated with other images of spl"):
+    with pytest.raises(UserError, match=f"{workdir}: its last evaluation used other images of spl"):
         images.check_evaluated(changed, workdir, evaluation, splits)
     # Evaluations of earlier versions do not say, and other data sets are always the same.
     images.check_evaluated(changed, workdir, made_evaluation(), splits)
@@ -141,7 +141,7 @@ def test_checkpoints_that_say_less_are_taken_at_their_word(workdir):
     images.check_to_train_on(source, workdir, STEP)
     images.check_to_judge_by(source, workdir, STEP)
     source.num_train = 31
-    with pytest.raises(UserError, match=r"trained on 30 images up to step 5, .* has 31 now"):
+    with pytest.raises(UserError, match=r"trained on 30 images up to step 5, .* now has 31;"):
         images.check_to_train_on(source, workdir, STEP)
 
 
@@ -178,7 +178,7 @@ def test_as_many_images_are_others_where_another_one_cannot_be_read(folder, work
     images.check_to_train_on(reopened(), workdir, STEP)
     first.write_bytes(content)
     spoil(second)
-    with pytest.raises(UserError, match="has 29 others now"):
+    with pytest.raises(UserError, match="now has 29 other ones"):
         images.check_to_train_on(reopened(), workdir, STEP)
 
 
