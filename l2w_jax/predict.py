@@ -33,6 +33,7 @@ from l2w_jax.config import stored
 from l2w_jax.data import walk
 from l2w_jax.errors import Incomplete, UserError
 from l2w_jax.evaluation import results
+from l2w_jax.evaluation.policy import choose_policy
 
 # Read, classified and printed together.
 FILES_AT_ONCE = 256
@@ -55,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
             f"--top-k={arguments.top_k} is not allowed: must be from 1 to "
             f"{len(evaluation.class_names)}, the classes of the run"
         )
-    policy = results.choose_policy(arguments.workdir, arguments.thresholds, evaluation)
+    policy = choose_policy(arguments.workdir, arguments.thresholds, evaluation)
     skipped: Counter[str] = Counter()
     unreadable: list[UserError] = []
     files = files_in(arguments.images, skipped, unreadable)

@@ -53,6 +53,7 @@ from l2w_jax.early_exit.selection import (
 from l2w_jax.errors import RunFailed, UserError
 from l2w_jax.evaluation import results
 from l2w_jax.evaluation.calibrate import Calibration, calibrate
+from l2w_jax.evaluation.policy import THRESHOLDS_FILE
 from l2w_jax.files import told_if_unwritable, write_json
 from l2w_jax.models.exit_shares import exit_shares
 from l2w_jax.run import workdir as run_folder
@@ -78,7 +79,7 @@ def main(argv: Sequence[str]) -> None:
     """
     arguments = _parse(argv)
     evaluation = results.Evaluation.load(arguments.workdir)
-    output = arguments.output or arguments.workdir / results.THRESHOLDS_FILE
+    output = arguments.output or arguments.workdir / THRESHOLDS_FILE
     calibration = _calibration(arguments.workdir, evaluation) if arguments.calibrate else None
     if calibration is None:
         chosen = choose(arguments, evaluation)

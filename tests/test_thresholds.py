@@ -15,6 +15,7 @@ from l2w_jax.early_exit.calibration import calibration_error
 from l2w_jax.errors import RunFailed, UserError
 from l2w_jax.evaluation import results
 from l2w_jax.evaluation.calibrate import Calibration
+from l2w_jax.evaluation.policy import read_policy
 from l2w_jax.models.exit_shares import exit_shares
 from l2w_jax.run import workdir as run_folder
 
@@ -140,7 +141,7 @@ def test_temperatures_are_kept_with_the_thresholds_that_need_them(
     written = json.loads((tmp_path / "evaluation.json").read_text())
     assert written.pop("calibrated") == calibration.evaluation.calibrated
     assert written == evaluated
-    read = results.read_policy(tmp_path / "thresholds.json", run[1])
+    read = read_policy(tmp_path / "thresholds.json", run[1])
     assert read.temperatures == (1.5, 2.0, 2.5)
 
 
@@ -265,9 +266,9 @@ def test_a_promise_says_what_it_rests_on(run, capsys):
     assert lost <= 0.03
     assert "promise: with 90% confidence at most 3 points" in capsys.readouterr().out
     of_file = run[0].parent / "chosen.json"
-    assert results.read_policy(of_file, run[1]).has_promise
+    assert read_policy(of_file, run[1]).has_promise
     chosen(run[0], "--q=1")
-    assert not results.read_policy(of_file, run[1]).has_promise
+    assert not read_policy(of_file, run[1]).has_promise
 
 
 def test_a_promise_that_allows_no_early_exit_says_so(run, tmp_path, capsys):
@@ -285,26 +286,10 @@ def test_thresholds_lie_beside_the_checkpoint_and_can_be_read_back(tmp_path, cap
     thresholds.main([f"--workdir={tmp_path}", "--q=0.5"])
     path = tmp_path / "thresholds.json"
     evaluation = results.Evaluation.load(tmp_path)
-    read = results.read_policy(path, evaluation)
+    read = read_policy(path, evaluation)
     assert read.thresholds.tolist() == json.loads(path.read_text())["thresholds"]
     assert read.rule == "log_odds"
     assert str(path) in capsys.readouterr().out
-    for content, fault in {
-        '{"thresholds": [0.5, 0.5, 0.5, 0.5]}': "for 3 exits",
-        '{"thresholds": "high"}': "not a file of thresholds",
-        '{"thresholds": [0.5, 0.5, 0], "temperatures": [1, 0, 1]}': "3 positive ones are expected",
-        '{"thresholds": [0.5, 0.5, 0], "temperatures": [1, Infinity, 1]}': "are expected",
-        '{"thresholds": [5, 5, 5], "rule": "luck"}': "rule 'luck' is not allowed: .* log_odds",
-        '{"thresholds": [5, 0.5, 0], "rule": "confidence"}': "threshold 5 of exit 1 is above 1",
-        '{"thresholds": [0.5, 0.5, 0.5], "step": 1}': "of step 1, but .* evaluated at step",
-    }.items():
-        path.write_text(content)
-        with pytest.raises(UserError, match=fault):
-            results.read_policy(path, evaluation)
-    with pytest.raises(UserError, match=r"l2w_jax\.thresholds"):
-        results.read_policy(tmp_path / "none.json", evaluation)
-    with pytest.raises(UserError, match="Is a directory"):
-        results.read_policy(tmp_path, evaluation)
 
 
 def test_thresholds_of_another_network_are_refused_where_its_step_is_the_same_too(tmp_path):
@@ -313,21 +298,15 @@ def test_thresholds_of_another_network_are_refused_where_its_step_is_the_same_to
     chosen_in(tmp_path / "one", "--risk=0.05")
     path = tmp_path / "one" / "thresholds.json"
     with pytest.raises(UserError, match=r"thresholds\.json is of another network of step 5 than"):
-        results.read_policy(path, other)
+        read_policy(path, other)
     # Who has no checksum, as in files of earlier versions, has a step at least.
-    assert results.read_policy(path, dataclasses.replace(other, network=None))
+    assert read_policy(path, dataclasses.replace(other, network=None))
     of_file = json.loads(path.read_text())
     del of_file["network"]
     (tmp_path / "earlier.json").write_text(json.dumps(of_file))
-    assert results.read_policy(tmp_path / "earlier.json", other)
+    assert read_policy(tmp_path / "earlier.json", other)
     with pytest.raises(UserError, match="is of step 5, but the run was last evaluated at step 6"):
-        results.read_policy(path, dataclasses.replace(other, network=None, step=6))
-
-
-def test_thresholds_of_before_there_were_rules_are_probabilities(tmp_path):
-    path = tmp_path / "thresholds.json"
-    path.write_text('{"thresholds": [0.5, 0.5, 0]}')
-    assert results.read_policy(path, write_run(tmp_path)).rule == "confidence"
+        read_policy(path, dataclasses.replace(other, network=None, step=6))
 
 
 def test_a_file_that_cannot_be_written_is_named(run, tmp_path):

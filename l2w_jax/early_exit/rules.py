@@ -240,20 +240,3 @@ def log_odds_of_confidences(confidences: ArrayLike) -> NDArray[np.float32]:
     """Log-odds of stored confidences, for when the logits are gone; of 1 they are finite too."""
     p = np.minimum(np.asarray(confidences, dtype=np.float64), _LARGEST_STORED)
     return np.log(p / (1 - p)).astype(np.float32)
-
-
-@dataclasses.dataclass(frozen=True)
-class ExitPolicy:
-    """Who leaves where.
-
-    Attributes:
-        thresholds: T_k, float32 [K].
-        rule: key of RULES, of the scores that the thresholds are for.
-        temperatures: of the exits that the scores are by (`calibration`) [K]; None without.
-        has_promise: whether the thresholds promise how much is lost (`guarantee`).
-    """
-
-    thresholds: NDArray[np.float32]
-    rule: str = DEFAULT_RULE
-    temperatures: tuple[float, ...] | None = None
-    has_promise: bool = False

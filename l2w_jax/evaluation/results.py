@@ -1,4 +1,4 @@
-"""The results of evaluating a run, and what was chosen and measured after them, on disk."""
+"""The results of evaluating a run, and the latency measured after them, on disk."""
 
 import dataclasses
 import functools
@@ -18,7 +18,6 @@ from numpy.typing import ArrayLike, NDArray
 from l2w_jax.config import stored
 from l2w_jax.early_exit import rules
 from l2w_jax.early_exit.budget import first_exits, operating_point
-from l2w_jax.early_exit.calibration import checked_temperatures
 from l2w_jax.early_exit.selection import Candidate, cheapest_without_loss, thresholds_of
 from l2w_jax.errors import UserError
 from l2w_jax.evaluation import checks
@@ -27,7 +26,6 @@ from l2w_jax.evaluation.predictions import Predictions
 from l2w_jax.files import csv_text, json_text, npz_bytes, replace_together, write_json
 
 SUMMARY_FILE = "evaluation.json"
-THRESHOLDS_FILE = "thresholds.json"
 LATENCY_FILE = "latency.json"
 
 
@@ -341,52 +339,3 @@ def read_latency(workdir: Path, evaluation: Evaluation) -> dict[str, Any] | None
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise UserError(f"{path}: is damaged ({error}); delete it or measure again") from error
     return latency if is_of_network else None
-
-
-def choose_policy(workdir: Path, given: Path | None, evaluation: Evaluation) -> rules.ExitPolicy:
-    """Who leaves where: as given, as set for the run, or so that no accuracy is lost.
-
-    Raises:
-        UserError: a file of thresholds is missing or wrong, or there is none and the run was
-            evaluated without images to choose thresholds from.
-    """
-    of_run = workdir / THRESHOLDS_FILE
-    if given is not None or of_run.exists():
-        return read_policy(given or of_run, evaluation)
-    return rules.ExitPolicy(evaluation.without_loss.thresholds)
-
-
-def read_policy(path: Path, evaluation: Evaluation) -> rules.ExitPolicy:
-    """Thresholds that `l2w_jax.thresholds` wrote for what was evaluated, and their rule.
-
-    A file without a rule is of before there were others, and holds probabilities.
-
-    Raises:
-        UserError: there is no such file, it does not hold a number for each exit or a rule that
-            there is, or it was written for another network.
-    """
-    num_exits = len(evaluation.mul_adds)
-    try:
-        content = json.loads(path.read_bytes())
-        if not isinstance(content, dict) or "thresholds" not in content:
-            raise ValueError("must be an object that has 'thresholds'")
-        rule = rules.checked_rule(content.get("rule", rules.confidence.__name__))
-        thresholds = rules.thresholds_for(rules.RULES[rule], content["thresholds"], num_exits)
-        temperatures = checked_temperatures(content.get("temperatures"), num_exits)
-        has_promise = "risk" in content.get("chosen_by", {})
-    except FileNotFoundError:
-        raise UserError(
-            f"{path}: there is no such file; make one with python -m l2w_jax.thresholds"
-        ) from None
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not a file of thresholds: is no text") from None
-    except (TypeError, ValueError) as error:
-        raise UserError(
-            f"{path}: not a file of thresholds for {num_exits} exits: {error}"
-        ) from error
-    evaluation.check_network(
-        content.get("step", evaluation.step), content.get("network"), str(path)
-    )
-    return rules.ExitPolicy(thresholds, rule, temperatures, has_promise)

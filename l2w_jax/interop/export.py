@@ -39,7 +39,8 @@ from l2w_jax.early_exit.calibration import calibrated
 from l2w_jax.early_exit.predictor import BATCH_SIZES
 from l2w_jax.early_exit.stages import StageFunction, folded_variables, narrowed, stage_function
 from l2w_jax.errors import UserError
-from l2w_jax.evaluation.results import Evaluation, choose_policy
+from l2w_jax.evaluation.policy import choose_policy
+from l2w_jax.evaluation.results import Evaluation
 from l2w_jax.files import npz_bytes, told_if_unwritable, write_atomically, write_json
 from l2w_jax.interop.exported_folder import (
     ImageFormat,

@@ -8,6 +8,7 @@ from l2w_jax.arrays import tree_checksum
 from l2w_jax.early_exit import EarlyExitPredictor, rules
 from l2w_jax.early_exit.calibration import calibrated
 from l2w_jax.errors import UserError
+from l2w_jax.evaluation.policy import ExitPolicy
 from l2w_jax.evaluation.results import Evaluation
 from l2w_jax.models import create_network
 from l2w_jax.models.preprocessing import channel_statistics, normalize
@@ -46,7 +47,7 @@ def restore_predictor(
     config: ConfigDict,
     workdir: Path,
     evaluation: Evaluation,
-    policy: rules.ExitPolicy,
+    policy: ExitPolicy,
     top_k: int | None = None,
 ) -> EarlyExitPredictor:
     """The network that an evaluation is of, for stored images, which leave by this policy.

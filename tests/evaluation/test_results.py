@@ -265,27 +265,3 @@ def test_latency_of_another_network_of_the_same_step_is_not_measured(folder):
     # Of an earlier version, which knew a network by its step.
     assert results.read_latency(folder, made_evaluation()) == latency
     assert results.read_latency(folder, made_evaluation(step=20)) is None
-
-
-def test_who_leaves_is_as_given_or_as_set_for_the_run_or_loses_no_accuracy(tmp_path):
-    evaluation = made_evaluation()
-    careful = results.choose_policy(tmp_path, None, evaluation)
-    assert careful.thresholds.shape == (3,)
-    assert careful.rule == "log_odds"
-    for path, first in (("thresholds.json", 0.5), ("other.json", 0.9)):
-        content = {"thresholds": [first, 0.5, 0], "rule": "log_odds"}
-        (tmp_path / path).write_text(json.dumps(content))
-    assert results.choose_policy(tmp_path, None, evaluation).thresholds[0] == np.float32(0.5)
-    given = results.choose_policy(tmp_path, tmp_path / "other.json", evaluation)
-    assert given.thresholds[0] == np.float32(0.9)
-    with pytest.raises(UserError, match="no such file"):
-        results.choose_policy(tmp_path, tmp_path / "none.json", evaluation)
-
-
-def test_without_images_to_choose_thresholds_on_a_file_of_them_is_asked_for(tmp_path):
-    alone = made_evaluation(held_out=None)
-    with pytest.raises(UserError, match=r"without images of 'holdout'.*also take a file"):
-        results.choose_policy(tmp_path, None, alone)
-    content = {"thresholds": [0.5, 0.5, 0], "rule": "log_odds"}
-    (tmp_path / "thresholds.json").write_text(json.dumps(content))
-    assert results.choose_policy(tmp_path, None, alone).thresholds[0] == np.float32(0.5)
