@@ -82,7 +82,7 @@ def _train_or_evaluate(arguments: Arguments) -> None:
         )
 
     from l2w_jax.evaluation import evaluate
-    from l2w_jax.report import __main__ as report
+    from l2w_jax.report.write import write_report
     from l2w_jax.run import log, loop, parts, restore
 
     if mode == "train":
@@ -96,7 +96,7 @@ def _train_or_evaluate(arguments: Arguments) -> None:
         images.check_to_judge_by(source, workdir, int(state.step))
         evaluation = evaluate.evaluate(config, state, source, workdir)
         if processes.is_first():
-            page = report.write_report([workdir])
+            page = write_report([workdir])
             log.say("\n".join(evaluate.summary_lines(evaluation)))
             log.say(
                 f"written to {workdir}, of the checkpoint of step {evaluation.step}; open {page}"

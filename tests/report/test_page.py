@@ -16,7 +16,8 @@ from l2w_jax.errors import UserError
 from l2w_jax.evaluation.classes import leaving_by_class, leaving_by_shots
 from l2w_jax.evaluation.results import Evaluation
 from l2w_jax.files import write_json
-from l2w_jax.report import __main__ as report
+from l2w_jax.report.__main__ import main
+from l2w_jax.report.write import read_runs, write_report
 
 
 class Reader(HTMLParser):
@@ -54,7 +55,7 @@ def two_runs(tmp_path):
 
 
 def read(runs):
-    return Reader(report.write_report(runs).read_text())
+    return Reader(write_report(runs).read_text())
 
 
 def test_every_exit_is_in_the_tables(two_runs):
@@ -88,7 +89,7 @@ def test_exits_above_the_curve_are_said_to_be(tmp_path):
     evaluation = Evaluation.load(folder)
     evaluation.anytime[1]["top1"] = 99.0
     evaluation.save(folder)
-    assert "Above the curve: exit 2." in report.write_report([folder]).read_text()
+    assert "Above the curve: exit 2." in write_report([folder]).read_text()
 
 
 def test_runs_are_told_apart_by_what_differs_in_their_configurations(two_runs):
@@ -106,18 +107,18 @@ def test_one_run_is_compared_with_the_defaults(tmp_path):
 def test_a_run_is_shown_once(tmp_path):
     folder = write_run(tmp_path / "run")
     with pytest.raises(UserError, match="run: is given twice"):
-        report.main([str(folder), str(tmp_path / "other" / ".." / "run")])
+        main([str(folder), str(tmp_path / "other" / ".." / "run")])
 
 
 def test_runs_alike_say_so(tmp_path):
     runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b")]
-    assert "The runs have the same configuration" in report.write_report(runs).read_text()
+    assert "The runs have the same configuration" in write_report(runs).read_text()
 
 
 def test_images_show_what_the_network_made_of_them(two_runs):
     page = read(two_runs[:1])
     assert page.captions == ["cat 90%", "<dog> 80%", "<dog> 70% (cat)", "<dog> 60%"]
-    text = report.write_report(two_runs[:1]).read_text()
+    text = write_report(two_runs[:1]).read_text()
     assert text.count('<figure class="wrong">') == 1
     assert text.count("no image") == 2
 
@@ -126,7 +127,7 @@ def test_the_page_needs_no_other_file_and_no_network(two_runs):
     page = read(two_runs)
     assert page.references
     assert all(reference.startswith("data:image/png;base64,") for reference in page.references)
-    text = report.write_report(two_runs).read_text()
+    text = write_report(two_runs).read_text()
     assert not re.search(r"https?://|@import|url\(", text)
 
 
@@ -140,7 +141,7 @@ def test_a_value_may_hold_an_arrow(tmp_path):
 
 def test_a_folder_may_have_any_name(tmp_path):
     run = write_run(tmp_path / os.fsdecode(b"caf\xe9"))
-    assert "caf?" in report.write_report([run]).read_text()
+    assert "caf?" in write_report([run]).read_text()
 
 
 def test_every_section_is_there_and_plain_training_has_no_weights(two_runs):
@@ -155,7 +156,7 @@ def test_every_section_is_there_and_plain_training_has_no_weights(two_runs):
         "Held-out accuracy of the last exit",
     ):
         assert section in headings
-    assert "every image has weight 1" in report.write_report(two_runs).read_text()
+    assert "every image has weight 1" in write_report(two_runs).read_text()
 
 
 def measured(step):
@@ -178,24 +179,24 @@ def test_a_picture_of_another_steps_latency_is_taken_away(two_runs):
     for step, stays in ((40, True), (20, False)):
         picture.write_bytes(b"drawn when it was measured")
         write_json(two_runs[0] / "latency.json", measured(step=step))
-        report.write_report(two_runs)
+        write_report(two_runs)
         assert picture.exists() == stays
 
 
 def test_latency_of_another_step_or_of_none_is_not_measured(two_runs):
     write_json(two_runs[0] / "latency.json", measured(step=20))
-    assert report.write_report(two_runs).read_text().count("Not measured") == 2
+    assert write_report(two_runs).read_text().count("Not measured") == 2
 
 
 def test_an_evaluation_without_examples_is_shown(two_runs):
     evaluation = dataclasses.replace(Evaluation.load(two_runs[1]), examples=None)
     evaluation.save(two_runs[1])
-    assert "The evaluation has none." in report.write_report(two_runs).read_text()
+    assert "The evaluation has none." in write_report(two_runs).read_text()
 
 
 def test_an_evaluation_without_images_for_thresholds_is_shown(two_runs):
     folder = two_runs[0]
-    report.write_report(two_runs)
+    write_report(two_runs)
     without = {"held_out": None, "budgeted": [], "examples": None, "sample_weights": None}
     dataclasses.replace(Evaluation.load(folder), **without).save(folder)
     page = read(two_runs)
@@ -207,22 +208,22 @@ def test_an_evaluation_without_images_for_thresholds_is_shown(two_runs):
 
 def test_a_run_without_metrics_is_shown(two_runs):
     (two_runs[0] / "metrics.jsonl").unlink()
-    assert "No metrics.jsonl" in report.write_report(two_runs[:1]).read_text()
+    assert "No metrics.jsonl" in write_report(two_runs[:1]).read_text()
 
 
 def test_a_loss_that_was_no_number_is_no_damage(two_runs):
     lines = [{"step": 20, "loss": [1.0, None]}, {"step": 40, "loss": [0.5, 0.3]}]
     (two_runs[0] / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert report.read_runs(two_runs)[0].metrics == lines
+    assert read_runs(two_runs)[0].metrics == lines
 
 
 def test_damaged_and_unwritable_files_are_named(two_runs, tmp_path):
     with pytest.raises(UserError, match=f"{tmp_path}: cannot be written"):
-        report.write_report(two_runs, tmp_path)
+        write_report(two_runs, tmp_path)
     for line in (b"{half", b'{"step": "\xff"}', b"3", b'{"step": 2, "loss": 1}', b'{"top1": [2]}'):
         (two_runs[0] / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 3}\n')
         with pytest.raises(UserError, match=r"metrics\.jsonl: line 2 is damaged"):
-            report.write_report(two_runs)
+            write_report(two_runs)
     (two_runs[0] / "metrics.jsonl").unlink()
     step = Evaluation.load(two_runs[0]).step
     whole = measured(step)
@@ -238,26 +239,26 @@ def test_damaged_and_unwritable_files_are_named(two_runs, tmp_path):
     ):
         write_json(two_runs[0] / "latency.json", latency)
         with pytest.raises(UserError, match=r"latency\.json: is damaged"):
-            report.write_report(two_runs)
+            write_report(two_runs)
     for name in ("latency.json", "evaluation.npz", "evaluation.json"):
         (two_runs[0] / name).write_text("{half")
         with pytest.raises(UserError, match=f"{two_runs[0]}.*{name}:? is damaged"):
-            report.write_report(two_runs)
+            write_report(two_runs)
     (two_runs[0] / "config.json").write_text("{half")
     with pytest.raises(UserError, match=f"{two_runs[0]}: config.json: line 1"):
-        report.write_report(two_runs)
+        write_report(two_runs)
 
 
 def test_folders_of_one_name_are_told_apart(tmp_path):
     for parent in ("first", "second"):
         (tmp_path / parent).mkdir()
         write_run(tmp_path / parent / "run")
-    runs = report.read_runs([tmp_path / "first" / "run", tmp_path / "second" / "run"])
+    runs = read_runs([tmp_path / "first" / "run", tmp_path / "second" / "run"])
     assert len({run.name for run in runs}) == 2
 
 
 def test_figures_are_drawn_beside_the_page_of_a_run(two_runs):
-    report.main([*map(str, two_runs)])
+    main([*map(str, two_runs)])
     drawn = {path.name for path in (two_runs[0] / "plots").iterdir()}
     assert drawn == {"accuracy.png", "exits.png", "weights.png"}
     assert not (two_runs[1] / "plots").exists()
@@ -265,7 +266,7 @@ def test_figures_are_drawn_beside_the_page_of_a_run(two_runs):
 
 def test_a_page_elsewhere_leaves_the_runs_as_they_are(two_runs, tmp_path, capsys):
     before = sorted(two_runs[0].iterdir())
-    report.main([*map(str, two_runs), f"--output={tmp_path / 'page.html'}"])
+    main([*map(str, two_runs), f"--output={tmp_path / 'page.html'}"])
     assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
     assert "page.html" in capsys.readouterr().out
     assert sorted(two_runs[0].iterdir()) == before
@@ -273,17 +274,17 @@ def test_a_page_elsewhere_leaves_the_runs_as_they_are(two_runs, tmp_path, capsys
 
 def test_a_folder_without_an_evaluation_is_named(two_runs, tmp_path):
     with pytest.raises(UserError, match="nothing: not the folder of a run"):
-        report.main([str(two_runs[0]), str(tmp_path / "nothing")])
+        main([str(two_runs[0]), str(tmp_path / "nothing")])
     (two_runs[1] / "evaluation.npz").unlink()
     with pytest.raises(UserError, match=r"evaluation\.npz is missing"):
-        report.main([str(two_runs[1])])
+        main([str(two_runs[1])])
 
 
 def test_the_page_says_where_the_images_come_from(tmp_path):
     splits = {"train": "train/ (38,000 images)", "holdout": "cut from train/", "test": "<val>/"}
     write_config(tmp_path / "run")
     made_evaluation(splits=splits).save(tmp_path / "run")
-    page = report.write_report([tmp_path / "run"]).read_text()
+    page = write_report([tmp_path / "run"]).read_text()
     assert (
         "run: train: train/ (38,000 images); holdout: cut from train/; test: &lt;val&gt;/." in page
     )
@@ -298,7 +299,7 @@ def test_classes_and_the_parts_of_a_long_tail_have_their_numbers_in_tables(tmp_p
         test=dataclasses.replace(test, labels=labels), class_counts=[500, 7], shots=shots
     )
     evaluation.save(tmp_path)
-    page = Reader(report.write_report([tmp_path], tmp_path / "page.html").read_text())
+    page = Reader(write_report([tmp_path], tmp_path / "page.html").read_text())
     for rows, names in (
         (leaving_by_class(evaluation), ["cat", "<dog>"]),
         (leaving_by_shots(evaluation), ["many", "few"]),
@@ -316,7 +317,7 @@ def test_every_band_has_a_colour_also_where_runs_have_other_numbers_of_exits(two
     fewer = {"test": test, "held_out": test, "examples": None, "sample_weights": None}
     whole = Evaluation.load(two_runs[0])
     dataclasses.replace(whole, anytime=whole.anytime[:2], **fewer).save(two_runs[0])
-    text = report.write_report(two_runs, tmp_path / "page.html").read_text()
+    text = write_report(two_runs, tmp_path / "page.html").read_text()
     drawn = set(re.findall(r'class="band (e\d)"', text))
     assert drawn == {"e0", "e1", "e2"} == set(re.findall(r"\.(e\d)\b", text))
 
@@ -328,7 +329,7 @@ def test_of_many_classes_those_at_both_ends_are_told(tmp_path):
     test = dataclasses.replace(test, labels=np.arange(400, dtype=np.int32) % 40)
     write_config(tmp_path / "run")
     made_evaluation(class_names=names, test=test).save(tmp_path / "run")
-    page = report.write_report([tmp_path / "run"]).read_text()
+    page = write_report([tmp_path / "run"]).read_text()
     order = [row["name"] for row in leaving_by_class(Evaluation.load(tmp_path / "run"))]
     told = [name for name in order if f"<td>{name}</td>" in page]
     assert told == order[:15] + order[-15:]

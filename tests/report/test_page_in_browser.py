@@ -10,7 +10,7 @@ import pytest
 from written_runs import write_run
 
 from l2w_jax.files import write_json
-from l2w_jax.report import __main__ as report
+from l2w_jax.report.write import write_report
 
 PHONE, DESKTOP = 390, 1280
 SMALLEST_LETTERS = 10.5  # pixels
@@ -124,7 +124,7 @@ def page(tmp_path_factory):
     rows = [{"exit": k, "ms": 0.5 * k, "top1": 70.0 + k} for k in (1, 2, 3)]
     entry = {"batch_size": 32, "full_ms": 1.25, "exits": rows, "budgeted": rows}
     write_json(runs[0] / "latency.json", {"device": "some cpu", "step": 40, "batch_sizes": [entry]})
-    return report.write_report(runs).read_text()
+    return write_report(runs).read_text()
 
 
 @pytest.fixture(scope="module", params=[(PHONE, "light"), (PHONE, "dark"), (DESKTOP, "light")])

@@ -1,0 +1,94 @@
+"""Reads runs from their folders, and writes the page about them."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from l2w_jax.config import stored
+from l2w_jax.errors import UserError
+from l2w_jax.evaluation import results
+from l2w_jax.files import told_if_unwritable, write_atomically
+from l2w_jax.report import figures, png
+from l2w_jax.report.page import Run, page
+
+
+def write_report(workdirs: Sequence[Path], output: Path | None = None) -> Path:
+    """Writes the page about these runs, and says where.
+
+    Without an output it goes to the first run's folder, as do that run's figures.
+
+    Raises:
+        UserError: a folder is not that of an evaluated run, or the page cannot be written.
+    """
+    runs = read_runs(workdirs)
+    # The name of a folder need not be UTF-8.
+    whole = page(runs).encode(errors="replace")
+    if output is not None:
+        with told_if_unwritable(output):
+            write_atomically(output, whole)
+        return output
+    folder = workdirs[0]
+    with told_if_unwritable(folder):
+        write_atomically(folder / "report.html", whole)
+        drawn = png.of_run(runs[0].evaluation)
+        for name in png.FIGURES:
+            path = folder / "plots" / f"{name}.png"
+            if name in drawn:
+                write_atomically(path, png.png(drawn[name]))
+            else:
+                # That of an earlier evaluation would pass for this one's.
+                path.unlink(missing_ok=True)
+        if runs[0].latency is None:
+            (folder / "plots" / "latency.png").unlink(missing_ok=True)
+    return folder / "report.html"
+
+
+def read_runs(workdirs: Sequence[Path]) -> list[Run]:
+    """The runs in these folders.
+
+    Raises:
+        UserError: a folder is not that of an evaluated run.
+    """
+    folders = [workdir.absolute() for workdir in workdirs]
+    names = [folder.name for folder in folders]
+    runs = []
+    for i, folder in enumerate(folders):
+        lines = folder / "metrics.jsonl"
+        evaluation = results.Evaluation.load(folder)
+        runs.append(
+            Run(
+                name=names[i] if names.count(names[i]) == 1 else str(workdirs[i]),
+                config=stored.read_config(folder),
+                evaluation=evaluation,
+                metrics=_read_json_lines(lines) if lines.exists() else [],
+                latency=results.read_latency(folder, evaluation),
+            )
+        )
+    return runs
+
+
+def _read_json_lines(path: Path) -> list[dict[str, Any]]:
+    # A run that is still going on may be half-way through its last line.
+    complete = path.read_bytes().split(b"\n")[:-1]
+    lines = []
+    for number, line in enumerate(complete, start=1):
+        try:
+            lines.append(_checked(json.loads(line.decode())))
+        except (ValueError, LookupError, TypeError) as error:
+            raise UserError(f"{path}: line {number} is damaged; take it out") from error
+    return lines
+
+
+def _checked(line: Any) -> dict[str, Any]:
+    """A line of metrics.jsonl, if it has numbers where `figures.training` looks for them.
+
+    Raises:
+        LookupError, TypeError: it has not.
+    """
+    fields = [field for field, _, _ in figures.TRAINING if field in line]
+    # None is what a run writes for NaN.
+    for value in (line["step"], *(line[field][-1] or 0.0 for field in fields)):
+        if not isinstance(value, int | float):
+            raise TypeError(f"{value!r} is no number")
+    return line
