@@ -40,7 +40,7 @@ from l2w_jax.early_exit.calibration import (
     UNFITTED,
     calibration_table,
 )
-from l2w_jax.early_exit.guarantee import SMALLEST_RISK, TooFewImages, guaranteed_thresholds
+from l2w_jax.early_exit.guarantee import guaranteed_thresholds
 from l2w_jax.early_exit.selection import (
     Candidate,
     are_shifted,
@@ -283,12 +283,6 @@ def _by_accuracy(
 def _by_promise(
     evaluation: results.Evaluation, scores: NDArray[np.float32], risk: float, confidence: float
 ) -> Choice:
-    if not SMALLEST_RISK <= risk < 1:
-        raise UserError(
-            f"--risk={risk:g} is not allowed: must be at least {SMALLEST_RISK:g} and below 1"
-        )
-    if not 0 < confidence < 1:
-        raise UserError(f"--confidence={confidence:g} is not allowed: must be between 0 and 1")
     if evaluation.thresholds_from != "holdout":
         raise UserError(
             "--risk: a promise needs images that the network was not trained on; train and "
@@ -297,8 +291,8 @@ def _by_promise(
     correct = evaluation.threshold_images().correct
     try:
         guarantee = guaranteed_thresholds(scores, correct, evaluation.mul_adds, risk, confidence)
-    except TooFewImages as error:
-        raise UserError(f"--risk: {error}") from error
+    except ValueError as error:
+        raise UserError(f"--risk={risk:g} --confidence={confidence:g}: {error}") from error
     promise = dataclasses.asdict(guarantee)
     return Choice(promise.pop("q"), promise.pop("thresholds"), promise)
 

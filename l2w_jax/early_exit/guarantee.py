@@ -33,10 +33,6 @@ DESIGN_SHARE = 1 / 3
 SMALLEST_RISK = 1e-300
 
 
-class TooFewImages(ValueError):
-    """The held-out images are too few for the promise, even if stopping early changed no answer."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Guarantee:
     """Thresholds that lose at most `risk` of accuracy, with probability `confidence`.
@@ -105,8 +101,8 @@ def guaranteed_thresholds(
         seed: of the division of the images; it must not depend on the outcome.
 
     Raises:
-        TooFewImages: so few images would not pass even if stopping early changed no answer.
-        ValueError: risk or confidence is out of range, or the shapes do not match.
+        ValueError: risk or confidence is out of range, so few images would not pass even if
+            stopping early changed no answer, or the shapes do not match.
     """
     if not SMALLEST_RISK <= risk < 1:
         raise ValueError(f"risk is {risk}; it must be at least {SMALLEST_RISK} and below 1")
@@ -115,7 +111,7 @@ def guaranteed_thresholds(
     num_images = correct.shape[1]
     needed = images_needed(risk, confidence)
     if num_images < needed:
-        raise TooFewImages(
+        raise ValueError(
             f"{num_images} held-out images are too few to promise a loss of at most {risk:g} with "
             f"confidence {confidence:g}: {needed} are needed even if stopping early changes nothing"
         )
