@@ -31,7 +31,7 @@ def start_child(workdir):
         config.checkpoint.every_steps = 2
         config.optimizer.epochs *= 2  # a fast machine is not to reach the end between two kills
         workdir.mkdir(parents=True, exist_ok=True)
-        source = TinySource(config, before_batch=lambda: os.write(writing, b"."))
+        source = TinySource(config, before_batch=lambda _: os.write(writing, b"."))
         train_and_evaluate(config, source, workdir)
         status = 0
     finally:

@@ -25,6 +25,7 @@ from l2w_jax.errors import UserError
 from l2w_jax.evaluation import evaluate
 from l2w_jax.run import loop, processes, restore
 
+BATCH = 16
 TOTAL_STEPS = 60
 
 
@@ -41,38 +42,39 @@ class DoubleNetwork(TinyNetwork):
 
 
 class TinySource(MemorySource):
-    """Noise, brighter by class; something may happen before each batch is made."""
+    """Noise, tinted by class; before each batch is made, `before_batch` gets its step."""
 
-    def __init__(self, config, before_batch=lambda: None):
+    def __init__(self, config, before_batch=lambda step: None, num_train=3 * BATCH):
         generator = np.random.default_rng(0)
 
         def images(count):
             labels = generator.integers(0, 4, count).astype(np.int32)
-            noise = generator.integers(0, 40, (count, 8, 8, 3))
-            brighter = 50 * labels[:, None, None, None]
-            return LabelledImages((noise + brighter).astype(np.uint8), labels)
+            noise = generator.integers(0, 100, (count, 8, 8, 3))
+            tint = np.array([[150, 0, 0], [0, 150, 0], [0, 0, 150], [90, 90, 90]])[labels]
+            return LabelledImages((noise + tint[:, None, None]).astype(np.uint8), labels)
 
-        splits = {"train": images(48), "holdout": images(24), "test": images(43)}
+        splits = {"train": images(num_train), "holdout": images(24), "test": images(43)}
         super().__init__(config, splits, ("a", "b", "c", "d"))
         self.before_batch = before_batch
 
     def train_batches(self, first_step, process_index=0, process_count=1):
-        for batch in super().train_batches(first_step, process_index, process_count):
-            self.before_batch()
+        batches = super().train_batches(first_step, process_index, process_count)
+        for step, batch in enumerate(batches, first_step + 1):
+            self.before_batch(step)
             yield batch
 
 
-def make_config(model):
+def make_config(model, epochs=TOTAL_STEPS // 3, **log):
     config = default_config()
     config.dataset.update(
-        name="digits", image_size=8, num_classes=4, batch_size=16, eval_batch_size=24, holdout=24
+        name="digits", image_size=8, num_classes=4, batch_size=BATCH, eval_batch_size=24, holdout=24
     )
     config.dataset.augmentation = "shift"
     with config.ignore_type():
         config.model = model
     config.weighting.hidden = 8
-    config.optimizer.update(epochs=TOTAL_STEPS // 3, learning_rate=0.1)
-    config.log.every_steps = 5
+    config.optimizer.update(epochs=epochs, learning_rate=0.1)
+    config.log.update({"every_steps": 5, **log})
     return config
 
 
@@ -89,7 +91,7 @@ def main(workdir):
     delay = float(os.environ.get("TINY_DELAY", "0"))
     with processes.joined():
         workdir.mkdir(parents=True, exist_ok=True)
-        source = TinySource(config, lambda: time.sleep(delay))
+        source = TinySource(config, lambda _: time.sleep(delay))
         source.num_train -= os.environ.get("TINY_POORER") == str(jax.process_index())
         train_and_evaluate(config, source, workdir)
         if processes.is_first():

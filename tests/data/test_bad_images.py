@@ -6,17 +6,10 @@ import zlib
 
 import numpy as np
 import pytest
-from image_folders import everything, folder_config, photo, write_split
+from image_folders import everything, folder_config, photo
 
 from l2w_jax.data import open_source
 from l2w_jax.errors import UserError
-
-
-@pytest.fixture
-def folder(tmp_path):
-    write_split(tmp_path / "train", 10, 0)
-    write_split(tmp_path / "test", 4, 5000)
-    return tmp_path
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", None])

@@ -25,13 +25,6 @@ from l2w_jax.data import image_folder, open_source
 from l2w_jax.errors import UserError
 
 
-@pytest.fixture
-def folder(tmp_path):
-    write_split(tmp_path / "train", 10, 0)
-    write_split(tmp_path / "test", 4, 5000)
-    return tmp_path
-
-
 @pytest.mark.parametrize("augmentation", ["resized_crop", "crop"])
 def test_every_image_of_a_folder_has_its_class(folder, augmentation):
     source = open_source(folder_config(folder, augmentation=augmentation))

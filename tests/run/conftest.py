@@ -2,6 +2,7 @@
 
 import pytest
 import scripted_run
+from absl import logging
 
 from l2w_jax.run import loop
 
@@ -23,7 +24,7 @@ def undisturbed(scripted_config, scripted_step, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("undisturbed")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "step_on_devices", lambda *_: scripted_step)
-        source = scripted_run.ScriptedSource(scripted_config)
+        source = scripted_run.scripted_source(scripted_config)
         return workdir, loop.train(scripted_config, source, workdir)
 
 
@@ -32,3 +33,11 @@ def config(scripted_config, scripted_step, monkeypatch):
     """That of the scripted runs, which the loop takes through the iteration compiled before."""
     monkeypatch.setattr(loop, "step_on_devices", lambda *_: scripted_step)
     return scripted_config
+
+
+@pytest.fixture
+def warnings(monkeypatch):
+    """The lines that are warned of, as they come."""
+    lines = []
+    monkeypatch.setattr(logging, "warning", lambda text, *values: lines.append(text % values))
+    return lines

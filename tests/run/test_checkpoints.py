@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from absl import logging
 from flax import struct
 
 from l2w_jax.errors import RunFailed, RunInterrupted, UserError
@@ -76,13 +75,6 @@ def saved_run(tmp_path_factory):
 @pytest.fixture
 def run_copy(saved_run, tmp_path):
     return shutil.copytree(saved_run, tmp_path / "run")
-
-
-@pytest.fixture
-def warnings(monkeypatch):
-    lines = []
-    monkeypatch.setattr(logging, "warning", lambda text, *values: lines.append(text % values))
-    return lines
 
 
 def test_restores_what_was_saved(saved_run):

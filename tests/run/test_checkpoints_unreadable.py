@@ -1,7 +1,6 @@
 """A checkpoint that cannot be read at the moment is waited for: no run goes on without it."""
 
 import pytest
-from absl import logging
 from tiny_restore import make_state
 from unreadable_files import let_reads_fail
 
@@ -22,13 +21,6 @@ def workdir(tmp_path):
         writer.save(make_state(step), score)
     writer.close()
     return tmp_path
-
-
-@pytest.fixture
-def warnings(monkeypatch):
-    lines = []
-    monkeypatch.setattr(logging, "warning", lambda text, *values: lines.append(text % values))
-    return lines
 
 
 NEEDED = [

@@ -15,9 +15,9 @@ from scripted_run import (
     STEP_ON_DEVICES,
     STEPS_PER_EPOCH,
     TOTAL_STEPS,
-    ScriptedSource,
     checkpoint_steps,
     metric_lines,
+    scripted_source,
     send,
     train,
 )
@@ -162,7 +162,7 @@ def test_histograms_can_be_left_out(config, tmp_path):
 def test_progress_can_be_read(config, tmp_path, capsys):
     train(config, tmp_path)
     output = capsys.readouterr().out
-    assert "83 images to train on, 20 held out, 30 to test on" in output
+    assert "83 images to train on, 24 held out, 43 to test on" in output
     assert "step 2/20  epoch 0.4  loss " in output
     assert " images/s  " in output
     assert " s left" in output
@@ -170,7 +170,7 @@ def test_progress_can_be_read(config, tmp_path, capsys):
 
 def test_slow_data_show_as_waiting(config, tmp_path):
     slow = dict.fromkeys(range(1, TOTAL_STEPS + 1), lambda: time.sleep(0.2))
-    loop.train(config, ScriptedSource(config, slow), tmp_path)
+    loop.train(config, scripted_source(config, slow), tmp_path)
     waiting = [line["waiting_for_data"] for line in metric_lines(tmp_path) if "loss" in line]
     assert max(waiting) > 50
 
@@ -186,6 +186,6 @@ def test_memory_is_flat_over_fifty_epochs(config, tmp_path):
         )
 
     each_epoch = dict.fromkeys(range(1, 50 * STEPS_PER_EPOCH, STEPS_PER_EPOCH), note_memory)
-    loop.train(config, ScriptedSource(config, each_epoch), tmp_path)
+    loop.train(config, scripted_source(config, each_epoch), tmp_path)
     assert len(used) == 50
     assert used[-1] - used[10] < 30e6

@@ -8,9 +8,9 @@ import pytest
 from scripted_run import (
     STEPS_PER_EPOCH,
     TOTAL_STEPS,
-    ScriptedSource,
     checkpoint_steps,
     metric_lines,
+    scripted_source,
     train,
     with_other_results,
 )
@@ -86,7 +86,7 @@ def test_a_network_that_is_not_finite_fails_at_the_step_that_is_scored(
 
 def test_a_run_does_not_go_on_with_other_images(config, undisturbed, tmp_path):
     workdir = shutil.copytree(undisturbed[0], tmp_path / "run")
-    source = ScriptedSource(config)
+    source = scripted_source(config)
     trained_on = source.num_train
     source.num_train -= 1
     with pytest.raises(

@@ -49,8 +49,7 @@ def _fixed_times(monkeypatch):
 
 def train(every_epochs, workdir):
     """Returns the lines of metrics.jsonl, those of training and those of scores."""
-    config = make_config(TinyNetwork())
-    config.optimizer.epochs = EPOCHS
+    config = make_config(TinyNetwork(), EPOCHS)
     config.checkpoint.every_epochs = every_epochs
     loop.train(config, TinySource(config), workdir)
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
