@@ -14,8 +14,8 @@ from l2w_jax.config import default_config
 from l2w_jax.data import augment, order
 from l2w_jax.data.cores import available_cores
 from l2w_jax.data.decode import decode_crop, drawn_boxes
+from l2w_jax.data.encoded import ImageFiles
 from l2w_jax.data.image_folder import complete_splits, list_images
-from l2w_jax.data.stored import ImageFiles
 from l2w_jax.data.streaming import StreamingSource
 from l2w_jax.data.tensorflow_import import tf
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from l2w_jax.data.stored import ImageFiles
+from l2w_jax.data.encoded import ImageFiles
 
 # Of each split to judge by. Copies of which so many show none change no accuracy by much.
 MOST_LOOKED_AT = 1000

@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 from l2w_jax.config.choices import holdout_fault
 from l2w_jax.data import copies, order, splits, walk
 from l2w_jax.data.bad_images import BadImages
+from l2w_jax.data.encoded import ImageFiles
 from l2w_jax.data.reading import read_evaluation_batches
 from l2w_jax.data.source import (
     LabelledImages,
@@ -31,7 +32,6 @@ from l2w_jax.data.source import (
     Source,
     choose_training_images,
 )
-from l2w_jax.data.stored import ImageFiles
 from l2w_jax.data.streaming import StreamingSource
 from l2w_jax.errors import UserError, some
 

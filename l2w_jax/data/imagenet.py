@@ -5,9 +5,9 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from l2w_jax.data import splits
+from l2w_jax.data.encoded import ImageRecords, index_records
 from l2w_jax.data.prepared import prepared_builder
 from l2w_jax.data.source import ORIGINS, Origin, Source, check_holdout
-from l2w_jax.data.stored import ImageRecords, index_records
 from l2w_jax.data.streaming import StreamingSource
 from l2w_jax.errors import UserError
 

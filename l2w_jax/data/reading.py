@@ -12,9 +12,9 @@ from l2w_jax.data import decode
 from l2w_jax.data.augment import CENTRE_SHARE
 from l2w_jax.data.bad_images import BadImages
 from l2w_jax.data.cores import available_cores
+from l2w_jax.data.encoded import EncodedImages
 from l2w_jax.data.formats import BadImage
 from l2w_jax.data.resize import resize
-from l2w_jax.data.stored import StoredImages
 from l2w_jax.data.tensorflow_import import explain, tf
 
 # Images that are decoded together at most, see `decode`.
@@ -51,7 +51,7 @@ class ReadBatch(NamedTuple):
 
 
 def read_evaluation_batches(
-    images: StoredImages,
+    images: EncodedImages,
     rows: Sequence[tuple[np.ndarray, np.ndarray]],
     size: int,
     max_pixels: int,
@@ -86,7 +86,7 @@ def read_evaluation_batches(
 
 
 def read_batches(
-    images: StoredImages,
+    images: EncodedImages,
     choices: Iterable[Choice],
     num_batches: int,
     size: int,
@@ -112,7 +112,7 @@ def read_batches(
 
 
 def _read_batches(
-    images: StoredImages,
+    images: EncodedImages,
     choices: Iterable[Choice],
     num_batches: int,
     size: int,
@@ -142,7 +142,7 @@ class _Reading:
         size: pixels of an image's side.
     """
 
-    def __init__(self, images: StoredImages, choices: Iterable[Choice], size: int):
+    def __init__(self, images: EncodedImages, choices: Iterable[Choice], size: int):
         choices = iter(choices)
         self.first_choice = next(choices)
         self.images = images
@@ -268,7 +268,7 @@ def _stop_reading() -> None:
 
 
 def read_one(
-    images: StoredImages,
+    images: EncodedImages,
     choice: Choice,
     size: int,
     max_pixels: int,

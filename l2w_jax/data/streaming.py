@@ -7,9 +7,9 @@ from ml_collections import ConfigDict
 
 from l2w_jax.data import augment, decode, order
 from l2w_jax.data.bad_images import BadImages
+from l2w_jax.data.encoded import EncodedImages
 from l2w_jax.data.reading import Choice, read_batches, read_evaluation_batches, read_one
 from l2w_jax.data.source import ORIGINS, Batch, Origin, Source
-from l2w_jax.data.stored import StoredImages
 from l2w_jax.errors import UserError
 
 # Batches of training.
@@ -22,7 +22,7 @@ class StreamingSource(Source):
     def __init__(
         self,
         config: ConfigDict,
-        splits: Mapping[str, StoredImages],
+        splits: Mapping[str, EncodedImages],
         class_names: tuple[str, ...],
         origins: Mapping[str, Origin] = ORIGINS,
     ):
@@ -83,7 +83,7 @@ class StreamingSource(Source):
                 "index": positions,
             }
 
-    def _replacement(self, images: StoredImages, choice: Choice) -> tuple[np.ndarray, np.ndarray]:
+    def _replacement(self, images: EncodedImages, choice: Choice) -> tuple[np.ndarray, np.ndarray]:
         """Returns pixels and label of the first readable image from the chosen one on."""
         for further in range(len(images)):
             position = (choice.positions + further) % len(images)
@@ -100,7 +100,7 @@ class StreamingSource(Source):
         raise UserError(f"data set: none of the {len(images)} images of split 'train' can be read")
 
     def _check_labels(
-        self, images: StoredImages, positions: np.ndarray, labels: np.ndarray
+        self, images: EncodedImages, positions: np.ndarray, labels: np.ndarray
     ) -> None:
         for row in np.flatnonzero((labels < 0) | (labels >= self.num_classes)):
             raise UserError(

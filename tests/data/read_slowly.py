@@ -9,7 +9,7 @@ import time
 import numpy as np
 
 from l2w_jax.data import decode, reading
-from l2w_jax.data.stored import ImageFiles
+from l2w_jax.data.encoded import ImageFiles
 
 
 def choices():

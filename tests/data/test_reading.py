@@ -15,8 +15,8 @@ from programs import ENVIRONMENT
 
 from l2w_jax.data import decode, reading
 from l2w_jax.data.bad_images import BadImages
+from l2w_jax.data.encoded import ImageFiles
 from l2w_jax.data.reading import Choice, read_batches, read_evaluation_batches, read_one
-from l2w_jax.data.stored import ImageFiles
 from l2w_jax.data.tensorflow_import import tf
 
 

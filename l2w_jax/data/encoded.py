@@ -13,12 +13,12 @@ from l2w_jax.data.tensorflow_import import tf
 from l2w_jax.errors import UserError
 
 
-class StoredImages(Protocol):
+class EncodedImages(Protocol):
     """A split of a data set whose images stay on disk."""
 
     def __len__(self) -> int: ...
 
-    def rows(self, positions: np.ndarray) -> "StoredImages":
+    def rows(self, positions: np.ndarray) -> "EncodedImages":
         """Returns the images at `positions`."""
 
     def references(self, positions: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -41,20 +41,20 @@ class ImageFiles(NamedTuple):
         return len(self.labels)
 
     def rows(self, positions: np.ndarray) -> "ImageFiles":
-        """See `StoredImages.rows`."""
+        """See `EncodedImages.rows`."""
         return ImageFiles(self.paths[positions], self.labels[positions])
 
     def references(self, positions: np.ndarray) -> tuple[np.ndarray, ...]:
-        """See `StoredImages.references`."""
+        """See `EncodedImages.references`."""
         return self.paths[positions], self.labels[positions]
 
     def read(self, *references: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
-        """See `StoredImages.read`."""
+        """See `EncodedImages.read`."""
         paths, labels = references
         return [tf.io.read_file(path) for path in tf.unstack(paths)], labels
 
     def name(self, position: int) -> str:
-        """See `StoredImages.name`."""
+        """See `EncodedImages.name`."""
         return self.paths[position].decode(errors="replace")
 
 
@@ -72,15 +72,15 @@ class ImageRecords(NamedTuple):
         return len(self.places)
 
     def rows(self, positions: np.ndarray) -> "ImageRecords":
-        """See `StoredImages.rows`."""
+        """See `EncodedImages.rows`."""
         return ImageRecords(self.paths, self.places[positions])
 
     def references(self, positions: np.ndarray) -> tuple[np.ndarray, ...]:
-        """See `StoredImages.references`."""
+        """See `EncodedImages.references`."""
         return (self.places[positions],)
 
     def read(self, *references: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
-        """See `StoredImages.read`."""
+        """See `EncodedImages.read`."""
         (places,) = references
         records = tf.numpy_function(self._read_records, [places], tf.string, stateful=False)
         features = {
@@ -91,7 +91,7 @@ class ImageRecords(NamedTuple):
         return tf.unstack(examples["image"]), tf.cast(examples["label"], tf.int32)
 
     def name(self, position: int) -> str:
-        """See `StoredImages.name`."""
+        """See `EncodedImages.name`."""
         file, first, _ = self.places[position]
         return f"{self.paths[file]}, record at byte {first}"
 
