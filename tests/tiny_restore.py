@@ -33,5 +33,5 @@ if __name__ == "__main__":
     with processes.joined():
         workdir = Path(sys.argv[1]) / str(jax.process_index())
         newest = checkpoints.restore_newest(workdir, make_state(0))
-        best = checkpoints.restore_best(workdir, make_state(0))
+        best = checkpoints.restore_highest_scored(workdir, make_state(0))
         print(f"goes on from {newest.step}, the best is {best.step}")

@@ -212,7 +212,7 @@ def restore_newest(workdir: Path, template: PyTree) -> PyTree | None:
     return state
 
 
-def restore_best(workdir: Path, template: PyTree) -> PyTree | None:
+def restore_highest_scored(workdir: Path, template: PyTree) -> PyTree | None:
     """The state of the good checkpoint with the highest held-out score, to evaluate it.
 
     The newest of several equally good ones; where none has a score, the newest. Arguments, result

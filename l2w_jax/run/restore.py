@@ -24,7 +24,7 @@ def restore_best(config: ConfigDict, workdir: Path) -> TrainState:
         UserError: there is no checkpoint, all are damaged, or they are of another network.
         RunFailed: the best one, or one that may be the best, cannot be read now.
     """
-    state = checkpoints.restore_best(workdir, abstract_state(config))
+    state = checkpoints.restore_highest_scored(workdir, abstract_state(config))
     if state is None:
         raise UserError(f"{workdir}: no checkpoint; train first")
     return state

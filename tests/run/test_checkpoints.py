@@ -82,13 +82,13 @@ def test_restores_what_was_saved(saved_run):
 
 
 def test_evaluation_takes_the_best(saved_run):
-    assert_same(checkpoints.restore_best(saved_run, make_state(0)), make_state(20))
+    assert_same(checkpoints.restore_highest_scored(saved_run, make_state(0)), make_state(20))
 
 
 def test_nothing_saved_is_no_state(tmp_path):
     assert not checkpoints.has_checkpoint(tmp_path)
     assert checkpoints.restore_newest(tmp_path, make_state(0)) is None
-    assert checkpoints.restore_best(tmp_path, make_state(0)) is None
+    assert checkpoints.restore_highest_scored(tmp_path, make_state(0)) is None
 
 
 def test_a_relative_folder_works(tmp_path, monkeypatch):
@@ -190,7 +190,7 @@ def test_a_step_that_is_damaged_twice_is_put_aside_twice(run_copy, warnings):
 @pytest.mark.parametrize("damage", ["one byte flipped", "record deleted"])
 def test_evaluation_passes_over_a_damaged_best_and_leaves_it(run_copy, warnings, damage):
     DAMAGE[damage](run_copy / "checkpoints" / "20")
-    assert_same(checkpoints.restore_best(run_copy, make_state(0)), make_state(30))
+    assert_same(checkpoints.restore_highest_scored(run_copy, make_state(0)), make_state(30))
     assert len(warnings) == 1
     assert "step 20" in warnings[0]
     assert steps_in(run_copy / "checkpoints") == [10, 20, 30]
@@ -212,7 +212,7 @@ def test_good_checkpoints_are_not_told_damaged_where_their_path_is_not_utf_8(sav
     workdir = shutil.copytree(saved_run, tmp_path / os.fsdecode(b"lat\xfcn"))
     template = make_state(0)
     for use in (
-        lambda: checkpoints.restore_best(workdir, template),
+        lambda: checkpoints.restore_highest_scored(workdir, template),
         lambda: checkpoints.restore_newest(workdir, template),
         lambda: checkpoints.CheckpointWriter(workdir, keep=1),
     ):
@@ -224,13 +224,15 @@ def test_good_checkpoints_are_not_told_damaged_where_their_path_is_not_utf_8(sav
 def test_all_checkpoints_damaged_is_an_error(run_copy):
     for step in (10, 20, 30):
         DAMAGE["one byte flipped"](run_copy / "checkpoints" / str(step))
-    for restore in (checkpoints.restore_newest, checkpoints.restore_best):
+    for restore in (checkpoints.restore_newest, checkpoints.restore_highest_scored):
         with pytest.raises(UserError, match=r"every checkpoint is damaged.*step 10.*--workdir"):
             restore(run_copy, make_state(0))
     assert steps_in(run_copy / "checkpoints") == [10, 20, 30], "nothing is thrown away"
 
 
-@pytest.mark.parametrize("restore", [checkpoints.restore_newest, checkpoints.restore_best])
+@pytest.mark.parametrize(
+    "restore", [checkpoints.restore_newest, checkpoints.restore_highest_scored]
+)
 @pytest.mark.parametrize(
     ("damage", "of_another_process", "told"),
     [
@@ -259,7 +261,9 @@ def test_what_another_process_reads_well_is_not_taken_for_damaged(
     assert not (run_copy / "damaged_checkpoints").exists()
 
 
-@pytest.mark.parametrize("restore", [checkpoints.restore_newest, checkpoints.restore_best])
+@pytest.mark.parametrize(
+    "restore", [checkpoints.restore_newest, checkpoints.restore_highest_scored]
+)
 def test_all_processes_try_the_checkpoints_in_the_order_of_the_first(
     restore, run_copy, monkeypatch
 ):

@@ -26,9 +26,9 @@ def workdir(tmp_path):
 NEEDED = [
     (checkpoints.restore_newest, "30/record/metadata"),
     (checkpoints.restore_newest, "30/state/_METADATA"),
-    (checkpoints.restore_best, "20/state/_METADATA"),
+    (checkpoints.restore_highest_scored, "20/state/_METADATA"),
     # What may be the best is needed to tell which is.
-    (checkpoints.restore_best, "10/record/metadata"),
+    (checkpoints.restore_highest_scored, "10/record/metadata"),
 ]
 
 
