@@ -4,9 +4,6 @@ import functools
 import hashlib
 import json
 import math
-from pathlib import Path
-
-FOLDER = Path(__file__).parent
 
 # Of network.json and of what the stages take and give; programs read no other.
 FORMAT = 2

@@ -8,12 +8,15 @@ jax, numpy and what jax reads exported functions with, flatbuffers; and Pillow f
 
 import functools
 import io
+from pathlib import Path
 
 import exported_files
 import jax
 import numpy as np
 from exported_files import ASCENDING_COUNTS, OBJECT, OBJECT_OR_NULL, TEXTS
 from jax import export
+
+FOLDER = Path(__file__).parent
 
 FIELDS = {
     "batch_sizes": ASCENDING_COUNTS,
@@ -23,9 +26,10 @@ FIELDS = {
 
 
 class ExportedNetwork:
-    """What the folder holds, ready to run."""
+    """What a folder holds, ready to run."""
 
-    def __init__(self, folder=exported_files.FOLDER):
+    def __init__(self, folder=FOLDER):
+        folder = Path(folder)
         self.description = exported_files.read_description(folder, FIELDS, {"variables": TEXTS})
         self._sizes = self.description["batch_sizes"]
         self._pack = jax.jit(lambda features, rows: [array[rows] for array in features])

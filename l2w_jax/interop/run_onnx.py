@@ -6,18 +6,22 @@ or `ExportedNetwork()(images)`, images uint8 [N, size, size, 3] as image_files.p
 onnxruntime and numpy, and Pillow for image files.
 """
 
+from pathlib import Path
+
 import exported_files
 import numpy as np
 import onnxruntime
 from exported_files import TEXT
 
 BATCH = 256
+FOLDER = Path(__file__).parent
 
 
 class ExportedNetwork:
-    """What the folder holds, ready to run; `threads` 0 lets the runtime choose."""
+    """What a folder holds, ready to run; `threads` 0 lets the runtime choose."""
 
-    def __init__(self, folder=exported_files.FOLDER, threads=0):
+    def __init__(self, folder=FOLDER, threads=0):
+        folder = Path(folder)
         self.description = exported_files.read_description(folder, {}, {"sha256": TEXT})
         self.thresholds = self.description["thresholds"]
         options = onnxruntime.SessionOptions()

@@ -153,6 +153,32 @@ def test_an_export_takes_the_place_of_an_earlier_one(run_folder, tmp_path):
     assert not names & {"run_exported.py", "variables.npz", "stage_3.jax_export", "stage_4.onnx"}
 
 
+@pytest.mark.parametrize(
+    ("format_", "loader"), [("onnx", "run_onnx"), ("stablehlo", "run_exported")]
+)
+def test_each_of_two_exports_in_a_process_is_of_its_own_folder(
+    format_, loader, run_folder, tmp_path
+):
+    pytest.importorskip("onnxruntime")
+    workdir, _ = run_folder
+    export.main([f"--workdir={workdir}", f"--output={tmp_path / 'a'}", f"--format={format_}"])
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    description = json.loads((tmp_path / "b" / "network.json").read_text())
+    description["thresholds"] = [0.25, 0.5, 0.75]
+    (tmp_path / "b" / "network.json").write_text(json.dumps(description))
+    program = f"""
+import runpy, sys
+for folder in ("a", "b"):
+    sys.path.insert(0, folder)
+    network = runpy.run_path(folder + "/{loader}.py")["ExportedNetwork"]
+    print(network().description["thresholds"] == [0.25, 0.5, 0.75])
+print(network("a").description["thresholds"] == [0.25, 0.5, 0.75])
+"""
+    command = [sys.executable, "-c", program]
+    told = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, check=True)
+    assert told.stdout.split() == ["False", "True", "False"]
+
+
 def test_a_run_is_exported_in_8_bits_with_what_that_costs(run_folder, tmp_path, capsys):
     pytest.importorskip("onnxruntime")
     workdir, _ = run_folder
@@ -281,7 +307,7 @@ def test_images_that_the_run_may_have_been_trained_on_set_nothing_in_8_bits(
     pytest.importorskip("onnxruntime")
     calibrated_run.find_others(monkeypatch, "train")
     command = [f"--workdir={calibrated_run.workdir}", f"--output={tmp_path}", "--format=onnx"]
-    with pytest.raises(UserError, match="'holdout', cut from the same folder, may hold some"):
+    with pytest.raises(UserError, match="'holdout', cut from the same folder, may hold images"):
         export.main([*command, "--quantize"])
     assert not list(tmp_path.iterdir())
 
