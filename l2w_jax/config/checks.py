@@ -13,6 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from l2w_jax.config.allowed import ALLOWED
 from l2w_jax.config.choices import (
     AUGMENTATIONS,
     KNOWN_DATASETS,
@@ -33,7 +34,6 @@ from l2w_jax.config.choices import (
 )
 from l2w_jax.config.defaults import default_config
 from l2w_jax.config.paths import path_faults
-from l2w_jax.config.rules import RULES
 from l2w_jax.config.stored import fields
 from l2w_jax.errors import UserError
 
@@ -89,7 +89,7 @@ def _faults_of_fields(config: ConfigDict) -> list[str]:
     elif not isinstance(model, ConfigDict):
         return [no_network(model)]
     structure_faults = list(_structure_faults(config, reference, "config"))
-    return structure_faults or [*_rule_faults(config), *path_faults(config)]
+    return structure_faults or [*_value_faults(config), *path_faults(config)]
 
 
 def _has_float64() -> bool:
@@ -126,11 +126,11 @@ def _has_type(value: Any, default: Any) -> bool:
     return type(value) is type(default)
 
 
-def _rule_faults(config: ConfigDict) -> Iterator[str]:
+def _value_faults(config: ConfigDict) -> Iterator[str]:
     for field, value in fields(config):
-        rule = RULES.get(field)
-        if rule and not rule.holds(value):
-            yield not_allowed(field, value, rule.allowed)
+        allowed = ALLOWED.get(field)
+        if allowed and not allowed.includes(value):
+            yield not_allowed(field, value, allowed.words)
 
 
 def _dataset_faults(dataset: ConfigDict) -> Iterator[str]:

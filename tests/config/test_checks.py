@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from small_networks import OneLayer
 
 from l2w_jax.config import default_config, validate
-from l2w_jax.config.rules import RULES
+from l2w_jax.config.allowed import ALLOWED
 from l2w_jax.config.stored import fields
 from l2w_jax.errors import UserError
 
@@ -246,13 +246,13 @@ def test_what_is_no_network_is_one_line(model):
     ]
 
 
-def test_every_field_but_switches_and_texts_has_a_rule():
+def test_of_every_field_but_switches_and_texts_it_is_said_what_is_allowed():
     free = {name for name, value in fields(default_config()) if isinstance(value, bool)}
     free |= {
         "dataset.data_dir",
         *(f"{section}.checkpoint" for section in ("init", "weighting", "imta")),
     }
-    assert {name for name, _ in fields(default_config())} == set(RULES) | free
+    assert {name for name, _ in fields(default_config())} == set(ALLOWED) | free
 
 
 @pytest.mark.parametrize(

@@ -8,40 +8,40 @@ from typing import Any, NamedTuple
 from l2w_jax.config.choices import CHOICES, one_of
 
 
-class Rule(NamedTuple):
-    """What a value must be.
+class Allowed(NamedTuple):
+    """The values that a field may have.
 
     Attributes:
-        allowed: in words, after "must be".
-        holds: whether it is, of a value of the field's type.
+        words: what a value must be, after "must be".
+        includes: whether a value of the field's type is one of them.
     """
 
-    allowed: str
-    holds: Callable[[Any], bool]
+    words: str
+    includes: Callable[[Any], bool]
 
 
-def _one_of(names: Sequence[str]) -> Rule:
-    return Rule(one_of(names), lambda value: value in names)
+def _one_of(names: Sequence[str]) -> Allowed:
+    return Allowed(one_of(names), lambda value: value in names)
 
 
-def _at_least(least: float) -> Rule:
-    return Rule(f">= {least}", lambda value: least <= value < math.inf)
+def _at_least(least: float) -> Allowed:
+    return Allowed(f">= {least}", lambda value: least <= value < math.inf)
 
 
-def _every(rule: Rule) -> Rule:
-    return Rule(
-        f"one or more numbers, each {rule.allowed}",
-        lambda values: len(values) > 0 and all(rule.holds(value) for value in values),
+def _every(allowed: Allowed) -> Allowed:
+    return Allowed(
+        f"one or more numbers, each {allowed.words}",
+        lambda values: len(values) > 0 and all(allowed.includes(value) for value in values),
     )
 
 
-_ABOVE_ZERO = Rule("> 0 and finite", lambda value: 0 < value < math.inf)
-_BELOW_ONE = Rule(">= 0 and < 1", lambda value: 0 <= value < 1)
-_SEED = Rule("between 0 and 2**32 - 1", lambda value: 0 <= value < 2**32)
-_PART = Rule("> 0 and <= 1", lambda value: 0 < value <= 1)
+_ABOVE_ZERO = Allowed("> 0 and finite", lambda value: 0 < value < math.inf)
+_BELOW_ONE = Allowed(">= 0 and < 1", lambda value: 0 <= value < 1)
+_SEED = Allowed("between 0 and 2**32 - 1", lambda value: 0 <= value < 2**32)
+_PART = Allowed("> 0 and <= 1", lambda value: 0 < value <= 1)
 # Beyond these its powers are no float32 numbers; all but one exit have no share long before.
-_Q = Rule("between 0.001 and 1000", lambda value: 1e-3 <= value <= 1e3)
-_MILESTONES = Rule(
+_Q = Allowed("between 0.001 and 1000", lambda value: 1e-3 <= value <= 1e3)
+_MILESTONES = Allowed(
     "one or more increasing fractions of the run, each > 0 and < 1",
     lambda values: (
         len(values) > 0
@@ -51,7 +51,7 @@ _MILESTONES = Rule(
 )
 
 # Of every field but switches and texts.
-RULES = {
+ALLOWED = {
     **{field: _one_of(names) for field, names in CHOICES.items()},
     "seed": _SEED,
     "dataset.image_size": _at_least(1),
@@ -59,7 +59,7 @@ RULES = {
     "dataset.holdout": _at_least(0),
     "dataset.batch_size": _at_least(1),
     "dataset.eval_batch_size": _at_least(1),
-    "dataset.imbalance_factor": Rule("0 (off) or >= 1", lambda value: value == 0 or value >= 1),
+    "dataset.imbalance_factor": Allowed("0 (off) or >= 1", lambda value: value == 0 or value >= 1),
     "dataset.max_bad_share": _BELOW_ONE,
     "dataset.max_pixels": _at_least(1),
     "model.num_exits": _at_least(1),
@@ -74,7 +74,7 @@ RULES = {
     "model.first_blocks": _at_least(1),
     "model.block_step": _at_least(1),
     "model.scale_list": _every(_at_least(1)),
-    "model.compress_factor": Rule("> 0 and < 1", lambda value: 0 < value < 1),
+    "model.compress_factor": Allowed("> 0 and < 1", lambda value: 0 < value < 1),
     "weighting.magnitude": _at_least(0),
     "weighting.hidden": _at_least(1),
     "weighting.num_layers": _at_least(1),
