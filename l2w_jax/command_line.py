@@ -17,6 +17,9 @@ from l2w_jax.errors import UserError
 # look at these as they are loaded, so they are set here: commands import this module first.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+# A notebook's kernel hands on the name of its own display. Matplotlib refuses to load where that is
+# not installed, and no command shows anything.
+os.environ["MPLBACKEND"] = "agg"
 
 
 class ArgumentParser(argparse.ArgumentParser):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import programs
 import pytest
 
 from l2w_jax import command_line
@@ -62,6 +63,17 @@ def test_what_fails_without_devices_says_so_in_one_line(error, monkeypatch, caps
     # With devices it has another reason.
     with pytest.raises(type(error)):
         command_line.run(fail)
+
+
+@pytest.mark.parametrize("command", ["benchmark.__main__", "compare", "main", "report.__main__"])
+def test_commands_draw_whatever_display_a_notebook_has_handed_on(command):
+    completed = subprocess.run(
+        [sys.executable, "-c", f"import l2w_jax.{command}, matplotlib"],
+        env=programs.ENVIRONMENT | {"MPLBACKEND": "of_a_notebook"},
+        capture_output=True,
+        text=True,
+    )
+    assert completed.returncode == 0, completed.stderr
 
 
 def test_an_interrupted_command_ends_in_one_line(monkeypatch, capsys):
