@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from l2w_jax.config import default_config
-from l2w_jax.data import open_source, prepared, stored
+from l2w_jax.data import encoded, open_source, prepared
 from l2w_jax.errors import UserError
 
 SYNSETS = ("n01440764", "n01443537", "n01484850")  # classes 0, 1 and 2
@@ -143,7 +143,7 @@ def test_a_damaged_record_is_replaced_and_named(data_dir, caplog):
     source = open_source(imagenet_config(data_dir, holdout=4, batch_size=16, max_bad_share=0.02))
     (shard,) = data_dir.glob("imagenet2012/*/*train.tfrecord*")
     whole = shard.read_bytes()
-    _, first, _ = stored.index_records([str(shard)]).places[5]
+    _, first, _ = encoded.index_records([str(shard)]).places[5]
     shard.write_bytes(whole[:first] + 30 * b"\xff" + whole[first + 30 :])
     try:
         for split in ("train", "holdout"):
@@ -265,7 +265,7 @@ def test_a_truncated_record_file_is_named(data_dir):
 def test_a_record_file_without_its_last_records_is_not_the_data_set(data_dir):
     (shard,) = data_dir.glob("imagenet2012/*/*train.tfrecord*")
     whole = shard.read_bytes()
-    _, first, _ = stored.index_records([str(shard)]).places[-2]
+    _, first, _ = encoded.index_records([str(shard)]).places[-2]
     shard.write_bytes(whole[: first - 12])
     try:
         with pytest.raises(UserError, match="split 'train' holds 34 images: must be 36"):
@@ -289,7 +289,7 @@ def test_a_record_that_was_cut_after_the_start_is_left_out_and_named(data_dir, c
     source = open_source(imagenet_config(data_dir, max_bad_share=0.5))
     (shard,) = data_dir.glob("imagenet2012/*/*validation.tfrecord*")
     whole = shard.read_bytes()
-    _, first, length = stored.index_records([str(shard)]).places[-1]
+    _, first, length = encoded.index_records([str(shard)]).places[-1]
     shard.write_bytes(whole[: first + length - 1])
     try:
         (batch,) = source.evaluation_batches("test", NUM_VALIDATION)
@@ -301,7 +301,7 @@ def test_a_record_that_was_cut_after_the_start_is_left_out_and_named(data_dir, c
 
 def test_the_places_of_records_are_those_that_tfds_wrote(data_dir):
     (shard,) = data_dir.glob("imagenet2012/*/*train.tfrecord*")
-    records = stored.index_records([str(shard), str(shard)])
+    records = encoded.index_records([str(shard), str(shard)])
     assert len(records) == 2 * 3 * PER_CLASS
     content = shard.read_bytes()
     for file, first, length in records.places[: 3 * PER_CLASS]:
