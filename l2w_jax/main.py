@@ -1,4 +1,5 @@
-"""Trains a multi-exit network with learned sample weights, and evaluates it.
+# Assigned, because it is what --help prints: python -OO drops docstrings, but not this.
+__doc__ = """Trains a multi-exit network with learned sample weights, and evaluates it.
 
     python -m l2w_jax.main --config=configs/NAME.py[:VARIANT] [--config.a.b=VALUE ...]
         [--workdir=FOLDER] [--mode=train|evaluate]

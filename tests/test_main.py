@@ -217,9 +217,11 @@ def test_what_a_run_tells_is_printed_in_any_encoding(monkeypatch):
     assert printed.getvalue() == rb"gr\xfcn" + b"\n"
 
 
-def test_help_is_help(capsys):
-    assert run_main("--help") == 0
-    assert "--config=configs/NAME.py" in capsys.readouterr().out
+@pytest.mark.parametrize("optimized", [(), ("-OO",)])
+def test_help_is_help(optimized):
+    command = [sys.executable, *optimized, "-m", "l2w_jax.main", "--help"]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "--config=configs/NAME.py" in printed
 
 
 @pytest.fixture(scope="module")
