@@ -104,7 +104,7 @@ def _told_if_without_devices() -> Iterator[None]:
     """
     try:
         yield
-    except (RuntimeError, AssertionError):
+    except (RuntimeError, AssertionError, AttributeError):
         from l2w_jax.run.processes import check_devices
 
         check_devices()

@@ -184,11 +184,13 @@ def check_devices() -> None:
     """
     try:
         jax.devices()
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, AttributeError) as error:
         names = ("JAX_PLATFORMS", "CUDA_VISIBLE_DEVICES", "JAX_LOCAL_DEVICE_IDS")
         settings = ", ".join(f"{name}={os.environ.get(name, '(not set)')}" for name in names)
-        # All that JAX says of a platform whose plugin is not installed is a bare assertion.
-        reason = first_line(error) if str(error) else "there is no such platform here"
+        # All that JAX says of a platform whose plugin is not installed is a bare assertion; under
+        # python -O, which drops it, that None has no devices.
+        is_said = str(error) and not isinstance(error, AttributeError)
+        reason = first_line(error) if is_said else "there is no such platform here"
         raise UserError(
             f"JAX cannot use the devices of this process, with {settings}: {reason}"
         ) from error
