@@ -22,6 +22,8 @@ def default_config(model: Any = None) -> ConfigDict:
             describe one.
     """
     config = ConfigDict()
+    # Draws the same first network only where JAX_THREEFRY_PARTITIONABLE and JAX_DEFAULT_PRNG_IMPL,
+    # by which JAX draws, are the same too.
     config.seed = 0
     config.init = ConfigDict(
         {
