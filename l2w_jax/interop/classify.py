@@ -1,6 +1,6 @@
 """The command of an exported network: classifies image files, or an array of images.
 
-Needs numpy, and for image files Pillow.
+Needs Python 3.10 or newer, numpy, and for image files Pillow.
 """
 
 import sys

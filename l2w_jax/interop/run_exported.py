@@ -3,7 +3,8 @@
     python run_exported.py IMAGE ... or IMAGES.npy
 
 or `ExportedNetwork()(images)`, images uint8 [N, size, size, 3] as image_files.py makes them. Needs
-jax, numpy and what jax reads exported functions with, flatbuffers; and Pillow for image files.
+Python 3.11 or newer, jax (0.6, the last for 3.10, cannot read these stages), numpy and what jax
+reads exported functions with, flatbuffers; and Pillow for image files.
 """
 
 import functools

@@ -3,7 +3,7 @@
     python run_onnx.py IMAGE ... or IMAGES.npy
 
 or `ExportedNetwork()(images)`, images uint8 [N, size, size, 3] as image_files.py makes them. Needs
-onnxruntime and numpy, and Pillow for image files.
+Python 3.10 or newer, onnxruntime and numpy, and Pillow for image files.
 """
 
 from pathlib import Path
