@@ -53,7 +53,7 @@ class EarlyExitPredictor:
     """Classifies images with a multi-exit network, each with as much of it as it takes.
 
     The answers are those of the full network looked at afterwards (`first_exits`), up to the
-    rounding with which another batch size computes.
+    rounding with which another batch size computes. Threads may share a predictor.
 
     Attributes:
         thresholds: T_k, float32 [K].

@@ -1,5 +1,6 @@
 """A network with early exits as the functions that run it, one a stage."""
 
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,6 +24,10 @@ StageAnswer = tuple[jax.Array, jax.Array, jax.Array, Any]
 
 # From variables and features.
 StageFunction = Callable[[Mapping[str, Any], Any], StageAnswer]
+
+# Held while it is found out what the first features tell. It is one for all networks, since a lock
+# can be neither copied nor pickled, as stages can.
+_FIRST_USE = threading.RLock()
 
 
 def most_probable(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -142,7 +147,10 @@ def folded_variables(
 
 
 class Stages:
-    """A network's stages with their exits, on the default device, batch norms folded."""
+    """A network's stages with their exits, on the default device, batch norms folded.
+
+    Threads may share them, from the first images on.
+    """
 
     def __init__(
         self,
@@ -165,7 +173,9 @@ class Stages:
                 first axis is not the images'.
         """
         if k == 0 and features.shape[1:] not in self._shapes:
-            self._prepare(features)
+            with _FIRST_USE:
+                if features.shape[1:] not in self._shapes:
+                    self._prepare(features)
         return self._compiled[k](features)
 
     def _prepare(self, images: Any) -> None:
@@ -200,14 +210,21 @@ class _Stage:
 
     def __call__(self, features: Any) -> StageAnswer:
         if self._compiled is None:
-            # Only the first features tell which variables are read. They are looked at with another
-            # batch size, since an array without an axis of images may be as long as one batch.
-            features_of_others = _with_other_batch_size(features)
-            read, function = narrowed(self._function, self._variables, features_of_others)
-            self._leaves = [self._leaves[i] for i in read]
-            self._variables = None
-            self._compiled = jax.jit(function, compiler_options=cpu_compiler_options())
+            with _FIRST_USE:
+                if self._compiled is None:
+                    self._prepare(features)
         return self._compiled(self._leaves, features)
+
+    def _prepare(self, features: Any) -> None:
+        """Finds out which variables are read, which only the first features tell."""
+        # They are looked at with another batch size, since an array without an axis of images may
+        # be as long as one batch.
+        features_of_others = _with_other_batch_size(features)
+        read, function = narrowed(self._function, self._variables, features_of_others)
+        self._leaves = [self._leaves[i] for i in read]
+        self._variables = None
+        # Last, for it tells other threads that the rest is there.
+        self._compiled = jax.jit(function, compiler_options=cpu_compiler_options())
 
 
 def _with_other_batch_size(features: Any) -> Any:

@@ -1,6 +1,8 @@
 """Stopping early gives what looking at all exits afterwards gives, and computes less."""
 
 import functools
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import golden_files
 import jax
@@ -148,6 +150,24 @@ def test_other_thresholds_share_what_is_compiled(predictor, caplog):
     assert not caplog.records
     with pytest.raises(ValueError, match="for 3 exits"):
         predictor.with_thresholds([0.5])
+
+
+def test_threads_may_share_a_predictor_from_its_first_images_on(tiny_network, predictor):
+    thresholds = [NOBODY_LEAVES, NOBODY_LEAVES, 0]
+    expected = predictor.with_thresholds(thresholds)(IMAGES[:8])
+    together = threading.Barrier(8)
+
+    def decisions(shared):
+        together.wait()
+        return shared(IMAGES[:8])
+
+    with ThreadPoolExecutor(8) as threads:
+        for _ in range(3):
+            shared = EarlyExitPredictor(*tiny_network, thresholds)
+            for found in threads.map(decisions, [shared] * 8):
+                np.testing.assert_array_equal(found.labels, expected.labels)
+                np.testing.assert_array_equal(found.exits, expected.exits)
+                np.testing.assert_allclose(found.confidences, expected.confidences, rtol=1e-5)
 
 
 def test_nothing_is_compiled_after_warming_up(tiny_network, probs, caplog):

@@ -1,5 +1,7 @@
 """What a network's stages may be, for who runs them one by one."""
 
+import copy
+import pickle
 from typing import Any
 
 import jax
@@ -41,6 +43,14 @@ def test_arguments_of_a_networks_methods_may_have_any_names():
     variables = variables_of(model)
     labels, *_ = EarlyExitPredictor(model, variables, [NOBODY_LEAVES, 0])(IMAGES)
     np.testing.assert_array_equal(labels, model.apply(variables, IMAGES, False)[1].argmax(-1))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_stages_can_be_copied_and_sent_elsewhere_before_their_first_images(copied):
+    model = TwoExits()
+    predictor = EarlyExitPredictor(model, variables_of(model), [NOBODY_LEAVES, 0])
+    found = copied(predictor)(IMAGES)
+    np.testing.assert_array_equal(found.labels, predictor(IMAGES).labels)
 
 
 # A number; a table as long as the batch, which is 8 or 1; and one number for all images.
