@@ -186,6 +186,8 @@ class EarlyExitPredictor:
 
     def _checked(self, images: ArrayLike) -> NDArray[Any]:
         images = np.asarray(images)
+        # What is compiled takes numbers of either byte order for the machine's own.
+        images = images.astype(images.dtype.newbyteorder("="), copy=False)
         if images.ndim < 2:
             raise ValueError(f"images have shape {images.shape}; [N, ...], N images, is expected")
         if not jnp.issubdtype(images.dtype, jnp.floating):

@@ -199,6 +199,16 @@ def test_stored_images_are_preprocessed_on_the_device(tiny_network):
         EarlyExitPredictor(*tiny_network, thresholds)(stored)
 
 
+@pytest.mark.parametrize("dtype", ["u2", "i4", "f4", "f8"])
+def test_the_byte_order_of_images_counts_for_nothing(tiny_network, dtype):
+    predictor = EarlyExitPredictor(*tiny_network, [0.5, 0.5, 0], lambda images: images * 1.0)
+    images = np.round(4 * IMAGES[:8]).clip(0).astype(dtype)
+    # The second order meets what the first one made compile.
+    one, other = (predictor(images.astype(np.dtype(dtype).newbyteorder(order))) for order in "<>")
+    for array, expected in zip(one, other, strict=True):
+        np.testing.assert_array_equal(array, expected)
+
+
 # The last one is finite until JAX takes it as float32.
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
 def test_images_that_are_not_finite_are_refused(predictor, value):
