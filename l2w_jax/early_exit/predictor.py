@@ -68,6 +68,7 @@ class EarlyExitPredictor:
         batch_sizes: Sequence[int] = BATCH_SIZES,
         rule: rules.Rule = rules.confidence,
         top_k: int | None = None,
+        image: jax.ShapeDtypeStruct | None = None,
     ):
         """Puts the network on the default device.
 
@@ -80,6 +81,8 @@ class EarlyExitPredictor:
             batch_sizes: what stages are compiled for; larger batches are cut.
             rule: the scores that the thresholds are for; a file of thresholds names it, see RULES.
             top_k: how many classes to give of each image; without it the most probable one alone.
+            image: shape and type of one image, as [H, W, 3]; all others are then refused. Without
+                it any are taken that the network can be run on, whatever it was trained for.
 
         Raises:
             ValueError: the thresholds are not one number for each exit or above all scores of the
@@ -98,6 +101,7 @@ class EarlyExitPredictor:
         answer = functools.partial(most_probable_classes, count=top_k) if top_k else most_probable
         self._rule = rule
         self._stages = Stages(model, variables, preprocess, rule, answer)
+        self._image = image
         self._shape_of_answer = (top_k,) if top_k else ()
         self._takes_stored_images = preprocess is not None
         self._batch_sizes = tuple(sorted(set(batch_sizes)))
@@ -117,9 +121,9 @@ class EarlyExitPredictor:
         """Classifies images [N, ...], of any number and of a shape that the network takes.
 
         Raises:
-            ValueError: the images have another shape or type, or one holds NaN or infinity; `top_k`
-                is more than there are classes; an answer is not finite; or the network hands on an
-                array whose first axis is not the images'.
+            ValueError: the images have another shape or type, are no numbers, or one holds NaN or
+                infinity; `top_k` is more than there are classes; an answer is not finite; or the
+                network hands on an array whose first axis is not the images'.
         """
         images = self._checked(images)
         shape = (len(images), *self._shape_of_answer)
@@ -190,7 +194,11 @@ class EarlyExitPredictor:
         images = images.astype(images.dtype.newbyteorder("="), copy=False)
         if images.ndim < 2:
             raise ValueError(f"images have shape {images.shape}; [N, ...], N images, is expected")
+        if self._image is not None:
+            _check_are_of(self._image, images)
         if not jnp.issubdtype(images.dtype, jnp.floating):
+            if not (jnp.issubdtype(images.dtype, jnp.number) or images.dtype == bool):
+                raise ValueError(f"images are {images.dtype}; numbers are expected")
             if not self._takes_stored_images:
                 raise ValueError(
                     f"images are {images.dtype}; without a preprocess function the network takes "
@@ -204,6 +212,16 @@ class EarlyExitPredictor:
         if broken.size:
             raise ValueError(f"image {broken[0]} of {len(images)} holds NaN or infinity")
         return images
+
+
+def _check_are_of(image: jax.ShapeDtypeStruct, images: NDArray[Any]) -> None:
+    """Raises ValueError where images [N, ...] have another shape or type than this one."""
+    if images.dtype != image.dtype or images.shape[1:] != image.shape:
+        expected = ", ".join(map(str, image.shape))
+        raise ValueError(
+            f"images are {images.dtype} {list(images.shape)}; {image.dtype} [N, {expected}] is "
+            "expected"
+        )
 
 
 @jax.jit

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from l2w_jax.arrays import tree_checksum
@@ -52,12 +54,14 @@ def restore_predictor(
 ) -> EarlyExitPredictor:
     """The network that an evaluation is of, for stored images, which leave by this policy.
 
+    It takes uint8 [N, size, size, 3], size being `config.dataset.image_size`, and refuses others.
     With `top_k` it gives so many classes of each.
 
     Raises:
         UserError: as by `restore_evaluated`.
     """
     state = restore_evaluated(config, workdir, evaluation)
+    size = config.dataset.image_size
     mean, deviation = channel_statistics(config.dataset.name)
     return EarlyExitPredictor(
         calibrated(create_network(config), policy.temperatures),
@@ -66,4 +70,5 @@ def restore_predictor(
         preprocess=lambda images: normalize(images, mean, deviation),
         rule=rules.RULES[policy.rule],
         top_k=top_k,
+        image=jax.ShapeDtypeStruct((size, size, 3), np.uint8),
     )

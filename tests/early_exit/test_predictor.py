@@ -1,6 +1,7 @@
 """Stopping early gives what looking at all exits afterwards gives, and computes less."""
 
 import functools
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -197,6 +198,39 @@ def test_stored_images_are_preprocessed_on_the_device(tiny_network):
     np.testing.assert_allclose(through.confidences, direct.confidences, rtol=1e-5)
     with pytest.raises(ValueError, match="without a preprocess function"):
         EarlyExitPredictor(*tiny_network, thresholds)(stored)
+
+
+def test_images_are_refused_that_are_not_as_the_predictor_was_told(tiny_network):
+    stored = np.random.default_rng(2).integers(0, 256, (5, 8, 8, 3)).astype(np.uint8)
+    image = jax.ShapeDtypeStruct((8, 8, 3), np.uint8)
+
+    def preprocess(images):
+        return images.astype(jnp.float32) / 255
+
+    predictor = EarlyExitPredictor(*tiny_network, [0.5, 0.5, 0], preprocess, image=image)
+    others = {
+        "float64 [5, 8, 8, 3]": stored / 255,
+        "float32 [5, 8, 8, 3]": stored.astype(np.float32),
+        "uint16 [5, 8, 8, 3]": 257 * stored.astype(np.uint16),
+        "object [5, 8, 8, 3]": stored.astype(object),
+        "uint8 [5, 7, 7, 3]": stored[:, :7, :7],
+        "uint8 [8, 8, 3]": stored[0],
+    }
+    for _ in range(2):
+        for told, images in others.items():
+            message = f"images are {told}; uint8 [N, 8, 8, 3] is expected"
+            with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+                predictor(images)
+        assert len(predictor(stored).labels) == 5
+    assert len(predictor(stored[:0]).labels) == 0
+
+
+def test_images_that_are_no_numbers_are_refused(tiny_network):
+    predictor = EarlyExitPredictor(*tiny_network, [0.5, 0.5, 0], lambda images: images * 1.0)
+    for dtype in ("object", "<U32"):
+        with pytest.raises(ValueError, match=f"^images are {dtype}; numbers are expected$"):
+            predictor(IMAGES[:2].astype(dtype))
+    assert len(predictor(IMAGES[:2] > 0).labels) == 2
 
 
 @pytest.mark.parametrize("dtype", ["u2", "i4", "f4", "f8"])

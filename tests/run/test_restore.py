@@ -1,5 +1,7 @@
 """The checkpoint that is evaluated is the best one."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -8,6 +10,8 @@ from written_runs import made_evaluation
 
 from l2w_jax.arrays import tree_checksum
 from l2w_jax.errors import UserError
+from l2w_jax.evaluation.policy import choose_policy
+from l2w_jax.evaluation.results import Evaluation
 from l2w_jax.run import restore
 
 
@@ -44,3 +48,23 @@ def test_nothing_is_drawn_for_a_checkpoint_to_take_its_place(config, undisturbed
 def test_without_checkpoints_there_is_nothing_to_evaluate(config, tmp_path):
     with pytest.raises(UserError, match="no checkpoint; train first"):
         restore.restore_best(config, tmp_path)
+
+
+@pytest.fixture
+def predictor(calibrated_run):
+    config, workdir = calibrated_run.config, calibrated_run.workdir
+    evaluation = Evaluation.load(workdir)
+    policy = choose_policy(workdir, None, evaluation)
+    return restore.restore_predictor(config, workdir, evaluation, policy)
+
+
+def test_a_restored_predictor_takes_stored_images_of_the_runs_size_and_no_others(
+    predictor, calibrated_run
+):
+    images = calibrated_run.splits["test"].images
+    expected = calibrated_run.decisions("test")
+    np.testing.assert_array_equal(predictor(images).labels, expected.labels)
+    for others, told in ((images / 255, "float64 [90, 8, 8, 3]"), (images[:, :7], "uint8 [90, 7")):
+        message = rf"^images are {re.escape(told)}.*; uint8 \[N, 8, 8, 3\] is expected$"
+        with pytest.raises(ValueError, match=message):
+            predictor(others)
