@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from l2w_jax.early_exit import rules
 from l2w_jax.early_exit.stages import Stages, most_probable, most_probable_classes
@@ -138,15 +138,27 @@ class EarlyExitPredictor:
             self._decide(images[part], Decisions(*(array[part] for array in decisions)))
         return decisions
 
-    def warm_up(self, image_shape: Sequence[int], dtype: np.dtype | type = np.float32) -> None:
+    def warm_up(
+        self, image_shape: Sequence[int] | None = None, dtype: DTypeLike | None = None
+    ) -> None:
         """Compiles every stage for every batch size, so that no later call does.
 
         Args:
-            image_shape: of one image, as [H, W, 3].
-            dtype: of the images to come.
+            image_shape: of one image, as [H, W, 3]; needed where the predictor was not told.
+            dtype: of the images to come; without it what the predictor was told, else float32.
+
+        Raises:
+            ValueError: no shape is known, or as for images of this shape and type.
         """
+        told = self._image
+        if image_shape is None:
+            if told is None:
+                raise ValueError("image_shape is None; that of one image is expected, as (H, W, 3)")
+            image_shape = told.shape
+        if dtype is None:
+            dtype = np.float32 if told is None else told.dtype
         for size in self._batch_sizes:
-            features = np.zeros((size, *image_shape), dtype)
+            features: Any = self._checked(np.zeros((size, *image_shape), dtype))
             for k in range(len(self.thresholds)):
                 *_, features = self._stages(k, features)
                 for smaller in self._batch_sizes:

@@ -185,6 +185,25 @@ def test_nothing_is_compiled_after_warming_up(tiny_network, probs, caplog):
         assert caplog.records
 
 
+def test_a_predictor_that_was_told_its_images_warms_up_unasked(tiny_network, caplog):
+    def predictor(image):
+        thresholds = [NOBODY_LEAVES, NOBODY_LEAVES, 0]
+        return EarlyExitPredictor(
+            *tiny_network, thresholds, lambda images: images / 255.0, batch_sizes=(2,), image=image
+        )
+
+    told = predictor(jax.ShapeDtypeStruct((8, 8, 3), np.uint8))
+    told.warm_up()
+    told.warm_up((8, 8, 3))
+    with jax.log_compiles():
+        told(np.ones((2, 8, 8, 3), np.uint8))
+    assert not caplog.records
+    with pytest.raises(ValueError, match=r"^images are uint8 \[2, 7, 8, 3\]; uint8 \[N, 8, 8, 3\]"):
+        told.warm_up((7, 8, 3))
+    with pytest.raises(ValueError, match=r"^image_shape is None; that of one image is expected"):
+        predictor(None).warm_up()
+
+
 def test_stored_images_are_preprocessed_on_the_device(tiny_network):
     stored = np.random.default_rng(2).integers(0, 256, (40, 8, 8, 3)).astype(np.uint8)
 
