@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from l2w_jax.early_exit import EarlyExitPredictor, rules
+from l2w_jax.early_exit import predictor as predictor_module
 from l2w_jax.early_exit.budget import (
     EVERYBODY_LEAVES,
     NOBODY_LEAVES,
@@ -183,6 +184,26 @@ def test_nothing_is_compiled_after_warming_up(tiny_network, probs, caplog):
         # What is asserted on would show a compilation.
         EarlyExitPredictor(*tiny_network, thresholds, batch_sizes=[7])(IMAGES[:7])
         assert caplog.records
+
+
+@pytest.mark.parametrize("array", ["bfloat16", "bool", "weak", "key"])
+def test_rows_are_packed_in_their_type_and_on_a_cpu_without_compiling(array, caplog):
+    numbers = jnp.arange(12.0).reshape(4, 3)
+    arrays = {
+        "bfloat16": numbers.astype(jnp.bfloat16),
+        "bool": numbers > 4,
+        "weak": jax.jit(lambda: jnp.where(numbers > 4, 1.0, 0.0))(),
+        "key": jax.random.split(jax.random.key(0), 4),
+    }
+    features = {"first": numbers, "second": arrays[array]}
+    expected = jax.tree.map(lambda x: x[jnp.array([3, 1, 1])], features)
+    with jax.log_compiles():
+        packed = predictor_module._pack(features, np.array([3, 1, 1], np.int32))
+    # Those that NumPy has no type for are JAX's to pack.
+    assert bool(caplog.records) == (array in ("weak", "key"))
+    for found, wanted in zip(*map(jax.tree.leaves, (packed, expected)), strict=True):
+        assert jax.typeof(found) == jax.typeof(wanted)
+        assert np.all(found == wanted)
 
 
 def test_a_predictor_that_was_told_its_images_warms_up_unasked(tiny_network, caplog):
