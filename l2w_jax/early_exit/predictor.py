@@ -239,12 +239,12 @@ def _check_are_of(image: jax.ShapeDtypeStruct, images: NDArray[Any]) -> None:
 def _pack(features: Any, rows: NDArray[np.int32]) -> Any:
     """The given rows of every array."""
     # NumPy is as fast on a CPU, and need not be compiled for each pair of batch sizes.
-    if all(map(_is_numpys, jax.tree.leaves(features))):
+    if all(map(_is_plain_on_cpu, jax.tree.leaves(features))):
         return jax.tree.map(lambda x: np.asarray(x)[rows], features)
     return _pack_on_device(features, rows)
 
 
-def _is_numpys(array: jax.Array) -> bool:
+def _is_plain_on_cpu(array: jax.Array) -> bool:
     """Whether it lies on a CPU and has a type of NumPy's, which has no weak types and no keys."""
     return (
         all(device.platform == "cpu" for device in array.devices())
