@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import secrets
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -104,6 +105,21 @@ def told_if_unwritable(path: Path, argument: str = "") -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"{argument}{path}: cannot be written: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder for what is written and read within, and gone afterwards.
+
+    Raises:
+        UserError: it has no room, or cannot be made.
+    """
+    try:
+        parent = Path(tempfile.gettempdir())
+    except FileNotFoundError as error:
+        raise UserError(f"TMPDIR: {error.strerror}") from error
+    with told_if_unwritable(parent, "TMPDIR="), tempfile.TemporaryDirectory() as name:
+        yield Path(name)
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:

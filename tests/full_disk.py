@@ -1,5 +1,7 @@
 """A disk without room for one of the files."""
 
+import tempfile
+
 from l2w_jax import files
 
 
@@ -13,3 +15,12 @@ def fill_disk(monkeypatch, name):
         return write(path, content)
 
     monkeypatch.setattr(files, "_write_temporary", write_where_room_is)
+
+
+def fill_temporary_folder(monkeypatch):
+    """Has no folder for temporary files find room."""
+
+    def refuse(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)

@@ -1,11 +1,21 @@
 import json
 import os
+import re
+import tempfile
 from pathlib import Path
 
 import pytest
 from full_disk import fill_disk
 
-from l2w_jax.files import csv_text, replace_together, write_atomically, write_json
+from l2w_jax.errors import UserError
+from l2w_jax.files import (
+    csv_text,
+    replace_together,
+    temporary_folder,
+    told_if_unwritable,
+    write_atomically,
+    write_json,
+)
 
 
 def test_a_table_has_a_header_and_the_numbers_in_full():
@@ -106,3 +116,22 @@ def test_what_others_may_do_with_a_result_is_said_by_the_umask(umask, mode, tmp_
             assert (tmp_path / "t.txt").stat().st_mode & 0o777 == mode
     finally:
         os.umask(before)
+
+
+def test_a_full_disk_under_temporary_files_is_told_of_them_and_not_of_the_output():
+    folder = re.escape(tempfile.gettempdir())
+    with (
+        pytest.raises(UserError, match=f"^TMPDIR={folder}: cannot be written: No space left on "),
+        told_if_unwritable(Path("out"), "--output="),
+        temporary_folder() as folder,
+    ):
+        (folder / "file").symlink_to("/dev/full")
+        write_atomically(folder / "file", "content")
+    assert not folder.exists()
+
+
+def test_where_no_folder_takes_temporary_files_it_is_said_where_they_were_tried(monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc/none"])
+    with pytest.raises(UserError, match=r"^TMPDIR: No usable .* found in \['/proc/none'\]$"):
+        temporary_folder().__enter__()

@@ -1,7 +1,6 @@
 """How fast training images come, beside what decoding alone would allow on the same cores."""
 
 import itertools
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from l2w_jax.data.encoded import ImageFiles
 from l2w_jax.data.image_folder import complete_splits, list_images
 from l2w_jax.data.streaming import StreamingSource
 from l2w_jax.data.tensorflow_import import tf
+from l2w_jax.files import temporary_folder
 
 # ImageNet's training images have 500 x 375 pixels in the median, in files of about 110 kB.
 _IMAGE_SIZE = (500, 375)
@@ -45,20 +45,23 @@ def benchmark_input(num_batches: int, rounds: int = 9, num_images: int = 256) ->
     Returns:
         cores; kilobytes_per_image of a file; images_per_second of the "pipeline" and of "decoding";
         share_of_decoding, the first over the second.
+
+    Raises:
+        UserError: there is no room for the folder.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        kilobytes = _make_images(Path(folder), num_images)
+    with temporary_folder() as folder:
+        kilobytes = _make_images(folder, num_images)
         config = default_config()
         config.dataset.update(
             name="image_folder",
-            data_dir=folder,
+            data_dir=str(folder),
             image_size=224,
             num_classes=_NUM_CLASSES,
             holdout=_NUM_CLASSES,
             batch_size=_BATCH_SIZE,
             augmentation="resized_crop",
         )
-        found = list_images(Path(folder))
+        found = list_images(folder)
         splits = complete_splits(config, found).images
         source = StreamingSource(config, splits, found.class_names)
         ways: dict[str, Callable[[], Iterator[Any]]] = {

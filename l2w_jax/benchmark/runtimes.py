@@ -3,9 +3,7 @@
 import copy
 import dataclasses
 import functools
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +15,7 @@ from l2w_jax.early_exit import EarlyExitPredictor, rules
 from l2w_jax.early_exit.latency import all_leave_at
 from l2w_jax.early_exit.stages import folded_variables
 from l2w_jax.errors import UserError
+from l2w_jax.files import temporary_folder
 from l2w_jax.interop import variables_to_torch
 from l2w_jax.interop.export import writer
 from l2w_jax.interop.exported_folder import ImageFormat, NetworkToExport, load_program
@@ -80,14 +79,15 @@ def in_onnx(
         image_format: of the images to come.
 
     Raises:
-        UserError: what this takes is not installed, or the network cannot be written so.
+        UserError: what this takes is not installed, the network cannot be written so, or there is
+            no room for it.
     """
     write, loader = writer("onnx")
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         everybody = all_leave_at(0, model.num_exits)
         to_export = NetworkToExport(model, variables, everybody, image_format, [], _RULE)
-        write(Path(folder), to_export)
-        network = load_program(Path(folder), loader).ExportedNetwork(Path(folder), threads)
+        write(folder, to_export)
+        network = load_program(folder, loader).ExportedNetwork(folder, threads)
 
     with_thresholds = functools.partial(_with_thresholds, network)
     to_the_end = with_thresholds(all_leave_at(model.num_exits - 1, model.num_exits))

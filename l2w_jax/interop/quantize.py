@@ -6,9 +6,7 @@ thresholds are set anew, by its own answers to images that it is not judged by.
 """
 
 import itertools
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +22,7 @@ from l2w_jax.early_exit.budget import (
     first_exits,
     operating_point,
 )
+from l2w_jax.files import temporary_folder
 from l2w_jax.interop.onnx_stages import ANSWERS
 
 # Points of the budgeted curve that the summary shows.
@@ -57,6 +56,9 @@ def quantized(
 
     Returns:
         Stages with the same inputs and outputs.
+
+    Raises:
+        UserError: there is no room for the files of the tools.
     """
     sessions = _sessions(stages)
 
@@ -72,8 +74,7 @@ def quantized(
 def _quantized(
     stage: onnx.ModelProto, inputs: Iterator[dict[str, NDArray[Any]]]
 ) -> onnx.ModelProto:
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with temporary_folder() as folder:
         onnx.save(stage, folder / "float.onnx")
         # Joins a convolution with its addition, which would be rounded between them.
         quant_pre_process(folder / "float.onnx", folder / "joined.onnx", skip_symbolic_shape=True)

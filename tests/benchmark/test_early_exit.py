@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from full_disk import fill_temporary_folder
 from written_runs import made_evaluation, made_predictions
 
 from l2w_jax import data
@@ -130,6 +131,13 @@ def test_onnx_answers_as_jax_does(tiny_network):
         np.testing.assert_array_equal(exits, in_jax.exits)
     with pytest.raises(UserError, match="--runtime: 'tensorrt' is not allowed"):
         checked_runtimes(["jax", "tensorrt"])
+
+
+def test_an_export_to_time_that_finds_no_room_is_told_in_one_line(tiny_network, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    fill_temporary_folder(monkeypatch)
+    with pytest.raises(UserError, match=r"^TMPDIR=.*: No space left on device$"):
+        RUNTIMES["onnx"](*tiny_network, ImageFormat(8, 1.0, [0.5] * 3, [0.25] * 3))
 
 
 @pytest.mark.parametrize(("name", "threads"), [("onnx", 0), ("onnx_1_thread", 1)])

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from full_disk import fill_temporary_folder
 from PIL import Image
 
 from l2w_jax.benchmark import __main__ as benchmark
@@ -24,6 +25,12 @@ def test_rates_of_both_ways_are_reported():
     rates = report["images_per_second"]
     assert all(rate > 1 for rate in rates.values())
     assert report["share_of_decoding"] == pytest.approx(rates["pipeline"] / rates["decoding"])
+
+
+def test_a_folder_that_finds_no_room_is_told_in_one_line(monkeypatch):
+    fill_temporary_folder(monkeypatch)
+    with pytest.raises(UserError, match=r"^TMPDIR=.*: No space left on device$"):
+        input_benchmark.benchmark_input(num_batches=2, rounds=1, num_images=80)
 
 
 def test_decoding_meets_the_crops_of_the_pipeline(tmp_path, monkeypatch):

@@ -5,11 +5,13 @@ import json
 import numpy as np
 import onnx
 import pytest
+from full_disk import fill_temporary_folder
 from onnx import numpy_helper
 from small_networks import between, lively_variables, network
 
 from l2w_jax.early_exit import rules
 from l2w_jax.early_exit.budget import NOBODY_LEAVES, first_exits
+from l2w_jax.errors import UserError
 from l2w_jax.interop import export_onnx, quantize
 from l2w_jax.interop.export_onnx import LOADER, export_quantized
 from l2w_jax.interop.exported_folder import ImageFormat, NetworkToExport, load_program
@@ -138,6 +140,15 @@ def test_limits_are_taken_from_images_of_all_over_the_held_out_ones(
     (images,) = taken
     assert quantize.CALIBRATION_IMAGES <= len(images) < 2 * quantize.CALIBRATION_IMAGES
     assert set(images[:, 0, 0, 0].tolist()) == set(range(256))
+
+
+def test_files_of_the_tools_that_find_no_room_are_told_in_one_line(tiny_network, monkeypatch):
+    model, variables = tiny_network
+    preprocess = ImageFormat(8, 1.0, [0.5] * 3, [0.25] * 3).preprocess
+    stages = onnx_stages(model, variables, preprocess, 8, rules.log_odds)
+    fill_temporary_folder(monkeypatch)
+    with pytest.raises(UserError, match=r"^TMPDIR=.*: No space left on device$"):
+        quantize.quantized(stages, np.zeros((8, 8, 8, 3), np.uint8))
 
 
 def test_the_time_before_is_told_before_the_time_in_8_bits(tiny_network, tmp_path, monkeypatch):
