@@ -143,6 +143,8 @@ class EarlyExitPredictor:
     ) -> None:
         """Compiles every stage for every batch size, so that no later call does.
 
+        After `l2w_jax.compiled_programs.keep()` the next process finds what this one compiled.
+
         Args:
             image_shape: of one image, as [H, W, 3]; needed where the predictor was not told.
             dtype: of the images to come; without it what the predictor was told, else float32.
