@@ -206,6 +206,23 @@ def test_rows_are_packed_in_their_type_and_on_a_cpu_without_compiling(array, cap
         assert np.all(found == wanted)
 
 
+def test_answers_of_an_accelerator_are_copied_and_features_packed_there(predictor, monkeypatch):
+    packed = []
+    on_device = predictor_module._pack_on_device
+
+    def pack(features, rows):
+        packed.append(len(rows))
+        return on_device(features, rows)
+
+    middle = predictor.with_thresholds([0.4, 0.5, 0])
+    on_a_cpu = middle(IMAGES[:40])
+    monkeypatch.setattr(predictor_module, "_lies_on_cpu", lambda array: False)
+    monkeypatch.setattr(predictor_module, "_pack_on_device", pack)
+    for array, expected in zip(middle(IMAGES[:40]), on_a_cpu, strict=True):
+        np.testing.assert_array_equal(array, expected)
+    assert packed
+
+
 def test_a_predictor_that_was_told_its_images_warms_up_unasked(tiny_network, caplog):
     def predictor(image):
         thresholds = [NOBODY_LEAVES, NOBODY_LEAVES, 0]
