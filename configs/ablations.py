@@ -50,6 +50,6 @@ def get_config(variant: str = "") -> ConfigDict:
     config.dataset.update(name="cifar100", num_classes=100)
     config.weighting.update(ABLATIONS[name])
     if config.weighting.kind == "none":
-        # An iteration with two halves makes two updates, one without them a single one.
+        # An iteration with two halves makes two updates, one without halves a single update.
         config.dataset.batch_size //= 2
     return config

@@ -9,7 +9,7 @@ run here.
     python -m l2w_jax.main --config=configs/cifar100_imta_msdnet.py:collaboration
 
 The second stage finds the first in its default folder; --config.imta.checkpoint=FOLDER names
-another. Learned sample weights go with either stage: --config.weighting.kind=meta, at which an
+another. Learned sample weights go with either stage: --config.weighting.kind=meta, with which an
 iteration takes two half batches.
 """
 

@@ -1,7 +1,7 @@
 """MSDNet with learned sample weights on long-tailed CIFAR-100 (Cui et al., CVPR 2019).
 
 The first class keeps 500 images, the last 500 / factor; thresholds come from the training images,
-of which none can be spared. Not run here.
+none of which can be spared. Not run here.
 
     python -m l2w_jax.main --config=configs/cifar100_lt_msdnet.py             # factor 100
     python -m l2w_jax.main --config=configs/cifar100_lt_msdnet.py:10          # 200, 100, 50, 20, 10

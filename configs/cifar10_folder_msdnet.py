@@ -1,8 +1,8 @@
 """A CPU-sized MSDNet with learned sample weights on CIFAR-10 as a folder of JPEGs.
 
 For `train|test/CLASS/*.jpg`; the images are read into memory once, made 16x16 pixels. No figure of
-a paper: a real data set, small enough for a CPU. By itself a run of two epochs; the variant "long"
-is the protocol of `configs/results/README.md`, by which ways of training are compared.
+a paper: a real data set, small enough for a CPU. Without a variant it runs two epochs; the variant
+"long" is the protocol of `configs/results/README.md`, by which ways of training are compared.
 
     python -m l2w_jax.main --config=configs/cifar10_folder_msdnet.py --config.dataset.data_dir=DIR
     python -m l2w_jax.main --config=configs/cifar10_folder_msdnet.py:baseline \\
@@ -29,7 +29,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
     Args:
         variant: parts with commas between them: one of the ways of training, none for the exact
-            method; "long" for 10 epochs and random crops; "long_tailed" for 40 epochs, of as many
+            method; "long" for 10 epochs and random crops; "long_tailed" for 40 epochs, as many
             updates in all, on classes of 5,000 to 50 images ("long,long_tailed" is the protocol's).
     """
     parts = split_variant(variant, [*_WAYS, "long", "long_tailed"], one_of=[_WAYS])

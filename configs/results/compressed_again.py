@@ -1,9 +1,9 @@
-"""Compresses the test images of a folder once more, with a JPEG's blocks shifted by half of one.
+"""Compresses the test images of a folder once more, with a JPEG's blocks shifted by half a block.
 
     python configs/results/compressed_again.py DIR OTHER
 
 OTHER/test/CLASS/*.png can then be evaluated. Prints the root mean square of what this changes, in
-levels of 255, of the images as they are and made 16x16.
+levels of 255, for the images as they are and made 16x16.
 """
 
 import io

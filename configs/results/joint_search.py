@@ -1,4 +1,4 @@
-"""What it gains to search the thresholds of all exits jointly, on held-out images.
+"""What is gained by searching the thresholds of all exits jointly, on held-out images.
 
 python configs/results/joint_search.py RUN ...
 
@@ -23,7 +23,7 @@ def worth(thresholds, scores, correct, costs, price):
 
 
 def descend(thresholds, *images):
-    """Threshold by threshold the best of 50 quantiles, until none moves."""
+    """Sets threshold by threshold to the best of 50 quantiles, until none moves."""
     best, moved = thresholds.copy(), True
     while moved:
         moved = False
@@ -46,7 +46,7 @@ def gain(run):
     gains = []
     for budget in costs[-1] * np.linspace(0.3, 0.8, 11):
         member = min(family, key=lambda member: abs(member.cost - budget))
-        # What accuracy costs hereabouts, by the family's own curve.
+        # What accuracy costs near here, by the family's own curve.
         near = [c for c in family if abs(c.cost - budget) < 0.1 * costs[-1]]
         slope = np.polyfit([c.cost for c in near], [c.top1 / 100 for c in near], 1)[0]
         parts = [

@@ -2,7 +2,7 @@
 
 python configs/results/step_ahead.py RUN ...
 
-That of a run to its end is often its last one, after which no step is left: stop the run before.
+A finished run's best checkpoint is often its last, with no step left after it: stop the run before.
 """
 
 import functools
@@ -28,7 +28,7 @@ BATCHES = 100
 
 
 def meta_losses(config, num_steps, state, halves):
-    """The meta loss of x2 at θ, after a step of plain training on x1, and of a weighted one."""
+    """The meta loss of x2 at θ, after a plain training step on x1, and after a weighted one."""
     training = create_training(config, num_steps)
     x1, x2 = halves
     forward = training_forward(training.network, state, x1)
