@@ -39,7 +39,7 @@ _ABOVE_ZERO = Allowed("> 0 and finite", lambda value: 0 < value < math.inf)
 _BELOW_ONE = Allowed(">= 0 and < 1", lambda value: 0 <= value < 1)
 _SEED = Allowed("between 0 and 2**32 - 1", lambda value: 0 <= value < 2**32)
 _PART = Allowed("> 0 and <= 1", lambda value: 0 < value <= 1)
-# Beyond these its powers are no float32 numbers; all but one exit have no share long before.
+# Beyond these, powers of q leave float32's range; long before, one exit has all the images.
 _Q = Allowed("between 0.001 and 1000", lambda value: 1e-3 <= value <= 1e3)
 _MILESTONES = Allowed(
     "one or more increasing fractions of the run, each > 0 and < 1",
@@ -50,7 +50,7 @@ _MILESTONES = Allowed(
     ),
 )
 
-# Of every field but switches and texts.
+# For every field but switches and texts.
 ALLOWED = {
     **{field: _one_of(names) for field, names in CHOICES.items()},
     "seed": _SEED,

@@ -1,8 +1,8 @@
 """What makes a configuration impossible: one line per fault, in the words of its fields.
 
-Only the configuration is looked at here. What depends on the images themselves is checked when the
+Only the configuration is checked here. What depends on the images themselves is checked when the
 data set is opened. Whoever puts a network in the place of `config.model` brings the images too, and
-starts from no run: nothing is said of these then.
+starts from no run: fields about these are not checked then.
 """
 
 import difflib
@@ -66,10 +66,10 @@ def validate(config: ConfigDict, device_count: int = 1, process_count: int = 1) 
 
 
 def validate_training(config: ConfigDict) -> None:
-    """Checks what an iteration is made of, whatever the images, the run and the devices.
+    """Checks what an iteration depends on, apart from the images, the run and the devices.
 
     Args:
-        config: what to check. Without a section `imta` it trains the network as it is.
+        config: what to check. The section `imta` may be missing, for its defaults.
 
     Raises:
         ValueError: one line for each unknown, missing, mistyped or impossible field.
@@ -135,7 +135,7 @@ def _value_faults(config: ConfigDict) -> Iterator[str]:
 
 def _dataset_faults(dataset: ConfigDict) -> Iterator[str]:
     fault = holdout_fault(dataset.holdout, dataset.thresholds_from)
-    # A folder of images may bring its own to hold out, which is seen when it is opened.
+    # A folder may bring its own held-out images, which shows only when it is opened.
     if fault and dataset.name != "image_folder":
         yield fault
     if dataset.imbalance_factor and dataset.name == "imagenet2012":
@@ -310,7 +310,7 @@ def _training_faults(config: ConfigDict) -> Iterator[str]:
             "col",
             "'row' or 'mat' for a network of one exit, whose weights it would make 1",
         )
-    # What collaboration adds is trained without it.
+    # The classifiers that collaboration adds are trained without equilibrium.
     equilibrium = config.imta.gradient_equilibrium and not config.imta.collaboration
     if fault := schedule_fault(config.weighting.schedule, equilibrium):
         yield fault

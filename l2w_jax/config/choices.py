@@ -47,7 +47,7 @@ CHOICES = {
     "optimizer.schedule": ("cosine", "multistep"),
 }
 
-# Of `model.step_mode`, for each `model.name`.
+# The values of `model.step_mode` for each `model.name`.
 STEP_MODES = {"msdnet": ("even", "lin_grow"), "ranet": ("even", "lg")}
 
 # The fields that name an earlier run to start from.
@@ -63,8 +63,8 @@ EXIT_SIZES = range(5, 13)
 
 
 def updates_per_iteration(kind: str) -> int:
-    """How many updates of the network a batch makes: one, or one on either half where samples are
-    weighted, for which the other half is the meta data (Han et al., ECCV 2022, algorithm 1).
+    """How many updates of the network a batch makes: one, or where samples are weighted one on each
+    half, with the other half as its meta data (Han et al., ECCV 2022, algorithm 1).
 
     Args:
         kind: `weighting.kind`.
@@ -73,7 +73,7 @@ def updates_per_iteration(kind: str) -> int:
 
 
 def not_allowed(field: str, value: Any, allowed: str) -> str:
-    """The line that tells of an impossible value."""
+    """The line that reports an impossible value."""
     return f"config.{field}: {value!r} is not allowed: must be {allowed}"
 
 
@@ -91,7 +91,7 @@ def one_of(names: Sequence[str]) -> str:
 
 
 def unknown_choice(field: str, value: Any) -> ValueError:
-    """The error of a name that `CHOICES` does not have for the field."""
+    """The error for a name that `CHOICES` does not have for the field."""
     return ValueError(not_allowed(field, value, one_of(CHOICES[field])))
 
 
@@ -104,13 +104,13 @@ def is_network(model: Any) -> bool:
 
 
 def no_network(model: Any) -> str:
-    """The line that tells of a `model` that is neither; the text of a module has many lines."""
+    """The line that reports a `model` that is neither, by its type: a module's text is long."""
     allowed = "a section of fields, or an object of a subclass of MultiExitNetwork"
     return not_allowed("model", type(model).__name__, allowed)
 
 
 def step_mode_fault(network: str, step_mode: str) -> str | None:
-    """The line that tells of a `model.step_mode` that is not for this `model.name`, if so."""
+    """The line that reports a `model.step_mode` not meant for this `model.name`; else None."""
     if step_mode in STEP_MODES[network]:
         return None
     allowed = f"{one_of(STEP_MODES[network])} for {network!r}"
@@ -118,14 +118,14 @@ def step_mode_fault(network: str, step_mode: str) -> str | None:
 
 
 def holdout_fault(holdout: int, thresholds_from: str) -> str | None:
-    """The line that tells of thresholds to set from held-out images where none are cut, if so."""
+    """The line that reports thresholds from held-out images where there are none; else None."""
     if holdout or thresholds_from != "holdout":
         return None
     return not_allowed("dataset.holdout", 0, "> 0 where dataset.thresholds_from is 'holdout'")
 
 
 def schedule_fault(schedule: str, gradient_equilibrium: bool) -> str | None:
-    """The line that tells of a `weighting.schedule` that gradient equilibrium forbids, if so."""
+    """The line that reports a `weighting.schedule` that gradient equilibrium forbids; else None."""
     if schedule != "pipelined" or not gradient_equilibrium:
         return None
     return not_allowed(
@@ -137,7 +137,7 @@ def schedule_fault(schedule: str, gradient_equilibrium: bool) -> str | None:
 
 
 def distillation_fault(distillation: float, collaboration: bool) -> str | None:
-    """The line that tells of an `imta.distillation` that has nobody to teach, if so."""
+    """The line that reports an `imta.distillation` that has nobody to teach; else None."""
     if not distillation or collaboration:
         return None
     return not_allowed(

@@ -23,12 +23,12 @@ def default_config(model: Any = None) -> ConfigDict:
     """
     config = ConfigDict()
     # Draws the same first network only where JAX_THREEFRY_PARTITIONABLE and JAX_DEFAULT_PRNG_IMPL,
-    # by which JAX draws, are the same too.
+    # which decide how JAX draws, are the same too.
     config.seed = 0
     config.init = ConfigDict(
         {
             "checkpoint": "",  # workdir of the run whose network this one starts from
-            "strict": False,  # refuses a network of which not all fits
+            "strict": False,  # refuses a network that does not fit as a whole
         }
     )
     config.dataset = ConfigDict(
@@ -198,7 +198,7 @@ def split_variant(
     Args:
         variant: the text.
         allowed: what its parts may be.
-        one_of: groups of parts that say different things of the same.
+        one_of: groups of parts that exclude one another.
 
     Raises:
         UserError: a part of it is not in `allowed`, or two are of one group.

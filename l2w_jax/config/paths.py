@@ -20,7 +20,7 @@ _ADVICE = (
 def local_path(text: str, argument: str = "") -> Path:
     """The path that a command line gives; ~ is the home folder.
 
-    Locks, atomic renames and reading from any byte on are a file system's; none of the libraries
+    Locks, atomic renames and reading from any byte on take a file system; none of the libraries
     here does all of that on an object store.
 
     Args:
@@ -29,8 +29,8 @@ def local_path(text: str, argument: str = "") -> Path:
 
     Raises:
         UserError: it is the address of something elsewhere, such as gs://bucket/folder, which
-            would be taken for a folder named "gs:", or in the home folder of nobody. Or it is
-            empty, as where a variable of a shell is not set, and would be the current folder.
+            would be taken for a folder named "gs:", or in the home folder of an unknown user. Or it
+            is empty, as when a shell variable is not set, and would be the current folder.
     """
     if not text:
         raise UserError(f"{argument}'' is not allowed: must not be empty")
@@ -48,10 +48,10 @@ def path_faults(config: ConfigDict) -> Iterator[str]:
 
 
 def may_be_one_folder(before: str, now: str) -> bool:
-    """Whether a name that was given earlier and one that is given now may be of one folder.
+    """Whether a name that was given earlier and one that is given now may mean the same folder.
 
-    The earlier one counted from another folder than this, where it was relative, and what it named
-    may have been moved since: they are of two only if it leads to another folder here.
+    The earlier one, if relative, may have started from another folder than this one, and what it
+    named may have been moved since: they mean two folders only if it leads to another one here.
     """
     # Not `Path.expanduser`, which raises for a home folder of another machine.
     before, now = os.path.expanduser(before), os.path.expanduser(now)

@@ -1,4 +1,4 @@
-"""A configuration as a run folder holds it, and what two of them differ in."""
+"""A configuration as a run folder holds it, and in what two of them differ."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from l2w_jax.config.defaults import default_config
 from l2w_jax.errors import UserError
 
-# Fields on which no number of training depends, as long as the images are the same.
+# Fields that change no number in training, as long as the images are the same.
 FREE_FIELDS = (
     "checkpoint.",
     "dataset.data_dir",
@@ -29,7 +29,7 @@ def to_json(config: ConfigDict) -> str:
 def from_json(text: str) -> ConfigDict:
     """Reads what `to_json` wrote. Fields that the text lacks have their default values.
 
-    Fields unknown to `default_config` are kept, so that `validate` and `differences` can name them.
+    Fields unknown to `default_config` are kept, so that `validate` and `changes` can name them.
 
     Raises:
         UserError: the text is no JSON object, or a field is null or has another type than by
