@@ -1,7 +1,7 @@
 """What the paper compares its learned weights with (Han et al., ECCV 2022, section 4).
 
-Weights that no predictor gives: equal ones, which is plain training; those of a hard allocation;
-weights set by hand. And a meta loss that does not know which exit a sample leaves at.
+Weights that no predictor gives: equal ones, which make plain training; those of a hard allocation;
+weights set by hand. And a meta loss that does not know at which exit a sample leaves.
 """
 
 import dataclasses
@@ -53,8 +53,9 @@ class HandSetWeights:
     w[i, k] = 1 + δ·e_k·r_i, where e_k rises evenly from -1 at the first exit to 1 at the last, and
     r_i, by rank, from -1 for the sample whose mean loss over the exits is smallest to 1 for the
     largest.
-    So the weights of a sample average 1, as do those of an exit: what the constraints promise of
-    learned weights. The paper leaves its hand-set weights open; this form has its one magnitude.
+    So the weights of a sample average 1, as do those of an exit, which is what the constraints
+    ensure for learned weights. The paper does not say how it set its weights by hand; this form
+    needs the magnitude alone.
 
     Attributes:
         magnitude: δ.

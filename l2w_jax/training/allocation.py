@@ -13,14 +13,14 @@ def allocate(confidences: jax.Array, shares: np.ndarray) -> jax.Array:
     """Which exit each sample of the meta half is meant for at run time (section 3.3).
 
     Exit 1 takes the floor(N·p_1) samples that it is most confident in; exit k < K the floor(N·p_k)
-    most confident of those that are left; exit K the rest. Of equals the lower index goes first.
+    most confident of those that are left; exit K the rest. In a tie the lower index goes first.
 
     Args:
         confidences: [N, K].
         shares: p, float32 [K].
 
     Returns:
-        Boolean [N, K], one True a row.
+        Boolean [N, K], with one True in each row.
     """
     num_samples = len(confidences)
     counts = [math.floor(np.float32(num_samples) * np.float32(p)) for p in shares[:-1]]
@@ -37,7 +37,7 @@ def allocate(confidences: jax.Array, shares: np.ndarray) -> jax.Array:
 def allocate_globally(
     confidences: jax.Array, shares: np.ndarray, axis_name: str | None
 ) -> jax.Array:
-    """`allocate` over the samples of all devices of the axis: this device's rows of it, [n, K]."""
+    """This device's rows [n, K] of `allocate` over the samples of all devices of the axis."""
     return own_rows(axis_name, allocate(gather_rows(axis_name, confidences), shares))
 
 
@@ -53,7 +53,7 @@ def allocated_mean(
 
     Returns:
         A number whose mean over the devices is the value for all their samples: each device's sum
-        is divided by the count of all, times the number of devices.
+        is divided by the count over all of them, and multiplied by the number of devices.
     """
     counts = sum_over(axis_name, allocation.sum(axis=0))
     sums = jnp.where(allocation, losses, 0).sum(axis=0)

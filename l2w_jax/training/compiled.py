@@ -19,13 +19,13 @@ DEVICE_AXIS = "batch"
 
 @dataclasses.dataclass(frozen=True)
 class CompiledTrainStep:
-    """A `TrainStep` on devices, one program for all updates, so that it compiles once.
+    """A `TrainStep` on devices, with one program for all its updates, so that it compiles once.
 
     Attributes:
         update: the pmapped or jitted update.
         num_updates: of an iteration.
-        device_counts: lengths that the leading axis of a batch may have; none where it has no axis
-            of devices.
+        device_counts: lengths that a batch's axis of devices may have; empty where it has no such
+            axis.
     """
 
     update: Update
@@ -56,12 +56,12 @@ def pmap_train_step(
     been made with `axis_name=DEVICE_AXIS`, or None where there is one device only.
 
     Args:
-        step: of one device.
-        devices: others than those of this run, to compile for.
+        step: the step of one device.
+        devices: devices to compile for, if not those of this run.
 
     Raises:
         ValueError: the step was made with another `axis_name`. Without one each device would train
-            by itself, and only the state of the first be returned.
+            by itself, and only the first one's state would be returned.
     """
     count = jax.device_count() if devices is None else len(devices)
     if step.axis_name != DEVICE_AXIS and (step.axis_name is not None or count > 1):
@@ -78,7 +78,7 @@ def pmap_train_step(
         devices=devices,
         donate_argnums=0,
     )
-    # A batch of this process, or one that lies on the devices of all.
+    # A batch of this process, or one that lies on the devices of all processes.
     counts = (jax.local_device_count(), count)
     return CompiledTrainStep(over_devices, step.num_updates, counts)
 
@@ -86,8 +86,8 @@ def pmap_train_step(
 def jit_train_step(step: TrainStep) -> CompiledTrainStep:
     """`step` on the only device, on batches [1, n, ...]: as `pmap_train_step`, but traced faster.
 
-    The state is donated. `step` must have been made with `axis_name=None`: hundreds of averages
-    with nobody would have to be compiled.
+    The state is donated. `step` must have been made with `axis_name=None`: else hundreds of
+    averages over a single device would have to be compiled.
 
     Raises:
         ValueError: the step was made with an `axis_name`.

@@ -31,8 +31,8 @@ class TrainingForward:
         batch_stats: running statistics after this pass.
         pull_back: from cotangents of the losses and of D to the gradient on θ, which is 0 on the
             parts of the network that are frozen.
-        pull_back_after: the same, by a forward pass that is made anew and not before something of
-            θ's structure is there.
+        pull_back_after: the same, from a forward pass that is made anew, once something of θ's
+            structure has been computed.
     """
 
     losses: jax.Array
@@ -49,13 +49,13 @@ class TrainingForward:
         return weighted_loss(weights * self.label_shares, self.losses) + self.distilled
 
     def weighted_gradient(self, weights: jax.Array, axis_name: str | None = None) -> Any:
-        """∇_θ of the training loss of all devices' samples; but for that of D linear in w.
+        """∇_θ of the training loss of all devices' samples; except for D's, linear in w.
 
         Args:
             weights: w, [N, K].
-            axis_name: device axis over which the loss is a mean; None: of this device's samples.
+            axis_name: device axis over which the loss is a mean; None: this device's samples only.
         """
-        # Where it begins, a gradient is divided among devices at no price.
+        # Dividing a gradient among devices costs nothing where it begins.
         share = 1 / axis_size(axis_name)
         of_losses = (share * weights * self.label_shares / len(weights)).astype(self.losses.dtype)
         (gradient,) = self.pull_back((of_losses, jnp.full_like(self.distilled, share)))

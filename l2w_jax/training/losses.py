@@ -46,7 +46,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float =
 
 
 def _check_labels(labels: jax.Array, num_samples: int) -> None:
-    """Raises ValueError where the labels are not as many integers."""
+    """Raises ValueError where the labels are not `num_samples` integers."""
     if labels.shape != (num_samples,) or not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(
             f"labels are {array_type(labels)}; integers [N] are expected, for the "
@@ -76,7 +76,7 @@ class Distillation:
     Attributes:
         share: γ, in [0, 1): weight of the teacher's term at every exit but the last, where that of
             the cross-entropy is 1 - γ.
-        temperature: T, which divides the logits of both.
+        temperature: T, which divides the logits of teacher and exits.
     """
 
     share: float
@@ -117,7 +117,7 @@ class TrainingLosses:
     An object's forward pass is traced and differentiated once, however often it is used.
 
     Attributes:
-        model: the network; its batch statistics are those of the batch over `model.axis_name`.
+        model: the network; its batch statistics are taken over all devices of `model.axis_name`.
         label_smoothing: s of `cross_entropy`.
         distillation: what the exits learn from a teacher, which `model.with_teacher` gives.
     """
@@ -144,7 +144,7 @@ class TrainingLosses:
     def with_distilled(
         self, params: Any, batch_stats: Any, batch: Batch
     ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, Any]]:
-        """As a call, with the loss of distillation, 0 where there is none, beside the losses."""
+        """As a call, with the loss of distillation (0 where there is none) beside the losses."""
         method = "with_teacher" if self.distillation else "__call__"
         variables = {"params": params, "batch_stats": batch_stats}
         outputs, moved = apply_in_training(self.model, variables, batch["image"], method)
@@ -161,11 +161,11 @@ class LossesInParts(TrainingLosses):
     """The same losses, of a batch that is too large for one forward pass (gradient accumulation).
 
     The batch is taken in parts, one after the other. A gradient computes each part's forward pass
-    again, so that memory holds what one part leaves, at the price of a forward pass more for each
-    gradient. Losses, logits and gradients are those of the whole batch but for batch norm, which
+    again, so that memory holds what one part leaves, at the price of one more forward pass for each
+    gradient. Losses, logits and gradients are those of the whole batch except for batch norm, which
     normalises each part by its own mean and variance. The running statistics move once, by the mean
-    over the parts; so their means are those of the whole batch, and their variances lack what the
-    means of the parts differ by.
+    over the parts; so their means are those of the whole batch, and their variances leave out how
+    the parts' means differ.
 
     Attributes:
         num_parts: parts that the samples of a device are taken in.
@@ -180,8 +180,8 @@ class LossesInParts(TrainingLosses):
         """As `TrainingLosses.with_distilled`.
 
         Raises:
-            ValueError: the samples cannot be divided into as many parts, or the labels are not as
-                many integers.
+            ValueError: the samples cannot be divided into `num_parts`, or the labels are not one
+                integer for each.
         """
         num_samples = len(batch["image"])
         _check_labels(batch["label"], num_samples)
@@ -208,10 +208,10 @@ class LossesInParts(TrainingLosses):
 def create_losses(
     config: ConfigDict, model: MultiExitNetwork
 ) -> tuple[TrainingLosses, TrainingLosses]:
-    """What trains θ in a run, and what judges it by its meta loss.
+    """The losses that train θ in a run, and those that judge it, for the meta loss.
 
-    Gradient equilibrium and distillation are part of how θ learns; what comes out is judged by its
-    plain loss, with the true gradient. Without them both are one object.
+    Gradient equilibrium and distillation are part of how θ learns; the result is judged by its
+    plain loss, with the true gradient. Without them both are the same object.
     """
     judging = _of_labels_alone(config, model.clone(gradient_equilibrium=False))
     distillation = create_distillation(config)

@@ -9,8 +9,8 @@ x1, and Θ alone is differentiated. So its derivative only transposes that linea
 of a forward-mode pass over x1, and no backward pass is differentiated. The forward pass of x1 is
 shared with the real update. In units of a forward pass, a half-step costs 1 (x1) + 2
 (pseudo-gradient) + 3 (x2 and its gradient) + 2 (the transposed map) + 2 (real gradient) = 10, a
-plain step 3. Where memory is slow beside arithmetic (`MetaLearner.recompute`) what the forward pass
-of x1 leaves is not kept while x2 passes, but computed anew for the last two, which makes it 11.
+plain step 3. Where memory is slow compared with arithmetic (`MetaLearner.recompute`), what the
+forward pass of x1 leaves is not kept during that of x2, but computed anew for the last two: 11.
 """
 
 import dataclasses
@@ -55,7 +55,7 @@ class MetaLearner:
         meta_optimizer: Adam of Θ.
         interval: iterations from one meta-update to the next.
         recompute: whether the forward pass of x1 is made again, after that of x2.
-        batch_axis: device axis over which the batch is one batch; None: each device by itself.
+        batch_axis: device axis over which the batch is one; None: each device has its own.
         device_axis: device axis over which Θ must agree.
     """
 
@@ -77,7 +77,7 @@ def meta_update(
     meta_half: Batch,
     rates: LearningRates,
 ) -> tuple[TrainState, jax.Array, TrainingForward]:
-    """Θ after what the iteration teaches it, and the meta loss; NaN where it is not its turn.
+    """Θ after the meta-update, and the meta loss: NaN in iterations without a meta-update.
 
     Args:
         learner: how Θ learns.
@@ -96,7 +96,7 @@ def meta_update(
 
     if learner.interval == 1:
         return update(state)
-    # What is computed inside a condition is not there outside it.
+    # What is computed inside a condition cannot be used outside it.
     return *every(learner.interval, state.step, lambda state: update(state)[:2], state), forward
 
 
@@ -114,8 +114,9 @@ def meta_gradient(
     c. Losses and confidences of x2 at θ̂, [N, K].
     d. L, from these: by default Σ_k mean of l over the samples allocated to exit k.
 
-    Back through d, c and b to the pseudo-gradient; along what arrives there one forward-mode pass
-    over x1 gives ∂L/∂w, and w's own derivative ∂L/∂Θ (`gradient_along`).
+    The derivative goes back through d, c and b to the pseudo-gradient. Along the direction that it
+    has there, one forward-mode pass over x1 gives ∂L/∂w; with w's own derivative that gives ∂L/∂Θ
+    (`gradient_along`).
 
     Returns:
         Also `forward`, computed anew where the learner recomputes.
@@ -128,7 +129,7 @@ def meta_gradient(
     weights = learner.weigh(state.wpn_params, forward.losses, forward.confidences)
     gradient = forward.weighted_gradient(weights, learner.batch_axis)
     pseudo_params, through_step = step_along(learner, state, gradient, learning_rate)
-    # Else what makes θ̂ would be part of the kernels of x2's pass, and these not those of x1's.
+    # Else computing θ̂ would be part of the kernels of x2's pass, which then differ from x1's.
     loss, through_losses = jax.vjp(meta_loss, apart_on_tpus(pseudo_params))
     (of_params,) = through_losses(jnp.ones_like(loss) / axis_size(learner.batch_axis))
     of_params = sum_over(learner.batch_axis, of_params)
@@ -144,10 +145,10 @@ def meta_gradient(
 def step_along(
     learner: MetaLearner, state: TrainState, gradient: Params, learning_rate: jax.Array
 ) -> tuple[Params, Callable[[Params], tuple[Params]]]:
-    """θ - lr·(μ·buf + gradient + wd·θ), and the map from ∂L/∂(that) to ∂L/∂(gradient).
+    """θ' = θ - lr·(μ·buf + gradient + wd·θ), and the map from ∂L/∂θ' to ∂L/∂(gradient).
 
-    For SGD the map is -lr times what it is given, whatever the gradient. Another optimizer's step
-    needs a finite derivative where a gradient is 0, too: Adam's has one with `eps_root` > 0.
+    For SGD the map is a multiplication by -lr, whatever the gradient. Another optimizer's step
+    needs a finite derivative also where a gradient is 0: Adam's has one with `eps_root` > 0.
     """
 
     def step(gradient: Params) -> Params:
@@ -166,7 +167,7 @@ def gradient_along(
 ) -> Params:
     """∂L/∂Θ = Σ_ik ∂w[i, k]/∂Θ · <∇_θ l[i, k], d> / N, of this device's samples.
 
-    d is ∂L/∂(gradient), through the step that the gradient made: for SGD, -lr·∇L.
+    d is ∂L/∂(gradient), through the step made with the gradient: for SGD, -lr·∇L.
 
     Args:
         learner: how Θ learns.
@@ -201,7 +202,7 @@ def allocated_objective(shares: np.ndarray, axis_name: str | None) -> MetaObject
     """Σ_k mean of l over the samples that would leave at exit k at run time.
 
     Args:
-        shares: p, float32 [K], the share of the samples that is meant for each exit.
+        shares: p, float32 [K], the share of the samples meant for each exit.
         axis_name: device axis over which samples are allocated and counted.
 
     Returns:

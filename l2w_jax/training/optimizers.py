@@ -29,7 +29,7 @@ def sgd(config: ConfigDict) -> optax.GradientTransformation:
 
 
 def network_optimizer(config: ConfigDict, frozen: Sequence[str]) -> optax.GradientTransformation:
-    """`sgd` of θ, in which the parts of these names stay as they are, and have no buffer."""
+    """`sgd` of θ, in which the parts with these names stay as they are, and have no buffer."""
     optimizer = sgd(config)
     if not frozen:
         return optimizer
@@ -98,9 +98,9 @@ def learning_rates(config: ConfigDict, total_steps: int) -> Callable[[jax.Array]
 def learning_rate_factor(config: ConfigDict, total_steps: int) -> Callable[[Any], jax.Array]:
     """What both learning rates are multiplied by at iteration t of T = `total_steps`.
 
-    "cosine": (1 + cos(πt/T)) / 2, and 0 from T on. "multistep": 0.1 for every milestone, a fraction
-    of T rounded to an iteration, that t has reached. With a warm-up of W iterations it is
-    (t + 1) / W of that while t < W (Goyal et al., 2017).
+    "cosine": (1 + cos(πt/T)) / 2, and 0 from T on. "multistep": a factor 0.1 for every milestone, a
+    fraction of T rounded to an iteration, that t has reached. With a warm-up of W iterations it is
+    multiplied by (t + 1) / W while t < W (Goyal et al., 2017).
 
     Args:
         config: `config.optimizer`.

@@ -1,6 +1,6 @@
 """The meta-update one half-step late, two forward passes cheaper: `weighting.schedule` "pipelined".
 
-A variant of Han et al., ECCV 2022, section 3, of this project. In the symbols of `meta.py`, with t
+This project's variant of Han et al., ECCV 2022, section 3. In the symbols of `meta.py`, with t
 counting half-steps: the paper makes θ̂ from θ_t only to see how it does on the other half, then
 makes θ_{t+1}, which differs from θ̂ in that its weights come from the new Θ. Here θ_{t+1} itself,
 made with w(Θ_t), takes the place of θ̂, and the half that it trains on next is the meta data:
@@ -10,15 +10,15 @@ made with w(Θ_t), takes the place of θ̂, and the half that it trains on next 
    θ_{t+1} = θ_t - lr_t·(μ·buf_t + ∇_θ Σ_k mean_i w(Θ_t)·l(x_t; θ_t) + wd·θ_t).
 3. w(Θ_{t+1}) from the losses of x_{t+1}, and the SGD step to θ_{t+2}.
 
-So the weights of x_{t+1} come from a Θ that learned from the step before, where the paper's learned
-from a trial of this one. Meta data are the half that comes next: the second half of a batch for its
-first, the first half of the next batch for its second. The first half-step of a run, with none
+So the weights of x_{t+1} come from a Θ that learned from the step before; the paper's Θ learned
+from a trial of this step. Meta data are the half that comes next: the second half of a batch for
+its first, the first half of the next batch for its second. The first half-step of a run, with none
 before it, leaves Θ as it is.
 
 What it costs, in units of a forward pass: 1 (x_{t+1}) + 2 (gradient of L) + 3 (step 2's derivative
 along that gradient, with the forward pass of x_t again) + 2 (real gradient) = 8, where the exact
-half-step costs 10 and a plain step 3. What it keeps in memory is one forward pass, as in a plain
-step: the forward-mode pass keeps nothing.
+half-step costs 10 and a plain step 3. It keeps one forward pass in memory, as a plain step does:
+the forward-mode pass keeps nothing.
 """
 
 from collections.abc import Callable
@@ -53,7 +53,7 @@ def late_meta_update(
     previous_step: jax.Array,
     rates_at: Callable[[jax.Array], LearningRates],
 ) -> tuple[TrainState, jax.Array]:
-    """As `meta_update`, of what the half-step before has made of θ.
+    """As `meta_update`, but through the update of θ that the half-step before has made.
 
     Args:
         learner, state, forward, previous_half: `gradient_through_last_step`.
@@ -85,11 +85,11 @@ def gradient_through_last_step(
     ∂L/∂w[i, k] = <∇l[i, k](x_t; θ_t), d> / N, where d = (∂θ_{t+1}/∂gradient)^T·∇L(θ_{t+1}): for
     SGD, -lr_t·∇L. One forward-mode pass along d gives it for all i and k.
 
-    θ_{t+1} is what all devices made together, so with `weighting.scope` "device" too the gradient
-    that leads through it is that of all devices; allocation and centring are each device's own.
+    All devices made θ_{t+1} together, so even with `weighting.scope` "device" the gradient through
+    it is that of all devices; allocation and centring are each device's own.
 
     Args:
-        learner: its network must have the gradient that trained θ_t: no gradient equilibrium.
+        learner: its network must have the gradient that trained θ_t, so no gradient equilibrium.
         state: its `params` are θ_{t+1}, its `previous_params` θ_t.
         forward: of x_{t+1} at θ_{t+1}.
         previous_half: x_t.
@@ -117,7 +117,7 @@ def gradient_through_last_step(
 
 
 def split_previous(batch: Batch) -> tuple[Batch, Batch]:
-    """The batch of an iteration, and the one of the iteration before that it holds.
+    """The batch of an iteration, and that of the iteration before, which it holds as "previous".
 
     Raises:
         ValueError: it holds none.

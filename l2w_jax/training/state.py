@@ -19,7 +19,7 @@ from l2w_jax.models.precision import parameter_dtype
 from l2w_jax.training.optimizers import adam, network_optimizer
 from l2w_jax.training.weighting import create_predictor, is_pipelined, predictor_inputs
 
-# Of images, or their shape and type alone.
+# Images, or their shape and type alone.
 Images = jax.ShapeDtypeStruct | jax.Array | NDArray[Any]
 
 
@@ -31,7 +31,7 @@ class TrainState:
         step: iterations done, int32.
         params, batch_stats: θ and the running statistics of batch norm.
         opt_state: SGD's momentum buffer.
-        wpn_params, wpn_opt_state: Θ and Adam's moments; empty where there is no predictor, or
+        wpn_params, wpn_opt_state: Θ, empty where there is no predictor, and Adam's moments, empty
             where it does not learn.
         previous_params: θ as it was one half-step before, for the pipelined schedule; else empty.
     """
@@ -55,7 +55,7 @@ def create_train_state(
 ) -> TrainState:
     """The state before the first iteration, its values drawn from `rng`.
 
-    So is Θ where `config.weighting.kind` is "frozen": put a trained one in, as `wpn_params`.
+    Θ is drawn too where `config.weighting.kind` is "frozen": put a trained one in, as `wpn_params`.
 
     Args:
         config: a run's configuration; `config.model` may be a module.
@@ -77,7 +77,7 @@ def create_train_state(
 
 
 def untrained_state(config: ConfigDict, rng: jax.Array, images: Images | None = None) -> TrainState:
-    """As `create_train_state`, for whoever then puts in what an earlier run has learned."""
+    """As `create_train_state`, for callers that then put in what an earlier run has learned."""
     model = create_network(config)
     model_rng, wpn_rng = jax.random.split(rng)
     dtype = parameter_dtype(model.dtype)

@@ -34,7 +34,7 @@ from l2w_jax.training.weighting import Weighting, create_weighting, is_pipelined
 Metrics = dict[str, jax.Array]
 Update = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]
 
-# Metrics that are of each sample, [N, K], and not of the batch.
+# Metrics that there are for each sample, [N, K], and not for the batch.
 _PER_SAMPLE = ("weights", "losses")
 
 
@@ -93,22 +93,22 @@ def make_train_step(
 
     With `weighting.kind` "none" an iteration is one SGD step on the batch. Otherwise the batch has
     two halves and the iteration two half-steps: each trains on one half, from the parameters that
-    the other left, and the kind "meta" learns its weights from the other half: by
-    `weighting.schedule` "exact" before the half-step, by "pipelined" in the one that follows.
+    the other left, and the kind "meta" learns its weights from the other half: with
+    `weighting.schedule` "exact" before the half-step, with "pipelined" in the one that follows.
 
     Args:
-        config: a run's configuration; `default_config(model=...)` is one of a module, which cannot
-            take the place of `config.model` later.
+        config: a run's configuration; `default_config(model=...)` makes one for a module, which
+            cannot be put into `config.model` later.
         total_steps: T, iterations of the whole run, for the learning rates.
         axis_name: device axis that the step runs under; None on one device.
-        recompute: whether an exact half-step makes one forward pass twice, not to keep what it
-            leaves (`MetaLearner`). Only with a meta update in every iteration: else the real update
-            needs what is kept while the condition passes.
+        recompute: whether an exact half-step makes one forward pass twice rather than keep what it
+            leaves (`MetaLearner`). Only with a meta update in every iteration: else that is inside
+            a condition, and the real update outside needs what the first pass leaves.
 
     Returns:
         A function of a `TrainState` and of {"image": [N, H, W, 3], "label": [N]}, this device's
         share of the batch; with the schedule "pipelined" it also holds "previous", the batch of the
-        iteration before (in the first iteration any, itself for one).
+        iteration before (in the first iteration any batch, such as this one).
         The metrics are the same on all devices: "loss" and "top1" (0 to 1) [K], "weighted_loss",
         "meta_loss", "learning_rate" and "meta_learning_rate"; "weights" and "losses" of all
         samples, [N, K]. "meta_loss" is NaN where no predictor learns and in iterations between
@@ -117,8 +117,8 @@ def make_train_step(
 
     Raises:
         ValueError: a field of the configuration is not possible (`validate_training`), or its
-            schedule not for this network; or `total_steps` is not positive. The function, where
-            `apply_in_training` or `cross_entropy` does.
+            schedule is not for this network; or `total_steps` is not positive. The function raises
+            it where `apply_in_training` or `cross_entropy` does.
     """
     validate_training(config)
     if total_steps < 1:
@@ -135,7 +135,7 @@ def make_train_step(
 def create_training(
     config: ConfigDict, total_steps: int, axis_name: str | None = None, recompute: bool = False
 ) -> Training:
-    """What the updates of a run are made with; arguments and errors as of `make_train_step`."""
+    """What the updates of a run are made with; arguments and errors as for `make_train_step`."""
     batch_axis = axis_name if config.weighting.scope == "global" else None
     model = create_network(config).clone(axis_name=batch_axis)
     if fault := schedule_fault(config.weighting.schedule, model.gradient_equilibrium):
@@ -215,7 +215,7 @@ def weighted_step(
         state: at θ and the new Θ.
         forward: of x1 at θ, whose running statistics the state takes over.
         labels: y1, [n] of this device.
-        meta_loss: to be told among the metrics.
+        meta_loss: to be reported among the metrics.
     """
     axis_name, rates = training.axis_name, training.rates_at(state.step)
     weights = training.weigh(state.wpn_params, forward.losses, forward.confidences)

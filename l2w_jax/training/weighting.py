@@ -30,7 +30,7 @@ def create_weighting(
     Args:
         config: `config.weighting`.
         model: the network to be weighted.
-        axis_name: device axis over which the batch is one batch; None for one device's samples.
+        axis_name: device axis over which the batch is one; None for one device's samples.
     """
     if config.kind in PREDICTED_KINDS:
         predictor = create_predictor(config, model)
@@ -73,7 +73,7 @@ class PredictedWeights:
         inputs: what g reads: "loss", "confidence" or "both".
         constraint: the mean that is subtracted: "row", "col" or "mat" (`centre`).
         magnitude: δ, how far a weight may be from 1.
-        axis_name: device axis over which the batch is one batch; None for one device's samples.
+        axis_name: device axis over which the batch is one; None for one device's samples.
     """
 
     predictor: WeightPredictor
