@@ -1,4 +1,4 @@
-"""The arrays of a tree by their names: what they are, and whether they are those of another."""
+"""The arrays of a tree by their names: their types, and whether they match those of another."""
 
 import hashlib
 from typing import Any
@@ -23,7 +23,7 @@ def array_types(tree: PyTree) -> dict[str, str]:
 
 
 def first_difference(found: dict[str, str], wanted: dict[str, str]) -> str:
-    """Names the first array that two results of `array_types`, not the same, differ in."""
+    """Names the first array in which two results of `array_types`, which must differ, do so."""
     for name in sorted(found.keys() | wanted.keys()):
         if found.get(name) != wanted.get(name):
             return (
@@ -39,7 +39,7 @@ def array_type(array: Any) -> str:
 
 
 def tree_checksum(tree: PyTree) -> str:
-    """Of the names, types, shapes and bytes of all arrays of a tree, the SHA-256."""
+    """The SHA-256 of the names, types, shapes and bytes of all arrays of a tree."""
     digest = hashlib.sha256()
     for name, array in named_arrays(jax.device_get(tree)).items():
         digest.update(f"{name} {array_type(array)} {array_checksum(array)}\n".encode())
@@ -47,5 +47,5 @@ def tree_checksum(tree: PyTree) -> str:
 
 
 def array_checksum(array: np.ndarray) -> str:
-    """Of the bytes of an array, whatever their layout in memory, the SHA-256."""
+    """The SHA-256 of the bytes of an array, whatever their layout in memory."""
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""What the commands have in common: set-up, arguments, and faults told in one line."""
+"""What the commands have in common: set-up, arguments, and faults reported in one line."""
 
 import argparse
 import contextlib
@@ -14,7 +14,7 @@ from l2w_jax.config import paths
 from l2w_jax.errors import UserError
 
 # Keeps notices of TensorFlow, which only reads data here, out of what a command prints. Libraries
-# look at these as they are loaded, so they are set here: commands import this module first.
+# read these variables as they are loaded, so they are set here: commands import this module first.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 # A notebook's kernel hands on the name of its own display. Matplotlib refuses to load where that is
@@ -53,16 +53,16 @@ def set_up_libraries() -> None:
     """Keeps compiled programs from one start of a command to the next; quiets Orbax."""
     from absl import logging as absl_logging
 
-    # First of all, because it loads JAX, which is then not looked through for cycles either.
+    # First of all, because it loads JAX, which the freeze below then keeps from being searched too.
     compiled_programs.keep()
 
-    # A damaged checkpoint or a failed save is told in one line by `checkpoints`. Orbax adds pages
-    # of tracebacks to it, and leaves reads behind that find their event loop closed.
+    # `checkpoints` reports a damaged checkpoint or a failed save in one line. Orbax adds pages of
+    # tracebacks to it, and leaves reads behind that find their event loop closed.
     absl_logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
     sys.unraisablehook = _ignore_closed_loop
 
-    # Tracing a network makes millions of objects that stay. To look through them for cycles every
-    # 700 new ones, and through the libraries with them, takes a seventh of the time of tracing.
+    # Tracing a network makes millions of objects that stay. Searching them and those of the
+    # libraries for cycles after every 700 new ones takes a seventh of the time of tracing.
     gc.freeze()
     gc.set_threshold(100_000)
 
@@ -75,7 +75,7 @@ def _ignore_closed_loop(unraisable: "sys.UnraisableHookArgs") -> None:
 def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
     """Runs a command; ends the process with its exit status, after the lines of a UserError.
 
-    The status is 130 where SIGINT stopped it, as shells have it.
+    The status is 130 where SIGINT stopped it, as in shells.
 
     Args:
         main: a function of the arguments, without the program's name.
@@ -97,7 +97,7 @@ def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
 
 @contextlib.contextmanager
 def _told_if_without_devices() -> Iterator[None]:
-    """Has what fails because JAX cannot use its devices say so; they are taken when first used.
+    """Makes what fails because JAX cannot use its devices, taken when first used, say so.
 
     Raises:
         UserError: that is why something failed.

@@ -13,7 +13,7 @@ from l2w_jax import standard_output
 
 _logger = logging.getLogger(__name__)
 
-# What JAX warns of; it names no file.
+# JAX's warning about a kept program; it names no file.
 _FAULT = re.compile(r"Error (reading|writing) persistent compilation cache entry for '(.*)': (.*)")
 
 _show_other_warning = warnings.showwarning
@@ -45,16 +45,16 @@ def _users_folder() -> str | None:
             f"compiled programs are not kept, so that every start compiles anew ({error}); name a "
             "folder for them in JAX_COMPILATION_CACHE_DIR"
         )
-        # Matplotlib finds itself another folder, and would tell so in two more lines.
+        # Matplotlib finds itself another folder, and would say so in two more lines.
         logging.getLogger("matplotlib").setLevel(logging.ERROR)
         return None
 
 
 def _show_warning(message: Warning | str, *arguments: Any, **settings: Any) -> None:
-    """Shows a warning; one of JAX about a kept program as one line, once its file is removed.
+    """Shows a warning; if JAX's about a kept program, removes its file and logs one line instead.
 
-    JAX replaces no file: what a kill or a full disk has cut short would stay, and be compiled anew
-    at every start. Having warned that it cannot read a program, JAX compiles it and then writes it.
+    JAX replaces no file: one that a kill or a full disk has cut short would stay, and its program
+    be compiled anew at every start. After the warning JAX compiles the program and writes it.
     """
     import jax
 
@@ -81,11 +81,11 @@ def _show_warning(message: Warning | str, *arguments: Any, **settings: Any) -> N
 def _remove_cut_short(folder: Path, program: str) -> bool:
     """Removes files of a program that cannot be decompressed; returns whether there was any.
 
-    A program has a file for each of its shapes and devices, all under its name. One that another
+    A program has a file for each of its shapes and devices, all under its name. A file that another
     process is writing right now may be taken for cut short: the next start writes it again.
     """
     try:
-        # Libraries that may be there or not decide how JAX compresses. It has no public way to ask.
+        # How JAX compresses depends on which libraries are there. It has no public way to ask.
         from jax._src.compilation_cache import decompress_executable
     except ImportError:
         return False

@@ -8,11 +8,11 @@ _MOST_NAMES = 10
 
 
 class UserError(Exception):
-    """Bad input, told in one clear line per fault.
+    """Bad input, reported in one clear line per fault.
 
     Each line names the field or file, what was wrong and what is allowed. The command line prints
     the lines on standard error and exits with status 2. Nothing that was there before is changed,
-    and a run that was not begun leaves its folder to any other.
+    and a run that was not begun leaves its folder free for any other.
     """
 
     exit_status = 2
@@ -49,14 +49,14 @@ class RunInterrupted(UserError):
 
 @contextlib.contextmanager
 def told_if_memory_is_short(what: str, advice: Callable[[], str]) -> Iterator[None]:
-    """Has what a device's compiler or allocator raises say what to do about it.
+    """Makes the error of a device's compiler or allocator about memory say what to do about it.
 
     Args:
-        what: does not fit.
+        what: what does not fit.
         advice: what needs less, and how to go on.
 
     Raises:
-        RunFailed: a device's memory does not hold what it should.
+        RunFailed: a device's memory is too small.
     """
     try:
         yield
@@ -80,6 +80,6 @@ def first_line(error: BaseException) -> str:
 
 
 def some(names: Sequence[str]) -> str:
-    """Names for a message, not more than a person reads."""
+    """Names for a message, no more than a person would read."""
     shown = ", ".join(map(repr, names[:_MOST_NAMES]))
     return shown + (f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else "")

@@ -44,13 +44,13 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def replace_together(contents: Mapping[Path, str | bytes | None]) -> None:
-    """Replaces files of which the last tells of the others; where one has no room, none.
+    """Replaces files, the last of which describes the others; none where one has no room.
 
-    All contents go to temporary files first. While those are renamed the last file is not there: a
-    process that is killed meanwhile leaves none that tells of other files than its own.
+    All contents go to temporary files first. The last file is gone while those are renamed, so that
+    a process that is killed meanwhile leaves none that describes files other than its own.
 
     Args:
-        contents: of each file; None for one that is to be no more.
+        contents: the content of each file; None for one that is to be removed.
 
     Raises:
         OSError: a file cannot be written.
@@ -77,7 +77,7 @@ def _write_temporary(path: Path, content: str | bytes) -> Path:
     """The path of a new file beside `path`, which holds the content."""
     path.parent.mkdir(parents=True, exist_ok=True)
     data = _encoded(content)
-    # Not a file of `tempfile`, which its owner alone may read: what others may do is the umask's.
+    # Not a file of `tempfile`, which only its owner may read: the umask says what others may do.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
@@ -132,7 +132,7 @@ def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def npz_bytes(arrays: Mapping[str, NDArray[Any]]) -> bytes:
-    """What a compressed .npz file of the arrays holds."""
+    """The bytes of a compressed .npz file of the arrays."""
     content = io.BytesIO()
     np.savez_compressed(content, **arrays)
     return content.getvalue()
@@ -160,12 +160,12 @@ def write_json(path: Path, content: Any) -> None:
 def lock(file: IO[Any], wait: bool, danger: str) -> None:
     """Locks an open file until it is closed, or the process ends in any way.
 
-    Not every file system has locks: Lustre and NFS only where they are set up for it, and what
-    mounts an object store often not. There a warning takes the lock's place.
+    Not every file system has locks: Lustre and NFS only where they are set up for it, and mounted
+    object stores often not. There a warning takes the lock's place.
 
     Args:
         file: what to lock.
-        wait: for another process to let go of it.
+        wait: whether to wait until another process lets go of it.
         danger: what the lock would have kept from happening, for the warning.
 
     Raises:

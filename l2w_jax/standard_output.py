@@ -13,19 +13,19 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def prepare() -> None:
-    """Has standard output take any letter; what is printed to a closed stream goes nowhere.
+    """Makes standard output take any letter; what is printed to a closed stream goes nowhere.
 
-    To be called before files are opened: one would take the place of what is closed, and with it
-    what libraries in C++ print there.
+    To be called before files are opened: a file would take the descriptor of a closed stream, and
+    receive what libraries in C++ print there.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            # The system gives it the first place that is free, which is the one that was closed.
+            # The system gives it the first free descriptor, which is that of the closed stream.
             nowhere = os.open(os.devnull, os.O_RDWR)
             setattr(sys, name, os.fdopen(nowhere, mode, errors="backslashreplace"))
     atexit.register(_drop_what_nobody_takes)
     # A file's name need not be UTF-8; in UTF-8 it is printed as it is on the disk. Other encodings
-    # lack letters, at which surrogateescape would fail.
+    # lack letters, on which surrogateescape would fail.
     is_utf8 = codecs.lookup(sys.stdout.encoding).name == "utf-8"
     sys.stdout.reconfigure(errors="surrogateescape" if is_utf8 else "backslashreplace")
 
@@ -51,7 +51,7 @@ def discard(stream: TextIO) -> None:
 
 
 def _drop_what_nobody_takes() -> None:
-    """As the program ends: Python would try once more, and have its status be 120 for that."""
+    """For the program's end: Python would else try once more to print, and exit with status 120."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -61,10 +61,10 @@ def _drop_what_nobody_takes() -> None:
 
 @contextlib.contextmanager
 def faults_told() -> Iterator[None]:
-    """Ends what is printed within as soon as nobody reads it.
+    """Ends the block as soon as nobody reads what it prints.
 
     Raises:
-        SystemExit: the disk is full under it; Python prints a line that says so, with status 1.
+        SystemExit: the disk under the output is full; Python prints a line that says so, status 1.
     """
     try:
         with _faults_of_writing_told():
@@ -82,7 +82,7 @@ def _faults_of_writing_told() -> Iterator[None]:
         # Whoever reads the output, such as `head`, has seen enough.
         discard(sys.stdout)
     except OSError as error:
-        # That of a file has its name.
+        # An error with a file's name is about that file.
         if error.errno not in _FULL or error.filename is not None:
             raise
         discard(sys.stdout)
