@@ -11,7 +11,7 @@ from l2w_jax.models.initializers import torch_default
 from l2w_jax.models.layers import BatchNorm, LayerOptions
 from l2w_jax.models.multi_exit import Carry, MultiExitNetwork
 
-# Of the backbone's carry and the logits of the new classifier before; None before the first.
+# The backbone's carry, and the logits of the new classifier before; None before the first.
 CollaborationCarry = tuple[Carry, jax.Array | None]
 
 
@@ -44,10 +44,10 @@ class CollaborativeClassifier(nn.Module):
 
 
 class CollaborativeExits(MultiExitNetwork):
-    """A trained network with new classifiers, of which each reads the logits of the one before.
+    """A trained network with new classifiers, each of which reads the logits of the one before.
 
     The network itself, under "net" among the variables, is not trained any further; its running
-    statistics still move. Its own type of computation and device axis are those given here.
+    statistics still move. Its type of computation and device axis become those given here.
 
     Attributes:
         backbone: a network with `stage_with_features` and `num_classes`, C.
@@ -80,7 +80,7 @@ class CollaborativeExits(MultiExitNetwork):
 
     @override
     def init_carry(self, images: jax.Array, train: bool) -> CollaborationCarry:
-        # No exit has spoken yet.
+        # There are no logits yet.
         return self.net.init_carry(images, train), None
 
     @override

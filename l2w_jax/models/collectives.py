@@ -1,4 +1,4 @@
-"""Sums, means and rows over a device axis, or of the one device where there is no axis."""
+"""Sums, means and rows over a device axis, or of a single device where there is no axis."""
 
 from typing import TypeVar
 
@@ -21,9 +21,9 @@ def sum_over(axis_name: str | None, tree: Tree) -> Tree:
 def gathered(axis_name: str, tree: Tree) -> Tree:
     """The arrays of every device of the axis, in their order: [...] -> [devices, ...].
 
-    It is a sum over places of their own, since compilers join sums that are made side by side, not
-    gathers; and a TPU's leads a gather through all the convolutions beside it, each of which then
-    is another kernel to compile.
+    It is a sum in which each device has a place of its own, since compilers join sums that are made
+    side by side, but not gathers; and a TPU's compiler leads a gather through all the convolutions
+    beside it, each of which is then another kernel to compile.
     """
     is_own = jnp.arange(axis_size(axis_name)) == jax.lax.axis_index(axis_name)
 
@@ -36,7 +36,8 @@ def gathered(axis_name: str, tree: Tree) -> Tree:
 def mean_over(axis_name: str | None, tree: Tree) -> Tree:
     """Mean of every array over the devices of the axis.
 
-    Each divides its own, in the kernel that makes it: to divide the sum takes a kernel an array.
+    Each device divides its own, in the kernel that makes it: dividing the sum takes a kernel for
+    each array.
     """
     if axis_name is None:
         return tree

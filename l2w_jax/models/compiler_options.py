@@ -1,4 +1,4 @@
-"""What XLA is asked for where a network is compiled for a CPU, in training and in early exit."""
+"""The options with which XLA compiles a network for a CPU, in training and in early exit."""
 
 import functools
 
@@ -7,9 +7,9 @@ import jax
 
 @functools.cache
 def cpu_compiler_options() -> dict[str, str] | None:
-    """On a CPU, where its XLA has the choice: leaves convolutions and products to XLA itself.
+    """On a CPU whose XLA has the choice: leaves convolutions and products to XLA itself.
 
-    XLA:CPU hands these and sums to YNNPACK. Of these only sums get faster by it, much so, and each
+    XLA:CPU hands these and sums to YNNPACK. Only sums get faster by that, and much so, while each
     of a step's more than a thousand calls costs time when the program is loaded and first runs.
 
     Returns:

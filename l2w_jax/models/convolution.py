@@ -3,9 +3,9 @@
 XLA:CPU hands a convolution to a fast routine where its images are [N, H, W, C] and its kernel is
 [h, w, C, D]. JAX's derivatives have other layouts, which XLA mends in the outermost function only:
 inside a condition or a loop they take many times as long. Other platforms get JAX's derivatives:
-on a TPU the forms for a CPU more than double the bytes that a step moves. What is traced is the
-same for all; the platform that it is lowered for, which need not be the one that traces, decides.
-Under `vmap` alone the CPU's forms are what is traced, for every platform.
+on a TPU the forms for a CPU more than double the bytes that a step moves. The same operations are
+traced for all; the platform that they are lowered for, which need not be the one that traces,
+decides. Only under `vmap` are the CPU's forms traced, for every platform.
 
 A convolution y = x * k is bilinear, and so are both of its derivatives: they are the three faces of
 the trilinear form T(x, k, g) = <x * k, g>. Each face is an operation here that knows the other two
@@ -53,7 +53,7 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
 
 
 class Geometry(NamedTuple):
-    """Of a convolution, both vertically and horizontally.
+    """The geometry of a convolution, the same vertically and horizontally.
 
     Attributes:
         stride: of the output's pixels, in the input's.
@@ -101,7 +101,7 @@ def _output_of(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array
 
 
 def _image_cotangent_of(kernel: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
-    """g, its pixels `stride` apart, convolved with the kernel turned by 180°."""
+    """g, with its pixels `stride` apart, convolved with the kernel turned by 180°."""
     if _is_product(geometry):
         return _product(_rows(g), kernel[0, 0], 1).reshape(*g.shape[:-1], -1)
     if _is_smaller(geometry.output_size, geometry.kernel_size):
@@ -120,7 +120,7 @@ def _image_cotangent_of(kernel: jax.Array, g: jax.Array, geometry: Geometry) -> 
 
 
 def _kernel_cotangent_of(x: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
-    """x convolved with g, its pixels `stride` apart: the batch is summed over as channels are."""
+    """x convolved with g, whose pixels are `stride` apart; the batch is summed as channels are."""
     if _is_product(geometry):
         return _product(_rows(g), _rows(x), 0).T[None, None]
     padding = geometry.padding
@@ -139,8 +139,8 @@ def _is_product(geometry: Geometry) -> bool:
     """Whether the convolution is a matrix product of the channels of every pixel.
 
     XLA:CPU takes up to six times as long for the gradient of a 1x1 convolution as for that of the
-    product; and for a product of matrices less time and memory than for one with [N, H, W, C],
-    which it would transpose and keep.
+    product; and it takes less time and memory for a product of matrices than for one with
+    [N, H, W, C], which it would transpose and keep.
     """
     return geometry.kernel_size == (1, 1) and geometry.stride == 1 and geometry.padding == 0
 
@@ -178,7 +178,7 @@ def _kernel_cotangent_by_lax(x: jax.Array, g: jax.Array, geometry: Geometry) -> 
 def _is_smaller(size: tuple[int, int], window: tuple[int, int]) -> bool:
     """Whether XLA:CPU would leave a convolution of this size to its slow routine.
 
-    It does where the window does not fit into what it slides over without the padding: an exit of
+    It does where the window is larger than what it slides over, padding not counted: an exit of
     128 channels that narrows 4x4 pixels to 2x2 then spends nine tenths of a step in one derivative.
     """
     return any(side < of_window for side, of_window in zip(size, window, strict=True))
@@ -197,12 +197,12 @@ def _windows(x: jax.Array, geometry: Geometry) -> jax.Array:
 def _operation(
     name: str, implementation: Callable[..., jax.Array], by_lax: Callable[..., jax.Array]
 ) -> Primitive:
-    """A function of two arrays and a `Geometry` as an operation, yet without derivatives.
+    """A function of two arrays and a `Geometry` as an operation that has no derivatives yet.
 
     Args:
         name: of the operation.
         implementation: the function as a CPU should compute it.
-        by_lax: the same function as others should.
+        by_lax: the same function as other platforms should compute it.
     """
 
     def types(*operands: Any, **geometry: Any) -> Any:
@@ -233,8 +233,8 @@ _kernel_cotangent = _operation(
     "convolution_kernel_cotangent", _kernel_cotangent_of, _kernel_cotangent_by_lax
 )
 
-# Of each face the maps transposed in its first and in its second operand. The cotangent of a face
-# takes the place of that of the three which the face leaves out.
+# For each face, its transposes in its first and in its second operand. The cotangent of a face
+# takes the place of the one of x, k and g that the face leaves out.
 ad.defbilinear(
     _output,
     lambda g, x, kernel, **geometry: _image_cotangent.bind(kernel, g, **geometry),

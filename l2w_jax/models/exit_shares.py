@@ -1,4 +1,4 @@
-"""Which share of the samples is meant for each exit: what training and early exit both go by."""
+"""Which share of the samples is meant for each exit, in training and in early exit alike."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -15,7 +15,7 @@ _NETWORKS = {"msdnet": MSDNet, "ranet": RANet}
 
 
 def create_network(config: ConfigDict) -> MultiExitNetwork:
-    """The network that a run trains: `config.model`, as `config.imta` has it trained.
+    """The network that a run trains: `config.model`, in the way that `config.imta` says.
 
     A configuration without a section `imta` trains the network as it is.
 
@@ -63,7 +63,7 @@ def create_model(config: ConfigDict | MultiExitNetwork) -> MultiExitNetwork:
     if config.name not in _NETWORKS:
         raise unknown_choice("model.name", config.name)
     network = _NETWORKS[config.name]
-    # What describes a network has the names of its attributes; `name` is one that Flax adds.
+    # The fields that describe a network are named as its attributes; Flax adds one, `name`.
     attributes = {field.name for field in dataclasses.fields(network)} - {"name"}
     described = {
         name: tuple(value) if isinstance(value, list) else value

@@ -1,11 +1,11 @@
 """Batch norm folded into the convolution before it, for a network that is trained no further.
 
-With running statistics a batch norm is an affine map of each channel, and so is what it does to a
-convolution's kernel:
+With running statistics a batch norm is an affine map of each channel, which the kernel of the
+convolution before it can take over:
 
     γ·(x * k + b - μ) / sqrt(σ² + ε) + β  =  x * (k·s) + (β + (b - μ)·s),   s = γ / sqrt(σ² + ε)
 
-One addition is left of four operations on every feature.
+Of four operations on every feature one addition is left.
 """
 
 from collections.abc import Mapping
@@ -26,10 +26,10 @@ Path = tuple[str, ...]
 def fold_batch_norms(
     model: MultiExitNetwork, variables: Mapping[str, Any], images: jax.ShapeDtypeStruct
 ) -> dict[str, Any]:
-    """Variables with which the network answers as with its own, but for rounding, and faster.
+    """Variables with which the network gives the same answers, except for rounding, and faster.
 
-    Folded are the batch norms of `ConvBNReLU`, wherever in the network they are; others, of the
-    layers of a user's own, stay as they are. Only `train=False` is possible afterwards.
+    The batch norms of `ConvBNReLU` are folded, wherever in the network they are; others, in a
+    user's own layers, stay as they are. Only `train=False` is possible afterwards.
 
     Args:
         model: the network.
@@ -64,9 +64,9 @@ def fold_batch_norms(
 def _foldable(
     model: MultiExitNetwork, variables: Mapping[str, Any], images: jax.ShapeDtypeStruct
 ) -> set[Path]:
-    """Where among the variables those of each `ConvBNReLU` lie that is not folded yet.
+    """Paths of the variables of each `ConvBNReLU` that is not folded yet.
 
-    Names do not tell: a user's layer may call a batch norm "bn" that stands before its convolution.
+    Names are not enough: a user's layer may have a batch norm "bn" that precedes its convolution.
     """
     found = set()
 

@@ -1,8 +1,8 @@
 """Initial values: PyTorch's defaults and RANet's, and a way to draw them all without compiling.
 
 Linen draws every parameter by a kernel of its own, and a multi-exit network has hundreds: a jitted
-`model.init` spends most of a minute in the compiler. The initialisers here can also be drawn with
-NumPy, which `initial_variables` does.
+`model.init` spends most of a minute in the compiler. The initialisers here can also draw with
+NumPy, which `initial_variables` uses.
 """
 
 import dataclasses
@@ -129,7 +129,7 @@ def initial_variables(
     The shapes come from an abstract run, during which each layer's own initialisers are noted;
     the values are then drawn with NumPy from a generator seeded by `rng`. A network with a
     parameter whose initialiser has no NumPy form falls back to a jitted `model.init`. In a
-    function that is traced, as for `jax.eval_shape`, it is `model.init`, and nothing is drawn.
+    function that is traced, as by `jax.eval_shape`, `model.init` is used, and nothing is drawn.
 
     Args:
         model: any linen module.

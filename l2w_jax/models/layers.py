@@ -56,7 +56,7 @@ class LayerOptions:
 class BatchNorm(nn.Module):
     """Batch norm over the channels, with PyTorch's momentum of 0.1 and epsilon of 1e-5.
 
-    Unlike PyTorch's, the running variance is that of the biased ones.
+    Unlike PyTorch's, the running variance averages biased variances.
     """
 
     options: LayerOptions
@@ -76,7 +76,7 @@ class BatchNorm(nn.Module):
 
     @property
     def is_folded(self) -> bool:
-        """Whether the kernel before it scales already (`folding`): only the shift is left."""
+        """Whether the kernel before it already scales (`folding`), so only the shift is left."""
         return not self.is_initializing() and not self.has_variable("params", "scale")
 
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -87,7 +87,7 @@ class BatchNorm(nn.Module):
 def batch_norm(
     norms: Sequence[BatchNorm], widths: Sequence[int], x: jax.Array, train: bool
 ) -> jax.Array:
-    """Batch norms of neighbouring channels, in one go: as many kernels as for a single one.
+    """Batch norms of neighbouring channels at once, in as many kernels as a single one takes.
 
     Args:
         norms: each for its own channels, in their order.
@@ -103,7 +103,7 @@ def batch_norm(
         shift = concatenated([norm.get_variable("params", "bias") for norm in norms])
         return (x + shift).astype(x.dtype)
     options, initializing = norms[0].options, norms[0].is_initializing()
-    # While the variables are made there need be no devices yet.
+    # While the variables are made there need be no device axis yet.
     axis_name = None if initializing else options.axis_name
     variables = [norm.variables_for(width) for norm, width in zip(norms, widths, strict=True)]
     scales, biases, means, variances = zip(*variables, strict=True)
@@ -120,7 +120,7 @@ def batch_norm(
 
 
 def _move(running: Sequence[Any], of_batch: jax.Array, widths: Sequence[int]) -> None:
-    """Moves running statistics by those of a batch, [ΣC_i]; nothing is learned through them."""
+    """Moves running statistics towards a batch's, [ΣC_i]; no gradient flows through them."""
     of_batch = jax.lax.stop_gradient(of_batch)
     for variable, part in zip(running, split_channels(of_batch, widths), strict=True):
         variable.value = _MOMENTUM * variable.value + (1 - _MOMENTUM) * part
@@ -206,8 +206,8 @@ def side_by_side(
     """
     outputs = concatenated([layer.conv(x) for layer, x in zip(layers, inputs, strict=True)])
     if train:
-        # The outputs become the last channels of a larger map. RANet's layers do without: for them
-        # it is a fifth more kernels and a seventh more bytes.
+        # The outputs become the last channels of a larger map. RANet's layers do without this: for
+        # them it is a fifth more kernels and a seventh more bytes.
         outputs = gradient_apart(outputs)
     return _normalized(layers, outputs, train)
 
@@ -278,7 +278,7 @@ class Stem(nn.Module):
 
 
 class FirstLayer(nn.Module):
-    """The image at every scale, or for every sub-network: each a 3x3 convolution of the one before.
+    """Features at every scale, or for every sub-network: each a 3x3 convolution of the one before.
 
     Attributes:
         widths: channels of each, the highest resolution first.

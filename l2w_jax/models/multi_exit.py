@@ -23,12 +23,12 @@ class MultiExitNetwork(nn.Module):
     statistics are those of the batch of all devices.
 
     Its images are normalised floating-point arrays [N, ...] of any one shape: [N, H, W, 3] in the
-    recipes, else as well one channel, or signals [N, T, C]. `create_train_state` and
-    `mul_adds_per_exit` are then told their shape. Integers are taken for stored images, so that
-    tokens [N, T] come as floating-point numbers, which `init_carry` makes whole again.
+    recipes, but also one channel, or signals [N, T, C]; `create_train_state` and
+    `mul_adds_per_exit` must then be given their shape. Integers are taken for stored images, so
+    tokens [N, T] come as floating-point numbers, which `init_carry` makes integers again.
 
-    In training it draws no random numbers, as for dropout: a half-step passes the same images
-    several times, and what is learned from one pass holds for the function of the others.
+    In training it must draw no random numbers, as dropout would: a half-step passes the same images
+    several times, and all passes must be of the same function.
 
     For the training of Li et al., ICCV 2019, it defines `stage_with_features` in place of `stage`,
     and calls `balance_gradients` on what each classifier reads; for collaboration also
@@ -38,8 +38,8 @@ class MultiExitNetwork(nn.Module):
         num_exits: K, the number of classifiers; a field or a property of the subclass.
         axis_name: name of the device axis that the network runs under, or None. The training step
             sets it.
-        dtype: type of the computation: float32, bfloat16, or float64 under `jax_enable_x64`. It is
-            that of the layers only where `setup` passes it on, as `dtype=self.dtype`.
+        dtype: type of the computation: float32, bfloat16, or float64 under `jax_enable_x64`. Layers
+            compute in it only where `setup` passes it on, as `dtype=self.dtype`.
         gradient_equilibrium: whether `balance_gradients` does anything.
     """
 
@@ -72,7 +72,7 @@ class MultiExitNetwork(nn.Module):
         )
 
     def balance_gradients(self, k: int, features: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """What classifier k (from 0) and what later blocks should read of the exit's features.
+        """The exit's features as classifier k (from 0) and as later blocks should read them.
 
         Both are `features`. With gradient equilibrium (Li et al., ICCV 2019) what flows back from
         classifier k is scaled by 1/(K-k), and what flows back from later blocks by (K-k-1)/(K-k),
@@ -106,8 +106,8 @@ def apply_in_training(
         method: of the network, which takes images and `train`.
 
     Raises:
-        ValueError: the images are not floating-point or not of the shape that the variables are
-            for, or the network draws random numbers.
+        ValueError: the images are not floating-point, the variables are not for their shape, or
+            the network draws random numbers.
     """
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(

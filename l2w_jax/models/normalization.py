@@ -39,9 +39,9 @@ def batch_normalize(
 def _tangents_of_normalized(axis_name, primals, tangents):
     """dy = γr·dx + (x - m)·r·(dγ - γr²·mean((x - m)·dx)) + (dβ - γr·mean(dx)).
 
-    m is the mean and r = 1 / sqrt(variance + ε). Two sums over the batch, and as many in the
-    transposed map, which is the gradient: half of what differentiating each operation makes of it,
-    where sums are most of a network's kernels.
+    m is the mean and r = 1 / sqrt(variance + ε). It takes two sums over the batch, and as many in
+    the transposed map, which is the gradient: half of what differentiating each operation takes,
+    and sums are most of a network's kernels.
     """
     x, scale, _ = primals
     dx, dscale, dbias = tangents
@@ -64,8 +64,8 @@ def _statistics_in_two_passes(x: jax.Array, axis_name: str | None) -> tuple[jax.
 
     The variance is the mean squared deviation rather than E[x²] - E[x]²: the latter cancels in
     float32, and the meta-gradient amplifies what is lost. Devices, which have equally many images,
-    tell one another their own in one exchange; the variance is the mean of theirs plus that of
-    their means (Chan et al., 1979).
+    send one another their statistics in one exchange; the variance is the mean of their variances
+    plus the variance of their means (Chan et al., 1979).
     """
     count = x.size // x.shape[-1]
     total = _sum_per_channel(x)
@@ -74,7 +74,7 @@ def _statistics_in_two_passes(x: jax.Array, axis_name: str | None) -> tuple[jax.
     squares = _sum_per_channel(jnp.square(deviations))
     if axis_name is None:
         return mean, squares / count
-    # What rounding took from a large mean would be missed in its deviation from the others.
+    # What rounding took from a large mean would be missing in its deviation from the others.
     remainder = _sum_per_channel(deviations)
     sums, remainders, squares = gathered(axis_name, (total, remainder, squares))
     means = sums / count
@@ -86,15 +86,15 @@ def _statistics_in_two_passes(x: jax.Array, axis_name: str | None) -> tuple[jax.
 
 
 def _statistics_in_one_pass(x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
-    """As `_statistics_in_two_passes`, of x that was rounded to bfloat16.
+    """As `_statistics_in_two_passes`, for x that was rounded to bfloat16.
 
-    The variance is E[x²] - E[x]², as its cancelling loses less than what the rounding, by up to
-    2⁻⁹·|x|, has put into it.
+    The variance is E[x²] - E[x]²: what its cancelling loses is less than the error from the
+    rounding of x, by up to 2⁻⁹·|x|.
     """
     count = x.size // x.shape[-1] * axis_size(axis_name)
     sums = _sum_per_channel(x), _sum_per_channel(jnp.square(x))
     if axis_name is not None:
-        # Else one of them may wait for what reads x next, and be an exchange of its own.
+        # Else one of the sums may wait for what reads x next, and be an exchange of its own.
         sums = sum_over(axis_name, jax.lax.optimization_barrier(sums))
     mean, square = (per_channel / count for per_channel in sums)
     return mean, jnp.maximum(square - jnp.square(mean), 0)

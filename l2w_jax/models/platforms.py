@@ -14,9 +14,9 @@ Tree = TypeVar("Tree")
 def apart_on_tpus(tree: Tree) -> Tree:
     """`tree`, which a TPU's compiler is to compute outside the kernels that read it.
 
-    Kernels of the same layer in the passes of a step are then the very same, and it compiles them
-    once. Other platforms' compilers, which compile less for each kernel, may do as they like: for
-    GPUs it would be more kernels and memory traffic.
+    The kernels of a layer are then the very same in all passes of a step, and it compiles them
+    once. Other platforms' compilers, which spend less on each kernel, may do as they like: for GPUs
+    it would mean more kernels and memory traffic.
     """
     return jax.lax.platform_dependent(
         tree, tpu=jax.lax.optimization_barrier, default=lambda tree: tree
@@ -26,9 +26,9 @@ def apart_on_tpus(tree: Tree) -> Tree:
 def made_after(earlier: Tree, params: Tree) -> Tree:
     """`params`, which XLA cannot read before `earlier`, of the same structure and finite, is there.
 
-    Without it a forward pass at `params` is made as soon as it can be, and all of it waits in
-    memory for its derivative. For the pipelined schedule that would be 1.6 times the temporary
-    memory of the step. A TPU's compiler needs no kernels for it; on a CPU XLA drops
+    Without this a forward pass at `params` is made as soon as possible, and all that it leaves
+    waits in memory for its derivative. For the pipelined schedule that would take 1.6 times the
+    temporary memory of the step. On a TPU this takes no kernels; on a CPU XLA drops
     `optimization_barrier` before it orders its operations.
     """
     return jax.lax.platform_dependent(
@@ -40,11 +40,11 @@ def made_after(earlier: Tree, params: Tree) -> Tree:
 
 
 def gradient_apart(x: jax.Array) -> jax.Array:
-    """`x`, whose gradient is `apart_on_tpus`; its tangent, as `x`, is where it suits the compiler.
+    """`x`, whose gradient is `apart_on_tpus`; x and its tangent are left to the compiler.
 
-    Where x is concatenated to a larger map, its gradient is a slice of that map's. Within the
-    derivatives of the convolution that made x, the slice would make of each a kernel of its own;
-    kept apart, layers of equal shape share theirs.
+    Where x is concatenated to a larger map, its gradient is a slice of that map's. If taken within
+    the derivatives of the convolution that made x, the slice would make each a kernel of its own;
+    kept apart, layers of equal shape share their kernels.
     """
     return _gradient_apart.bind(x)
 
@@ -61,7 +61,7 @@ ad.deflinear2(_gradient_apart, lambda gradient, _: [apart_on_tpus(gradient)])
 def cast_once(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """`x` in `dtype`, on TPUs cast once instead of by each kernel that reads it.
 
-    Left to itself a TPU's compiler casts some parameters within convolutions and others before.
+    Left to itself, a TPU's compiler casts some parameters within convolutions and others before.
     Gradients are cast where it suits the compiler.
     """
     return x if x.dtype == dtype else apart_on_tpus(x.astype(dtype))

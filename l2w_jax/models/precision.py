@@ -11,7 +11,7 @@ def parameter_dtype(dtype: jnp.dtype) -> jnp.dtype:
 
 
 def at_least_float32(x: ArrayLike) -> jax.Array:
-    """`x` in float32, or as it is where it is wider and JAX takes such."""
-    # What NumPy holds in float64 would be computed in float32 with constants of float64.
+    """`x` in float32, or as it is where it is wider and JAX takes the wider type."""
+    # Else NumPy's float64 would be computed in float32, but with constants of float64.
     x = jnp.asarray(x)
     return x.astype(parameter_dtype(x.dtype))

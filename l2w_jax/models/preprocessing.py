@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Of the training images scaled to 0..1, per channel. CIFAR's and ImageNet's are the ones of the
-# authors of MSDNet; folders of images use ImageNet's, as is the custom.
+# Mean and deviation of the training images scaled to 0..1, per channel. CIFAR's and ImageNet's are
+# those of MSDNet's authors; folders of images use ImageNet's, as is the custom.
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _STATISTICS = {
     "digits": ((0.3059,) * 3, (0.3188,) * 3),

@@ -58,10 +58,10 @@ def plan_sub_networks(
         first_blocks: blocks of sub-network 0; each later one has `block_step` more.
         block_step: blocks, and exits, that each later sub-network adds.
         step: layers of the first block.
-        step_mode: "even", `step` layers in every block, or "lg": each block that has an exit, in
-            whichever sub-network, makes the next entry of the shared list `step` layers longer.
-        scale_list: number of scales of each sub-network, which is one more than the number of
-            times it halves its resolution.
+        step_mode: "even", `step` layers in every block, or "lg": all sub-networks share a list of
+            layer counts, to which each block with an exit appends one that is `step` larger.
+        scale_list: number of scales of each sub-network, one more than the number of times that it
+            halves its resolution.
 
     Raises:
         ValueError: `step_mode` is not one of RANet's.
@@ -124,7 +124,7 @@ class FusionBlock(nn.Module):
         plan: the number of layers, and whether the last one halves the resolution.
         width: new channels of a layer.
         compress_factor: share of them that is read from the lower resolution.
-        bottleneck_factor, low_bottleneck_factor: of this sub-network and of the one before.
+        bottleneck_factor, low_bottleneck_factor: this sub-network's and that of the one before.
     """
 
     plan: BlockPlan
@@ -286,7 +286,7 @@ class RANet(MultiExitNetwork):
     ) -> tuple[jax.Array, jax.Array, RANetCarry]:
         """The block of exit k and its classifier.
 
-        Where a sub-network begins, all its blocks that fuse go before.
+        Where a sub-network begins, all its fusing blocks run first.
         """
         i, j = self._exits[k]
         x, starts, features = carry.x, carry.starts, carry.features
@@ -302,7 +302,7 @@ class RANet(MultiExitNetwork):
         if k + 1 == self.num_exits:
             return pooled, logits, ()
         if f"{i}_{j}" not in self.transitions:
-            # The next sub-network too reads the very features of this exit.
+            # The next sub-network reads this exit's features too, so they are handed on balanced.
             handed = (*handed[:-1], x)
         # Nothing is carried that no later block reads: survivors are copied at every exit.
         features = (*features, handed) if starts else ()

@@ -1,4 +1,4 @@
-"""Bilinear resizing as PyTorch's `align_corners=True`, which RANet fuses its resolutions by."""
+"""Bilinear resizing as PyTorch's `align_corners=True`, by which RANet fuses its resolutions."""
 
 import functools
 
@@ -34,5 +34,5 @@ def resize_align_corners(x: jax.Array, height: int, width: int) -> jax.Array:
 
 
 def _corner_scale(size: int, new_size: int) -> float:
-    """Distance of neighbours after over that before, where the first and last pixels stay put."""
+    """The distance of neighbours after resizing over that before; the corners stay put."""
     return (new_size - 1) / (size - 1) if new_size > 1 else 1.0
