@@ -4,8 +4,8 @@ A network with K exits shares a compute budget among the samples of a batch: eas
 an early exit, the rest go on (Huang et al., ICLR 2018, section 5; Han et al., ECCV 2022, section
 4.1). A parameter q sets which share of the samples should leave where, held-out data turn the
 shares into one confidence threshold per exit, and on test data a sample leaves at the first exit
-whose threshold its confidence reaches. What is called confidences here may be probabilities, or
-the scores of any other rule of `rules`: only their order counts.
+whose threshold its confidence reaches. "Confidences" here may be probabilities, or the scores of
+any other rule of `rules`: only their order counts.
 
 Everything here is a pure function of NumPy arrays. Confidences are compared in float32, the
 precision that thresholds are stored in, so that the same sample leaves at the same exit wherever
@@ -23,8 +23,8 @@ from l2w_jax.models.exit_shares import exit_shares
 # The q of the 39 points of a budgeted curve: 0.05 (nearly all leave at exit 1) to 1.95.
 CURVE_QS: tuple[float, ...] = tuple(i / 20 for i in range(1, 40))
 
-# The thresholds of an exit that no sample and that every sample leaves at: outside what a score of
-# any rule can be, and finite, so that they survive JSON and CSV.
+# The thresholds of an exit at which no sample leaves, and at which every sample does: beyond the
+# scores of any rule, but finite, so that they survive JSON and CSV.
 NOBODY_LEAVES = np.float32(1e8)
 EVERYBODY_LEAVES = np.float32(-1e8)
 
@@ -72,11 +72,11 @@ def find_thresholds(confidences: ArrayLike, shares: ArrayLike) -> NDArray[np.flo
     T_k or more at exit k then count as taken, equals included. An exit that should take none, or
     more than are left, gets NOBODY_LEAVES; the last exit takes everybody who is left.
 
-    Only the value of T_k matters, not which of several equal samples holds it: a selection of the
-    n-th largest of those left replaces a walk down the sorted samples.
+    Only the value of T_k matters, not which of several equal samples has it: selecting the n-th
+    largest of those left replaces a walk down the sorted samples.
 
     Args:
-        confidences: held-out confidences [K, N], of the rule that will decide, for one
+        confidences: held-out confidences [K, N] by the rule that will decide, such as
             `rules.confidence`.
         shares: p_k [K], from `exit_shares`.
 
@@ -84,7 +84,7 @@ def find_thresholds(confidences: ArrayLike, shares: ArrayLike) -> NDArray[np.flo
         float32[K].
 
     Raises:
-        ValueError: if the shapes do not match, a confidence is NaN or infinite or in less than
+        ValueError: if the shapes do not match, a confidence is NaN, infinite or less precise than
             float32, or a share is not in [0, 1].
     """
     confidences = _checked_confidences(confidences)
@@ -149,12 +149,12 @@ def checked_thresholds(thresholds: ArrayLike, num_exits: int) -> NDArray[np.floa
 
 
 class OperatingPoint(NamedTuple):
-    """What it costs and is worth that samples leave where they do.
+    """Cost and accuracy when samples leave where they do.
 
     Attributes:
         cost: mean per sample, in the unit of the exits' costs.
         top1: percent, 0 to 100.
-        shares: of the samples that leave at each exit, 0 to 1, [K].
+        shares: the share of the samples that leaves at each exit, 0 to 1, [K].
     """
 
     cost: float
@@ -269,7 +269,7 @@ def _checked_probs(probs: ArrayLike) -> np.ndarray:
 
 def _checked_confidences(confidences: ArrayLike) -> NDArray[np.float32]:
     confidences = np.asarray(confidences)
-    # Many would be equal, and equals leave together.
+    # With less precision many would be equal, and equals leave together.
     if jnp.issubdtype(confidences.dtype, jnp.floating) and confidences.dtype.itemsize < 4:
         raise ValueError(
             f"confidences are {confidences.dtype}; at least float32 is expected, as "

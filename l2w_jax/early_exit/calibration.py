@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from l2w_jax.models import MultiExitNetwork
 from l2w_jax.models.precision import at_least_float32
 
-# Where the best temperature is not between these there is nothing to fit: the fewer the images, the
-# more often an exit is right about them all, and the best temperature for that is 0.
+# If the best temperature is not between these, nothing is fitted: the fewer the images, the more
+# often an exit is right about them all, and the best temperature for that is 0.
 LEAST_TEMPERATURE, LARGEST_TEMPERATURE = 0.05, 20.0
 
-# It leaves an exit as sure as it is.
+# The temperature that leaves an exit as sure as it is.
 UNFITTED = 1.0
 
 
@@ -44,17 +44,17 @@ class Calibrated(MultiExitNetwork):
         return self.network.num_exits
 
     def init_carry(self, images: jax.Array, train: bool):
-        """That of the network."""
+        """The network's own."""
         return self.inner.init_carry(images, train)
 
     def stage(self, k: int, carry, train: bool):
-        """That of the network, the logits divided by the exit's temperature."""
+        """The network's own, with the logits divided by the exit's temperature."""
         logits, carry = self.inner.stage(k, carry, train)
         return at_least_float32(logits) / self.temperatures[k], carry
 
 
 def calibrated(network: MultiExitNetwork, temperatures: Sequence[float] | None) -> MultiExitNetwork:
-    """The network with these temperatures [K] at its exits; as it is without."""
+    """The network with these temperatures [K] at its exits; None leaves it as it is."""
     if temperatures is None:
         return network
     return Calibrated(
@@ -92,13 +92,13 @@ def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.integer]) -
     Returns:
         T; UNFITTED where it is not between LEAST_TEMPERATURE and LARGEST_TEMPERATURE.
     """
-    # Imported here, since most who read this module fit nothing.
+    # Imported here, since most who import this module fit nothing.
     from scipy import optimize
 
     below_largest = np.asarray(logits, dtype=np.float64)
     below_largest = below_largest - below_largest.max(axis=-1, keepdims=True)
     of_label = below_largest[np.arange(len(labels)), labels]
-    # The logits of ImageNet take seconds where each step of the search makes arrays of its own.
+    # ImageNet's logits would take seconds if each step of the search made arrays of its own.
     exponentials = np.empty_like(below_largest)
 
     def cross_entropy(log_temperature: float) -> float:
@@ -147,7 +147,7 @@ def reliability(
 
 
 def _equal_bins(confidences: NDArray[np.floating], num_bins: int) -> NDArray[np.integer]:
-    """The bin of equal width that each confidence lies in, its upper edge included."""
+    """The bin that each confidence lies in; bins are equally wide and include their upper edge."""
     return np.clip(np.ceil(confidences * num_bins).astype(int) - 1, 0, num_bins - 1)
 
 
@@ -156,7 +156,7 @@ def adaptive_calibration_error(
 ) -> float:
     """`calibration_error` over bins of equally many samples (Nixon et al., CVPR Workshops 2019).
 
-    The bins of equal width hold nearly all samples of a network that is sure in one of them.
+    Of bins of equal width, one holds nearly all samples if the network is mostly sure.
     """
     order = np.argsort(confidences, kind="stable")
     gaps = correct[order] - np.float64(confidences[order])

@@ -1,20 +1,20 @@
-"""Thresholds with a promise: at most so much accuracy is lost, with so much confidence.
+"""Thresholds with a promise: at most a given accuracy is lost, with a given confidence.
 
 Stopping early may lose accuracy against the full network. How much it loses on images to come is
-not known, but it can be tested: each candidate is a hypothesis "the loss is above the risk that is
-accepted", and one that held-out data reject is safe to use. This is Learn then Test (Angelopoulos,
-Bates, Candes, Jordan and Lei, Annals of Applied Statistics 2025, arXiv 2110.01052). It holds for
-any network and any distribution of images, as long as the held-out images are a random sample of
-it by which the network was neither trained nor chosen. A run's checkpoint is chosen by them, by
-the top-1 of its last exit, so that of a run the promise holds but for what that choice is worth.
+not known, but it can be tested: each candidate stands for a hypothesis "the loss is above the
+accepted risk", and a candidate whose hypothesis held-out data reject is safe to use. This is Learn
+then Test (Angelopoulos, Bates, Candes, Jordan and Lei, Annals of Applied Statistics 2025, arXiv
+2110.01052). It holds for any network and any distribution of images, as long as the held-out images
+are a random sample of it by which the network was neither trained nor chosen. A run's checkpoint is
+chosen by them, by the top-1 of its last exit: the promise for a run leaves out what that is worth.
 
 - The candidates are fixed before the test sees any data: one part of the held-out images sets
   thresholds, the other tests them.
-- Candidates are tested from the most careful on, until one is not rejected (fixed-sequence
-  testing): any number of them then costs no confidence.
-- A test is a bet against the hypothesis (Waudby-Smith and Ramdas, JRSS B 2024, arXiv 2010.09686):
-  capital that grows where less is lost than the hypothesis says. Were it true, the capital would
-  reach 1/p with probability at most p.
+- Candidates are tested from the most careful on, until a hypothesis is not rejected (fixed-sequence
+  testing): however many are tested, that costs no confidence.
+- A test is a bet against the hypothesis (Waudby-Smith and Ramdas, JRSS B 2024, arXiv 2010.09686),
+  with capital that grows where less is lost than the hypothesis says. Were the hypothesis true, the
+  capital would reach 1/p with probability at most p.
 """
 
 import dataclasses
@@ -40,7 +40,8 @@ class Guarantee:
     Attributes:
         thresholds: T_k, float32 [K].
         q: which member of the family of `selection`; infinity where no early exit can be promised.
-        p_value: of the test that the thresholds passed; 0 for the full network, which needs none.
+        p_value: of the test that the thresholds passed; 0 for the full network, which needs no
+            test.
         risk: accuracy that may be lost against the last exit, a fraction.
         confidence: probability, over the draw of the held-out images, that the promise holds.
         design_images: how many images set thresholds.
@@ -60,7 +61,7 @@ def images_needed(risk: float, confidence: float) -> int:
     """The fewest held-out images that pass the test where stopping early changes no answer."""
     # No bet multiplies the capital by more than 1 / (1 - risk) per image that is not lost.
     testing = math.ceil(math.log1p(-confidence) / math.log1p(-risk))
-    # Fewer would leave less than that to test.
+    # Fewer images would leave fewer than `testing` to test with.
     bound = math.floor((testing - 1) / (1 - DESIGN_SHARE)) + 1
 
     def passes(num_images: int) -> bool:
@@ -101,7 +102,7 @@ def guaranteed_thresholds(
         seed: of the division of the images; it must not depend on the outcome.
 
     Raises:
-        ValueError: risk or confidence is out of range, so few images would not pass even if
+        ValueError: risk or confidence is out of range, the images are too few to pass even if
             stopping early changed no answer, or the shapes do not match.
     """
     if not SMALLEST_RISK <= risk < 1:
@@ -134,13 +135,13 @@ def guaranteed_thresholds(
         exits = first_exits(confidences[:, design], item[1])
         return float(np.asarray(costs)[exits].mean())
 
-    # All that passed are safe together, so that any rule may choose among them.
+    # All that passed are safe together, so any rule may choose among them.
     q, thresholds, p_value = min(passed, key=cost_on_design)
     return Guarantee(thresholds, q, p_value, risk, confidence, len(design), len(test))
 
 
 def betting_p_value(lost: NDArray[np.integer], risk: float, bet: float) -> float:
-    """A p-value of "on average at least `risk` is lost", for a bet fixed before.
+    """A p-value of "on average at least `risk` is lost", for a bet fixed beforehand.
 
     The capital is the product over the images of 1 + bet·(risk - lost): each factor is positive
     and, under the hypothesis, at most 1 on average.
@@ -161,8 +162,8 @@ def _p_value(counts: dict[int, float], risk: float, bet: float) -> float:
 def best_bet(lost: NDArray[np.integer], risk: float) -> float:
     """The bet that grows the capital fastest on images like these (Kelly's).
 
-    A quarter of a loss more than was seen is assumed, so that a few images without any do not
-    tempt it to stake all.
+    It assumes a quarter of a loss more than was seen, so that a few images without any loss do not
+    tempt it to stake everything.
     """
     return _best_bet_on(_counts(lost), risk)
 
@@ -189,5 +190,5 @@ def _counts(lost: NDArray[np.integer]) -> dict[int, float]:
 def _log_capital(
     counts: dict[int, float], risk: float, bets: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Logarithm of the capital for each of several bets, from how many images lost what."""
+    """Logarithm of the capital for each of several bets, from the number of images of each loss."""
     return sum(count * np.log1p(bets * (risk - value)) for value, count in counts.items())

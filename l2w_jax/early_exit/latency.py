@@ -18,7 +18,7 @@ def milliseconds_per_exit(
     images: NDArray[np.floating],
     repeats: int = 15,
 ) -> NDArray[np.float64]:
-    """Time per image when a whole batch stops at exit k, [K] in ms, compilation left out.
+    """Time per image when a whole batch stops at exit k, [K] in ms, without compilation.
 
     Args:
         model: the network.
@@ -40,8 +40,8 @@ def milliseconds(
 ) -> NDArray[np.float64]:
     """Median time per image of functions of a batch, float [functions] in ms.
 
-    They take turns, so that all meet whatever else the machine does; a first round, which compiles
-    them, is not timed.
+    They take turns, so that whatever else the machine does slows all alike; a first round, which
+    compiles them, is not timed.
     """
     durations = np.empty((repeats + 1, len(functions)))
     for of_round in durations:

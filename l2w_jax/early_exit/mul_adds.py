@@ -1,9 +1,9 @@
 """Mul-adds of an exit: the x-axis of every figure of the field.
 
 Counted as MSDNet's authors count them: a convolution cin·cout·k²·h·w / groups, with h and w of its
-output and without its bias; a linear layer its weights and its biases; ReLU one an element; a
+output and without its bias; a linear layer its weights and its biases; ReLU one for each element; a
 pooling window its size for every output. Batch norm, concatenation and resizing count nothing.
-A loop counts as often as it runs, and a choice as its dearest branch.
+A loop counts as often as it runs, and a choice as its most expensive branch.
 """
 
 import enum
@@ -24,7 +24,7 @@ from l2w_jax.models.resize import RESIZE_NAME
 def mul_adds_per_exit(model: MultiExitNetwork, image_size: int | Sequence[int]) -> np.ndarray:
     """Mul-adds of one image up to and with each exit, earlier exits included.
 
-    They are read off the operations that the network performs, so that any network has them.
+    They are read off the operations that the network performs, so this works for any network.
 
     Args:
         model: a multi-exit network.
@@ -35,7 +35,7 @@ def mul_adds_per_exit(model: MultiExitNetwork, image_size: int | Sequence[int]) 
         float64[K], increasing.
 
     Raises:
-        ValueError: the network has a loop of which only the data tell how often it runs.
+        ValueError: the network has a loop whose number of iterations depends on data.
     """
     shape = (image_size, image_size, 3) if isinstance(image_size, int) else tuple(image_size)
     image = jax.ShapeDtypeStruct((1, *shape), parameter_dtype(model.dtype))
@@ -108,16 +108,16 @@ def _kind_of_result(eqn: core.JaxprEqn, operands: Sequence[_Kind]) -> _Kind:
 
 
 def _mul_adds_of_calls(eqn: core.JaxprEqn, operands: Sequence[_Kind]) -> int:
-    """Mul-adds of the functions that an operation calls: of a choice, of the dearest one.
+    """Mul-adds of the functions that an operation calls; for a choice, of the most expensive one.
 
     Raises:
-        ValueError: it is a loop of which only the data tell how often it runs.
+        ValueError: it is a loop whose number of iterations depends on data.
     """
     match eqn.primitive.name:
         case "scan":
             (body,) = core.jaxprs_in_params(eqn.params)
-            # Constants come first, then what is carried, then what is scanned, of which an
-            # iteration sees a part without the first axis.
+            # Constants come first, then what is carried, then what is scanned; of the last an
+            # iteration sees a part, without the first axis.
             num_carry = _num_of_equal_rank(eqn.outvars, body.outvars)
             end = _num_of_equal_rank(eqn.invars, body.invars)
             # What one iteration hands to the next is not what the first one got.

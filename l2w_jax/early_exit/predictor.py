@@ -2,8 +2,8 @@
 
 The network runs stage by stage. After each exit the images whose score there reaches its threshold
 leave with their answer, and the features of the others are packed together, so that the next stage
-runs on a smaller batch. Batches have one of a few fixed sizes, filled up with copies of a row that
-is there: each stage is compiled once for each size, and never again.
+runs on a smaller batch. Batches have one of a few fixed sizes, filled up with copies of one of
+their rows: each stage is compiled once for each size, and never again.
 """
 
 import copy
@@ -27,7 +27,7 @@ from l2w_jax.models import MultiExitNetwork
 #     ms a row 2.2  1.6  1.4  1.5  1.4  1.5  1.3  1.3  1.4  1.4  1.5  1.8
 #
 # Each further size has to be compiled. With these, padding is on average 15% of the rows for 9 to
-# 64 images, all numbers alike, and 11% for 9 to 256; without 24 and 48 it were 24% and 13%.
+# 64 images, all numbers equally likely, and 11% for 9 to 256; without 24 and 48, 24% and 13%.
 BATCH_SIZES: tuple[int, ...] = (1, 2, 4, 8, 16, 24, 32, 48, *range(64, 257, 32))
 
 # A row of a packed batch that holds no image, or one that has left.
@@ -38,8 +38,8 @@ class Decisions(NamedTuple):
     """What became of N images.
 
     Attributes:
-        labels: the most probable class, int32 [N]; where the `top_k` most probable ones were asked
-            for, these, int32 [N, top_k].
+        labels: the most probable class, int32 [N], or the `top_k` most probable ones, if they were
+            asked for, int32 [N, top_k].
         exits: where the image left, from 0, int32 [N].
         confidences: the probability of that class or these at that exit, float32 as labels.
     """
@@ -50,10 +50,10 @@ class Decisions(NamedTuple):
 
 
 class EarlyExitPredictor:
-    """Classifies images with a multi-exit network, each with as much of it as it takes.
+    """Classifies images with a multi-exit network, each with as much of the network as it takes.
 
-    The answers are those of the full network looked at afterwards (`first_exits`), up to the
-    rounding with which another batch size computes. Threads may share a predictor.
+    The answers are those that `first_exits` gives from the full network's, up to the rounding that
+    another batch size causes. Threads may share a predictor.
 
     Attributes:
         thresholds: T_k, float32 [K].
@@ -80,7 +80,7 @@ class EarlyExitPredictor:
                 must be what the network takes.
             batch_sizes: what stages are compiled for; larger batches are cut.
             rule: the scores that the thresholds are for; a file of thresholds names it, see RULES.
-            top_k: how many classes to give of each image; without it the most probable one alone.
+            top_k: how many classes to give for each image; without it only the most probable one.
             image: shape and type of one image, as [H, W, 3]; all others are then refused. Without
                 it any are taken that the network can be run on, whatever it was trained for.
 
@@ -170,7 +170,7 @@ class EarlyExitPredictor:
     def _decide(self, images: NDArray[Any], decisions: Decisions) -> None:
         """Fills in the decisions on at most one full batch of images."""
         rows = self._padded(np.arange(len(images)))
-        # The image that each row of the batch holds; padding repeats one, and counts for nothing.
+        # The image that each row of the batch holds; padding repeats one and does not count.
         image_of_row = np.where(np.arange(len(rows)) < len(images), rows, EMPTY)
         features = images[rows]
         for k, threshold in enumerate(self.thresholds):
@@ -194,7 +194,7 @@ class EarlyExitPredictor:
                 in_front = np.arange(len(rows)) < len(staying)
                 image_of_row = np.where(in_front, image_of_row[rows], EMPTY)
             else:
-                # Nothing to save by moving features about: who left goes on as padding.
+                # Moving features would save nothing: images that left go on as padding.
                 image_of_row[leaving] = EMPTY
 
     def _padded(self, rows: NDArray[np.integer]) -> NDArray[np.int32]:
@@ -208,7 +208,7 @@ class EarlyExitPredictor:
 
     def _checked(self, images: ArrayLike) -> NDArray[Any]:
         images = np.asarray(images)
-        # What is compiled takes numbers of either byte order for the machine's own.
+        # Compiled programs take numbers of either byte order as the machine's own.
         images = images.astype(images.dtype.newbyteorder("="), copy=False)
         if images.ndim < 2:
             raise ValueError(f"images have shape {images.shape}; [N, ...], N images, is expected")
@@ -223,7 +223,7 @@ class EarlyExitPredictor:
                     "normalised floating-point images"
                 )
             return images
-        # As JAX takes them, and only then looked at: what float64 holds may be infinite in float32.
+        # Checked as JAX takes them: a finite float64 may be infinite in float32.
         with np.errstate(over="ignore"):
             images = images.astype(jax.dtypes.canonicalize_dtype(images.dtype), copy=False)
         broken = np.flatnonzero(~np.isfinite(images).all(axis=tuple(range(1, images.ndim))))

@@ -2,7 +2,7 @@
 
 A rule is a function from the logits of an exit to a score for each image; an image leaves at the
 first exit at which its score reaches the threshold. Everything that chooses thresholds or follows
-them takes the scores of any rule. Patience, which goes by the exits before too, is `Remembering`.
+them takes the scores of any rule. Patience also goes by earlier exits: it is `Remembering`.
 From the logits of all exits, [K, N, C], any rule gives the scores of all, [K, N].
 """
 
@@ -25,7 +25,7 @@ RuleOfOneExit = Callable[[jax.Array], jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Remembering:
-    """A rule that goes by what earlier exits said too.
+    """A rule that also goes by what earlier exits said.
 
     Attributes:
         step: from logits [..., C] and what was remembered at the exit before, None at the first, to
@@ -50,10 +50,10 @@ class Remembering:
 
 Rule = RuleOfOneExit | Remembering
 
-# The largest score: those beyond are cut off, so that all obey the two special thresholds.
+# The largest score: larger ones are cut off, so that all obey the two special thresholds.
 _LARGEST = np.nextafter(NOBODY_LEAVES, np.float32(0))
 
-# The probability that float32 rounds to 1 ends about here; what was stored as 1 is taken as this.
+# From about here on float32 rounds a probability to 1; what was stored as 1 is taken as this.
 _LARGEST_STORED = 1 - 2.0**-25
 
 
@@ -61,7 +61,7 @@ def confidence(logits: jax.Array) -> jax.Array:
     """Largest softmax probability, [..., C] -> [...].
 
     It saturates: in float32 all samples with log-odds above about 17 have confidence 1, and no
-    threshold can tell them apart; from where on differs from one runtime to another.
+    threshold can tell them apart; where that begins differs from one runtime to another.
     """
     return jax.nn.sigmoid(log_odds(logits))
 
@@ -89,7 +89,7 @@ def log_odds(logits: jax.Array) -> jax.Array:
     logits = at_least_float32(logits)
     others = _others(logits)
     runner_up = others.max(axis=-1)
-    # The sum is at least 1 and finite: unlike `logsumexp` this need not look for what is not.
+    # The sum is at least 1 and finite, so this need not check for infinity as `logsumexp` does.
     log_sum = jnp.log(jnp.exp(others - runner_up[..., None]).sum(axis=-1))
     return _between(-_LARGEST, logits.max(axis=-1) - runner_up - log_sum)
 
@@ -97,7 +97,7 @@ def log_odds(logits: jax.Array) -> jax.Array:
 def margin(logits: jax.Array) -> jax.Array:
     """Logarithm of p / p' for the two largest softmax probabilities p and p', [..., C] -> [...].
 
-    It is the difference of their logits. The difference of the probabilities, which some take,
+    It is the difference of their logits. The difference of the probabilities, which is also used,
     saturates as they do.
     """
     logits = at_least_float32(logits)
@@ -124,12 +124,12 @@ def _between(least: float, scores: jax.Array) -> jax.Array:
 
 
 def _most_probable(logits: jax.Array) -> jax.Array:
-    """Where the most probable class is, the first of equals: bool [..., C]."""
+    """Marks the most probable class, the first of equals: bool [..., C]."""
     return jax.nn.one_hot(logits.argmax(axis=-1), logits.shape[-1], dtype=bool)
 
 
 def _others(logits: jax.Array) -> jax.Array:
-    """The logits, but of the most probable class the least number there is."""
+    """The logits, with that of the most probable class replaced by the least number there is."""
     return jnp.where(_most_probable(logits), jnp.finfo(logits.dtype).min, logits)
 
 
@@ -138,7 +138,7 @@ def patience(logits: jax.Array, before: tuple[jax.Array, jax.Array] | None) -> t
     """How many exits, up to this one, name the same class without a break, [..., C] -> [...].
 
     That is the whole part of the score (Zhou et al., "BERT Loses Patience", NeurIPS 2020): the
-    threshold k means "k exits agree". The fraction orders equals by their log-odds, without which a
+    threshold k means "k exits agree". The fraction orders equals by their log-odds; without it a
     threshold would take all of them or none, whatever share is asked for.
     """
     labels = logits.argmax(axis=-1)
@@ -149,7 +149,7 @@ def patience(logits: jax.Array, before: tuple[jax.Array, jax.Array] | None) -> t
 def _scores_of_patience(
     labels: jax.Array, odds: jax.Array, before: tuple[jax.Array, jax.Array] | None
 ) -> jax.Array:
-    # From 0 to just under 1, and slower than any probability in reaching it.
+    # From 0 to just under 1, which it approaches more slowly than any probability.
     sureness = (1 - 2.0**-18) * (1 + odds / (1 + jnp.abs(odds))) / 2
     if before is None:
         return 1 + sureness
@@ -170,7 +170,7 @@ def follow(rule: Rule, logits: jax.Array, remembered: Any) -> tuple[jax.Array, A
     """Scores at an exit, and what the rule takes along to the next one.
 
     Args:
-        rule: any.
+        rule: any rule.
         logits: of the exit [..., C].
         remembered: what the exit before gave; None at the first.
     """
@@ -208,9 +208,9 @@ def largest_score(rule: Rule) -> float:
 
 
 def thresholds_for(rule: Rule, thresholds: ArrayLike, num_exits: int) -> NDArray[np.float32]:
-    """`checked_thresholds` of which each can be reached by scores of the rule.
+    """`checked_thresholds`, each of which scores of the rule can reach.
 
-    NOBODY_LEAVES and infinity are meant not to be.
+    NOBODY_LEAVES and infinity are meant not to be reached.
 
     Args:
         rule: the scores that the thresholds are compared with.
@@ -237,6 +237,6 @@ def thresholds_for(rule: Rule, thresholds: ArrayLike, num_exits: int) -> NDArray
 
 
 def log_odds_of_confidences(confidences: ArrayLike) -> NDArray[np.float32]:
-    """Log-odds of stored confidences, for when the logits are gone; of 1 they are finite too."""
+    """Log-odds of stored confidences, for when the logits are gone; finite even for 1."""
     p = np.minimum(np.asarray(confidences, dtype=np.float64), _LARGEST_STORED)
     return np.log(p / (1 - p)).astype(np.float32)

@@ -23,7 +23,7 @@ from l2w_jax.models.exit_shares import exit_shares
 # Falling, in equal ratios: beyond these nearly all samples leave at one end of the network.
 SEARCH_QS: tuple[float, ...] = tuple(float(q) for q in np.geomspace(20, 0.02, 120))
 
-# Between the shares of samples that were asked for at the exits and those found: more is told.
+# Of the shares of samples found at the exits from those asked for: a larger shift is reported.
 _LARGEST_SHIFT = 0.05
 
 
@@ -52,7 +52,7 @@ def shares_of(q: float, num_exits: int) -> NDArray[np.float32]:
 
 
 def are_shifted(asked: ArrayLike, found: ArrayLike) -> bool:
-    """Whether shares [K] are so far from those asked for that a person is to be told."""
+    """Whether shares [K] are so far from those asked for that a person should know."""
     return bool(np.abs(np.subtract(asked, found)).max() > _LARGEST_SHIFT)
 
 
@@ -96,7 +96,7 @@ def candidates(
 
 
 def best_within(among: Sequence[Candidate], budget: float) -> Candidate | None:
-    """The most accurate that costs at most the budget, of equals the cheaper; None if none does."""
+    """The most accurate within the budget, and of equals the cheapest; None if none is within."""
     affordable = [candidate for candidate in among if candidate.cost <= budget]
     return max(affordable, key=lambda candidate: (candidate.top1, -candidate.cost), default=None)
 

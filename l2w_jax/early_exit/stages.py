@@ -1,4 +1,4 @@
-"""A network with early exits as the functions that run it, one a stage."""
+"""A network with early exits as the functions that run it, one for each stage."""
 
 import threading
 from collections.abc import Callable, Mapping
@@ -19,14 +19,14 @@ from l2w_jax.models.precision import at_least_float32
 # From logits [n, C] to labels int32 and confidences float32, of one class [n] or several [n, k].
 Answer = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 
-# Labels and confidences, as of `Answer`, scores float32 [n] and further features.
+# Labels and confidences, as from `Answer`, scores float32 [n] and further features.
 StageAnswer = tuple[jax.Array, jax.Array, jax.Array, Any]
 
 # From variables and features.
 StageFunction = Callable[[Mapping[str, Any], Any], StageAnswer]
 
-# Held while it is found out what the first features tell. It is one for all networks, since a lock
-# can be neither copied nor pickled, as stages can.
+# Held while the first features are used to prepare a stage. All networks share it, since stages can
+# be copied and pickled, and a lock cannot.
 _FIRST_USE = threading.RLock()
 
 
@@ -36,7 +36,7 @@ def most_probable(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def most_probable_classes(logits: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-    """So many classes by falling probability, and these probabilities, [n, count] each.
+    """The `count` most probable classes, falling, and their probabilities, [n, count] each.
 
     The probabilities are NaN where `rules.has_answer` says that there is no answer.
 
@@ -59,10 +59,10 @@ def stage_function(
     rule: rules.Rule,
     answer: Answer = most_probable,
 ) -> StageFunction:
-    """Stage k with its exit; the first takes images, the last leaves no features.
+    """Stage k with its exit; the first takes images, the last hands on no features.
 
-    Features are the network's and what the rule remembers. The function raises ValueError where
-    the network hands on an array whose first axis is not the images'.
+    Features are the network's, and what the rule remembers. The function raises ValueError where
+    the network hands on an array whose first axis is not that of the images.
     """
 
     def function(variables: Mapping[str, Any], features: Any) -> StageAnswer:
@@ -97,9 +97,9 @@ def _check_follows_images(k: int, carry: Any, batch_size: int) -> None:
 def narrowed(
     function: StageFunction, variables: Mapping[str, Any], features: Any
 ) -> tuple[list[int], Callable[[list[jax.Array], Any], Any]]:
-    """A stage as a function of those variables alone that it reads, whatever the batch.
+    """A stage as a function of only those variables that it reads, whatever the batch.
 
-    To hand all of a network's hundreds of arrays to a compiled function takes longer than a small
+    Handing all of a network's hundreds of arrays to a compiled function takes longer than a small
     stage takes on one image.
 
     Args:
@@ -108,8 +108,8 @@ def narrowed(
         features: what the stage starts from; shapes and types are enough.
 
     Returns:
-        Which leaves of the variables an operation of the stage takes, and the function of the list
-        of these and of features.
+        Which leaves of the variables the stage's operations take, and the function of a list of
+        these and of features.
     """
     leaves, structure = jax.tree.flatten(variables)
 
@@ -140,7 +140,7 @@ def folded_variables(
     preprocess: Callable[[jax.Array], jax.Array] | None,
     images: Any,
 ) -> dict[str, Any]:
-    """`fold_batch_norms` for a network that takes what `preprocess` makes of stored images."""
+    """`fold_batch_norms` for a network that takes stored images through `preprocess`."""
     images = jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype)
     taken = images if preprocess is None else jax.eval_shape(preprocess, images)
     return fold_batch_norms(model, variables, taken)
@@ -179,9 +179,9 @@ class Stages:
         return self._compiled[k](features)
 
     def _prepare(self, images: Any) -> None:
-        """Makes sure that the network takes images of this shape; the first make the stages."""
+        """Checks that the network takes images of this shape; the first images make the stages."""
         try:
-            # Only images tell their size, by which the network's layers are found.
+            # The network's layers are found by tracing it, which takes the size of the images.
             folded = folded_variables(self._model, self._variables, self._preprocess, images)
         except (ScopeParamShapeError, TypeError, ValueError) as error:
             shape = ", ".join(map(str, images.shape[1:]))
@@ -200,7 +200,7 @@ class Stages:
 
 
 class _Stage:
-    """A compiled stage, with those variables alone that it reads."""
+    """A compiled stage, with only those variables that it reads."""
 
     def __init__(self, function: StageFunction, variables: Mapping[str, Any]):
         self._function = function
@@ -216,19 +216,19 @@ class _Stage:
         return self._compiled(self._leaves, features)
 
     def _prepare(self, features: Any) -> None:
-        """Finds out which variables are read, which only the first features tell."""
-        # They are looked at with another batch size, since an array without an axis of images may
-        # be as long as one batch.
+        """Finds out which variables are read, for which it needs the first features."""
+        # Traced with another batch size: an array without an axis of images may happen to be as
+        # long as the batch at hand, and would pass for one that has it.
         features_of_others = _with_other_batch_size(features)
         read, function = narrowed(self._function, self._variables, features_of_others)
         self._leaves = [self._leaves[i] for i in read]
         self._variables = None
-        # Last, for it tells other threads that the rest is there.
+        # Last, since other threads take it as the sign that the rest is there.
         self._compiled = jax.jit(function, compiler_options=cpu_compiler_options())
 
 
 def _with_other_batch_size(features: Any) -> Any:
-    """Shapes and types of the features of a single image, or of two where these are of one."""
+    """Shapes and types of the features for a single image, or for two if these are for one."""
 
     def shape_of_others(leaf: jax.Array) -> jax.ShapeDtypeStruct:
         other = 2 if leaf.shape[0] == 1 else 1
