@@ -24,10 +24,10 @@ from l2w_jax.models import create_network
 # The part of the held-out images that temperatures are fitted on; thresholds are set on the others.
 FITTING_SHARE = 1 / 3
 
-# More would fill the memory with logits, and one number an exit is found with fewer.
+# More would fill the memory with logits, and fewer are enough to find one number for each exit.
 MAX_FITTING_IMAGES = 10_000
 
-# Of held-out images. With fewer, neither part says anything.
+# The fewest held-out images. With fewer, neither part says anything.
 MIN_IMAGES = 30
 
 

@@ -1,4 +1,4 @@
-"""Whether what the files of an evaluation hold can be one, before anything goes by it."""
+"""Whether the files of an evaluation hold a possible one, before anything relies on it."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +12,7 @@ from l2w_jax.early_exit.budget import NOBODY_LEAVES
 # What is in an array, by the letters of its dtype's kind.
 _CONTENTS = {"f": "finite numbers", "iu": "whole numbers", "b": "truth values", "U": "texts"}
 
-# Of the arrays of `predictions.Predictions`; those that are not named are the scores of a rule.
+# Kinds of the arrays of `predictions.Predictions`; those not named are the scores of a rule.
 _OF_IMAGES = ("positions", "labels")
 _LOSSES = ("losses", "smoothed_losses")
 _KINDS = {
@@ -25,7 +25,7 @@ _KINDS = {
 
 
 def _is_number(value: Any) -> bool:
-    # To Python true and false are numbers, too, and whole ones may be larger than any float.
+    # In Python true and false are numbers too, and whole numbers may be larger than any float.
     return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
@@ -57,7 +57,7 @@ def _or_none(kind: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: value is None or kind(value)
 
 
-# Of each field, what says whether a value is what it must be, and the same in words.
+# For each field, a function that says whether a value is allowed, and what is allowed in words.
 _ROWS = (lambda value: _are(_is_row, value)), "a list of objects"
 _ROWS_OR_NULL = _or_none(_ROWS[0]), "a list of objects or null"
 _TEXTS_BY_NAME_OR_NULL = _or_none(_are_texts_by_name), "an object of texts or null"
@@ -80,7 +80,8 @@ _FIELDS = {
 
 
 def check_summary(fields: Mapping[str, Any]) -> None:
-    """Checks the fields of `results.Evaluation` that are no arrays; those with defaults may lack.
+    """Checks the fields of `results.Evaluation` that are not arrays; those with defaults may be
+    missing.
 
     Raises:
         ValueError: one is not what the class says.
@@ -157,7 +158,7 @@ def check_examples(arrays: Mapping[str, NDArray[Any]], num_exits: int, num_class
 
 
 def check_latency(latency: Mapping[str, Any]) -> None:
-    """Checks that what was measured has what is shown of it.
+    """Checks that a measured latency has what the report shows of it.
 
     Raises:
         ValueError, KeyError, TypeError: it does not.

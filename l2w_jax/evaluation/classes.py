@@ -57,8 +57,8 @@ def leaving_by_group(
         members: of each group, which test images are in it [N].
 
     Returns:
-        For each group that is not empty: name; images, their number; top1, leaving early, and
-        top1_last, all at the last exit, in percent; mul_adds, their mean cost; share_1 to share_K.
+        For each group that is not empty: name; images, their number; top1 in percent, leaving
+        early, and top1_last, all at the last exit; mul_adds, their mean cost; share_1 to share_K.
 
     Raises:
         UserError: the run was evaluated without images that set thresholds.

@@ -31,9 +31,9 @@ MAX_IMAGES_WEIGHTED = 5000
 def evaluate(config: ConfigDict, state: TrainState, source: Source, workdir: Path) -> Evaluation:
     """Evaluates a state on the test images; the first process saves the results in the workdir.
 
-    Without images to set thresholds from, as where only test images are at hand, those of the last
-    evaluation in the workdir do where it is of the same network; else all but the anytime table is
-    left out.
+    Without images to set thresholds from, as when only test images are at hand, those of the last
+    evaluation in the workdir are used if it is of the same network; otherwise all but the anytime
+    table is left out.
 
     Args:
         config: a run's configuration.
@@ -42,7 +42,8 @@ def evaluate(config: ConfigDict, state: TrainState, source: Source, workdir: Pat
         workdir: the folder of the run.
 
     Returns:
-        The results, with examples and what an earlier evaluation lends in the first process only.
+        The results; only the first process's have examples and what is kept from an earlier
+        evaluation.
 
     Raises:
         UserError: an answer is not finite.
@@ -103,9 +104,9 @@ def _with_curve(evaluation: Evaluation, held_out: Predictions) -> Evaluation:
 
 
 def _with_answers_kept(evaluation: Evaluation, workdir: Path) -> Evaluation:
-    """The evaluation with what the last one in the workdir knows of images that set thresholds.
+    """The evaluation with what the last one in the workdir holds on images that set thresholds.
 
-    As it is where there is none of the same network with such images.
+    It stays as it is if that one has no such images or is of another network.
     """
     try:
         last = Evaluation.load(workdir)
@@ -127,7 +128,7 @@ def _with_answers_kept(evaluation: Evaluation, workdir: Path) -> Evaluation:
 def _with_split_of(
     texts: Mapping[str, str] | None, last: Mapping[str, str] | None, split: str
 ) -> dict[str, str] | None:
-    """The texts with that of a split as it was last; without it where it is not known."""
+    """The texts, with that of a split as in the last evaluation; without it where it has none."""
     merged = {**(texts or {}), split: (last or {}).get(split)}
     return {name: text for name, text in merged.items() if text is not None} or None
 
@@ -184,7 +185,7 @@ def sample_weights(
         predictions: of the images, of which at most MAX_IMAGES_WEIGHTED are chosen at random.
 
     Returns:
-        Those of the chosen images; None for plain training.
+        The weights of the chosen images; None for plain training.
     """
     if config.weighting.kind == "none":
         return None
@@ -211,7 +212,7 @@ def summary_lines(evaluation: Evaluation) -> list[str]:
             "for early exit, no budgeted curve, no examples and no sample weights can be made"
         )
         return lines
-    # Chosen before the test images are looked at: the best of the curve on them would flatter.
+    # Chosen without the test images: the best point of the curve on them would flatter.
     choice = evaluation.without_loss
     point = evaluation.outcome(evaluation.test, choice.thresholds)
     lines.append(

@@ -1,4 +1,4 @@
-"""What a run was evaluated with, and in what that of another run is known to be something else."""
+"""The data that a run was evaluated with, and in what that of another run is known to differ."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -7,7 +7,7 @@ from l2w_jax.evaluation.results import Evaluation
 
 
 class EvaluatedData(NamedTuple):
-    """Classes and images; None where it is not known.
+    """Classes and images; None for what is not known.
 
     Attributes:
         class_names: by class index.
@@ -22,7 +22,7 @@ class EvaluatedData(NamedTuple):
     num_holdout: int | None = None
 
 
-# Of numbers that were kept by an earlier version.
+# For numbers that an earlier version kept.
 NOTHING_KNOWN = EvaluatedData()
 
 
@@ -46,7 +46,7 @@ def num_held_out(evaluation: Evaluation) -> int:
 
 
 def differences(one: EvaluatedData, other: EvaluatedData) -> dict[str, str]:
-    """What is known of both and not the same: of "class_names", "test" and "holdout", in words.
+    """In words, which of "class_names", "test" and "holdout" are known of both and differ.
 
     Held-out images go by their number where nothing else is known of them.
     """
@@ -68,7 +68,7 @@ def _differ(one: Any, other: Any) -> bool:
 
 
 def in_common(of_runs: Sequence[EvaluatedData]) -> EvaluatedData:
-    """What is known of some runs and the same of all of them."""
+    """What is known of at least one of the runs, and not different in any other."""
     known = [
         {value for value in of_field if value is not None}
         for of_field in zip(*of_runs, strict=True)

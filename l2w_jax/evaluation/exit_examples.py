@@ -11,14 +11,14 @@ from l2w_jax.data import Source
 from l2w_jax.early_exit.budget import first_exits
 from l2w_jax.evaluation.predictions import Predictions
 
-# Of each kind at each exit.
+# How many of each kind at each exit.
 EXAMPLES = 6
 
-# Examples come from so many images, evenly spaced: of many that are alike sure the first ones may
-# all be of one class.
+# Examples come from this many images, evenly spaced: among many of equal confidence, the first ones
+# may all be of one class.
 CANDIDATES = 2000
 
-# To read at a time.
+# Images to read at a time.
 _BATCH_SIZE = 32
 
 THUMBNAIL_SIZE = 64
@@ -31,7 +31,7 @@ class ExitExamples:
     Attributes:
         images: thumbnails, uint8 [n, h, w, 3].
         exits: which exit each left at, from 0, int [n].
-        kinds: "sure" or "unsure" for those of highest and of lowest confidence at it [n].
+        kinds: "sure" or "unsure", for the highest and the lowest confidence at that exit [n].
         labels: true classes, int [n].
         predicted: most probable classes at the exit, int [n].
         confidences: largest softmax probability there, float [n].
@@ -55,8 +55,8 @@ def choose_examples(
         thresholds: T_k [K].
 
     Returns:
-        (exit from 0, "sure" or "unsure", sample) for the at most EXAMPLES samples that left there
-        with the highest scores, falling, and as many others with the lowest, rising.
+        (exit from 0, "sure" or "unsure", sample) for at most EXAMPLES samples that left there with
+        the highest scores, falling, and as many others with the lowest, rising.
     """
     exits = first_exits(scores, thresholds)
     chosen = []

@@ -1,4 +1,4 @@
-"""Which images of a run leave where: as its files say, or else so that no accuracy is lost."""
+"""Which images leave a run's network where: as its files say, or else without loss of accuracy."""
 
 import dataclasses
 import json
@@ -21,10 +21,11 @@ class ExitPolicy:
 
     Attributes:
         thresholds: T_k, float32 [K].
-        rule: key of `rules.RULES`, of the scores that the thresholds are for.
-        temperatures: of the exits that the scores are by (`early_exit.calibration`) [K]; None
-            without.
-        has_promise: whether the thresholds promise how much is lost (`early_exit.guarantee`).
+        rule: key in `rules.RULES` of the scores that the thresholds are for.
+        temperatures: those of the exits with which the scores were made (`early_exit.calibration`)
+            [K]; None if there are none.
+        has_promise: whether the thresholds come with a promise on the loss
+            (`early_exit.guarantee`).
     """
 
     thresholds: NDArray[np.float32]
@@ -49,11 +50,11 @@ def choose_policy(workdir: Path, given: Path | None, evaluation: Evaluation) -> 
 def read_policy(path: Path, evaluation: Evaluation) -> ExitPolicy:
     """Thresholds that `l2w_jax.thresholds` wrote for what was evaluated, and their rule.
 
-    A file without a rule is of before there were others, and holds probabilities.
+    A file without a rule dates from before there were others, and holds probabilities.
 
     Raises:
-        UserError: there is no such file, it does not hold a number for each exit or a rule that
-            there is, or it was written for another network.
+        UserError: there is no such file, it does not hold a number for each exit and a known rule,
+            or it was written for another network.
     """
     num_exits = len(evaluation.mul_adds)
     try:

@@ -41,9 +41,9 @@ class Predictions:
         correct: whether the most probable class is the true one, bool [K, N].
         correct_top5: whether the true class is among the five most probable, bool [K, N].
         log_odds: of the confidences, without their saturation, float32 [K, N]. In an evaluation
-            that has confidences alone they are made of these.
-        other_scores: by rule, those of `stored_rules` that are no field here, float32 [K, N] each;
-            in an evaluation of an earlier version those that it knew.
+            that has only confidences they are computed from these.
+        other_scores: by rule, those of `stored_rules` that have no field here, float32 [K, N] each;
+            in an evaluation of an earlier version, those that it knew.
         smoothed_losses: the losses with training's label smoothing, which is what the
             weight-prediction network reads, float32 [K, N]; None where training has none.
     """
@@ -65,7 +65,7 @@ class Predictions:
             object.__setattr__(self, "log_odds", odds)
 
     def scores(self, rule: str) -> NDArray[np.float32]:
-        """By the rule of that name, float32 [K, N].
+        """The scores by the rule of that name, float32 [K, N].
 
         Raises:
             UserError: an evaluation of an earlier version does not have them.
@@ -85,7 +85,7 @@ class Predictions:
         return self.other_scores[rule]
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """All that there are, by the names that they are stored under; a rule's scores by its."""
+        """All arrays by the names under which they are stored; a rule's scores by the rule's."""
         arrays: dict[str, NDArray[Any]] = {}
         for name, value in vars(self).items():
             arrays |= value if name == "other_scores" else {name: value}
@@ -93,7 +93,7 @@ class Predictions:
 
     @classmethod
     def of_arrays(cls, arrays: Arrays) -> Self:
-        """What has these `arrays()`.
+        """The predictions that have these `arrays()`.
 
         Raises:
             TypeError: one is missing.
@@ -125,7 +125,7 @@ def predict_all(
     """The network's answers to every image of a split, with all devices of all processes.
 
     Each process reads its part of the split in batches that its devices share; padding is
-    masked, and what comes back is gathered by the images' places in the split. So the result is
+    masked, and the answers are put in order by the images' places in the split. So the result is
     the same for any batch size and any number of devices.
 
     Args:
@@ -136,7 +136,7 @@ def predict_all(
         split: "test", "holdout" or "train".
 
     Returns:
-        All processes get the same.
+        The same in all processes.
 
     Raises:
         UserError: the split has no images, or an answer is not finite.
@@ -171,7 +171,7 @@ def predict_all(
                 model, variables, mean, std, batch["image"], batch["label"], smoothing
             )
             answers |= {name: batch[name] for name in ("label", "mask", "index")}
-            # Fetching the batch before keeps the devices busy and two batches, not all, in memory.
+            # Fetching only the batch before keeps the devices busy, and just two batches in memory.
             if running is not None:
                 collected.append(jax.device_get(running))
             running = answers
@@ -218,7 +218,7 @@ def logits_of(
 
 
 def _batch_size(config: ConfigDict, source: Source, split: str, process_count: int) -> int:
-    """Images of one process in an evaluation batch: eval_batch_size, where there are as many.
+    """Images of one process in an evaluation batch: eval_batch_size, if there are that many.
 
     It is the same for the held-out and the test images, so that the network is compiled once.
     """
@@ -240,7 +240,7 @@ def _logits(
 
 @functools.cache
 def _compiled_answers() -> Callable[..., dict[str, jax.Array]]:
-    """`_answers`, compiled once for each network; what the compiler is asked for takes a device."""
+    """`_answers`, compiled once for each network; made late, as its options take a device."""
     static = ("model", "label_smoothing")
     return jax.jit(_answers, static_argnames=static, compiler_options=cpu_compiler_options())
 
@@ -273,7 +273,7 @@ def _answers(
 def _rank_of_label(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """How many classes come before the label, of equals the lower index first: int32 [K, N].
 
-    No sorting: a network is right among its n best where the rank is below n.
+    This needs no sorting: the label is among a network's n best where the rank is below n.
     """
     classes = jnp.arange(logits.shape[-1])
     of_label = jnp.take_along_axis(logits, labels[None, :, None], axis=-1)

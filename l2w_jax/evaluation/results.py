@@ -1,4 +1,4 @@
-"""The results of evaluating a run, and the latency measured after them, on disk."""
+"""The results of evaluating a run, and the latency measured afterwards, on disk."""
 
 import dataclasses
 import functools
@@ -31,7 +31,7 @@ LATENCY_FILE = "latency.json"
 
 @dataclasses.dataclass(frozen=True)
 class SampleWeights:
-    """Weights that training would give some images, as one batch.
+    """Weights that training would give some images, taken as one batch.
 
     Attributes:
         losses: cross-entropy in nats, float32 [n, K].
@@ -46,9 +46,9 @@ class SampleWeights:
 class Evaluation:
     """What a trained network is worth, as a run folder keeps it.
 
-    A folder holds the tables as anytime.csv, budgeted.csv and shots.csv, all that is no array in
-    evaluation.json, and the arrays in evaluation.npz. A field that is added with a default gets it
-    where an older file has none. Percentages are 0 to 100, shares 0 to 1, losses in nats.
+    A folder holds the tables as anytime.csv, budgeted.csv and shots.csv, all that is not an array
+    in evaluation.json, and the arrays in evaluation.npz. A field added later has a default, which
+    it gets where an older file lacks it. Percentages are 0 to 100, shares 0 to 1, losses in nats.
 
     Attributes:
         step: of the network.
@@ -56,10 +56,10 @@ class Evaluation:
         class_names: by class index.
         thresholds_from: split of `held_out`, "holdout" or "train".
         anytime: for each exit, if all images stop there: exit (from 1), mul_adds, top1, top5, loss.
-        budgeted: for each q of the budgeted curve: q, mul_adds, top1, share_1 to share_K; none
+        budgeted: for each q of the budgeted curve: q, mul_adds, top1, share_1 to share_K; empty
             without images that set thresholds.
-        test: the network's answers to the test images,
-        held_out: and to those that set thresholds, if there are any.
+        test: the network's answers to the test images.
+        held_out: its answers to the images that set thresholds, if there are any.
         shots: for each exit of a long-tailed data set: exit, and top-1 on the many, medium and few
             shot classes (`evaluate.shots_table`).
         calibration: for each exit: exit, and ece and adaptive_ece of the test images, 0 to 1
@@ -68,14 +68,14 @@ class Evaluation:
             adaptive_ece, and reliability, the points of a reliability diagram (confidence and
             accuracy, 0 to 1).
         sample_weights: of some of the `held_out` images; None for plain training.
-        examples: test images that leave at each exit, when about as many leave at each.
+        examples: test images that leave at each exit, when about equally many leave at each.
         splits: where the images of each split come from, `Source.origins` as texts.
         class_counts: training images of each class of a long-tailed data set.
         network: checksum of the network's arrays (`arrays.tree_checksum`), by which it is known;
             None in files of earlier versions.
         digests: of the images of each split (`Source.digests`), where they tell them from others.
         held_out_kept: whether `held_out` is of an earlier evaluation of the network, since this one
-            was without such images. It is these that `splits` and `digests` tell of.
+            had no such images. `splits` and `digests` then describe the earlier ones.
     """
 
     step: int
@@ -99,7 +99,7 @@ class Evaluation:
 
     @property
     def mul_adds(self) -> list[float]:
-        """Of stopping at each exit [K]."""
+        """The mul-adds of stopping at each exit [K]."""
         return [row["mul_adds"] for row in self.anytime]
 
     @property
@@ -136,7 +136,7 @@ class Evaluation:
         return self.held_out
 
     def even_thresholds(self) -> NDArray[np.float32]:
-        """Thresholds [K] of the default rule by which as many held-out images leave at each exit.
+        """Default rule's thresholds [K] at which equally many held-out images leave at each exit.
 
         Raises:
             UserError: as by `threshold_images`.
@@ -165,7 +165,7 @@ class Evaluation:
     def is_of(self, step: int, network: str | None) -> bool:
         """Whether the network that was evaluated has this step and this checksum.
 
-        Where a file of an earlier version holds no checksum, its step has to do.
+        Where a file of an earlier version holds no checksum, the step decides.
         """
         if network is None or self.network is None:
             return step == self.step
@@ -209,7 +209,7 @@ class Evaluation:
         )
 
     def save_summary(self, workdir: Path) -> None:
-        """Writes what is no array into evaluation.json, atomically.
+        """Writes all that is not an array into evaluation.json, atomically.
 
         Args:
             workdir: holds the arrays of this evaluation already.
@@ -276,8 +276,8 @@ class Evaluation:
             ) from error
 
 
-# What an archive of arrays with a wrong byte may raise besides; the last one also comes of JSON
-# that is nested too deeply.
+# What else an archive of arrays with a wrong byte may raise; JSON that is nested too deeply also
+# raises the last one.
 _DAMAGED = (BadZipFile, zlib.error, tokenize.TokenError, RuntimeError)
 
 _ARRAYS_FILE = "evaluation.npz"
@@ -323,7 +323,7 @@ def _with_prefix(arrays: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, N
 
 
 def read_latency(workdir: Path, evaluation: Evaluation) -> dict[str, Any] | None:
-    """What was measured on the network that was evaluated; None if it was not, or on another.
+    """The latency of the network that was evaluated; None if none, or only another's, was measured.
 
     Raises:
         UserError: the file is damaged.

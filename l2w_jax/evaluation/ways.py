@@ -26,10 +26,10 @@ from l2w_jax.evaluation.evaluated_data import (
 )
 from l2w_jax.evaluation.results import Evaluation
 
-# Of the last exit's mul-adds: what the budgeted curves are averaged between.
+# The budgets, as shares of the last exit's mul-adds, between which curves are averaged.
 AVERAGED_BUDGETS = (0.2, 0.8)
 
-# Of the curve of a run that was evaluated without held-out images.
+# The point of the curve of a run that was evaluated without held-out images.
 _NO_POINT = (np.nan, np.nan)
 
 
@@ -42,11 +42,11 @@ class Way:
         seeds: of each run.
         mul_adds: of each exit, float [K].
         anytime: top-1 of all images at each exit in percent, [runs, K].
-        budgeted: of each run, (mul-adds, top-1 in percent) of its budgeted curve and its ends,
+        budgeted: for each run, (mul-adds, top-1 in percent) of its budgeted curve and its ends,
             [n, 2], by rising mul-adds.
-        images: that these are of, "test" or "holdout".
-        config: of the runs, but for their seeds and what changes no number; None if not kept.
-        data: that the runs were evaluated with, as far as it is known and the same of all.
+        images: which images these are for, "test" or "holdout".
+        config: of the runs, without their seeds and what changes no number; None if not kept.
+        data: what the runs were evaluated with, as far as it is known and the same for all.
     """
 
     name: str
@@ -73,29 +73,29 @@ class Way:
         return self.top1_at(self.mul_adds[-1] * np.linspace(*AVERAGED_BUDGETS, 601))
 
     def mean_top1(self) -> NDArray[np.float64]:
-        """The runs' mean of `early` where all curves have it: [runs], NaN where they never do."""
+        """Each run's mean of `early` over budgets that all curves have: [runs]; NaN without any."""
         return mean_where_reached(self.early())
 
 
 def read_ways(paths: Sequence[Path], images: str = "test") -> list[Way]:
     """The runs in these folders, by way of training, and the ways in these files, in their order.
 
-    Ways of one name are one.
+    Ways of the same name are joined into one.
 
     Args:
         paths: folders of evaluated runs, and files that --save wrote.
         images: "test" or "holdout": which images of the runs count.
 
     Raises:
-        UserError: a path is neither, a run is given twice, ways of one name are of networks with
-            other costs or of other configurations, runs of one way were evaluated on other images,
-            a file is of other images, or a run has no held-out images that count.
+        UserError: a path is neither, a run is given twice, ways of one name differ in the costs of
+            their networks or in their configurations, runs of one way were evaluated on different
+            images, a file is of other images, or a run has no held-out images that count.
     """
     resolved = [path.resolve() for path in paths]
     for path in paths:
         if resolved.count(path.resolve()) > 1:
             raise UserError(f"{path}: is given twice; a run counts once")
-    # In the order of what is given: the configuration of a way to be read, or one that was kept.
+    # In the order given: the configuration of a way to be read, or a way that was kept.
     ways: list[str | Way] = []
     groups: dict[str, list[_Run]] = {}
     for path in paths:
@@ -117,7 +117,7 @@ def read_ways(paths: Sequence[Path], images: str = "test") -> list[Way]:
         config: name if of_one_name[name] == 1 else str(groups[config][0].workdir)
         for config, name in names.items()
     }
-    # Runs of a way that was kept go by its name.
+    # Runs of a kept way take its name.
     names |= {to_json(way.config): way.name for way in ways if isinstance(way, Way) and way.config}
     return _joined(
         [way if isinstance(way, Way) else _way_of(names[way], groups[way], images) for way in ways]
@@ -125,7 +125,7 @@ def read_ways(paths: Sequence[Path], images: str = "test") -> list[Way]:
 
 
 def _joined(ways: Sequence[Way]) -> list[Way]:
-    """The ways, those of one name as one."""
+    """The ways, with those of the same name joined into one."""
     by_name: dict[str, Way] = {}
     for way in ways:
         before = by_name.setdefault(way.name, way)
@@ -161,20 +161,20 @@ def _joined(ways: Sequence[Way]) -> list[Way]:
 
 def _differences_that_count(one: EvaluatedData, other: EvaluatedData, images: str) -> list[str]:
     """In words, what keeps accuracies on these images, "test" or "holdout", from being averaged."""
-    # Numbers may differ by images that could not be read.
+    # Counts may differ by images that could not be read.
     found = differences(one._replace(num_holdout=None), other)
     return [found[field] for field in ("class_names", images) if field in found]
 
 
 def _config_of_way(config: ConfigDict) -> ConfigDict:
-    """A run's configuration but for the seed and what changes no number: as by default."""
+    """A run's configuration, with the seed and what changes no number set to the defaults."""
     names = [name for name, _ in stored.fields(config)]
     free = {
         name: value
         for name, value in stored.fields(default_config())
         if name in names
         and (name == "seed" or name.startswith(stored.FREE_FIELDS))
-        # It changes no number of training, but those of early exit.
+        # This one changes no number in training, but those of early exit.
         and name != "dataset.thresholds_from"
     }
     config = config.copy_and_resolve_references()
@@ -197,7 +197,7 @@ class _Run(NamedTuple):
 
 def _read_run(workdir: Path) -> _Run:
     config, evaluation = stored.read_config(workdir), Evaluation.load(workdir)
-    # It may be evaluated with another than it was begun with.
+    # The run may have been evaluated with another value than it was begun with.
     config.dataset.thresholds_from = evaluation.thresholds_from
     return _Run(workdir, config, evaluation)
 
@@ -247,7 +247,7 @@ def _of_test_images(
 def _of_held_out_images(
     evaluation: Evaluation,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The same of held-out images, each half read with the thresholds of the other."""
+    """The same for held-out images, each half measured with the thresholds from the other."""
     images = evaluation.threshold_images()
     scores, correct = images.scores(DEFAULT_RULE), images.correct
     # Every second one: where images lie class by class, both halves have all of them.
@@ -282,7 +282,7 @@ def numbers(way: Way) -> dict[str, Any]:
             {
                 "seed": seed,
                 "anytime": anytime.tolist(),
-                # Empty of a run without a curve: JSON has no NaN.
+                # Empty for a run without a curve: JSON has no NaN.
                 "budgeted": budgeted[~np.isnan(budgeted).any(axis=1)].tolist(),
             }
             for seed, anytime, budgeted in zip(way.seeds, way.anytime, way.budgeted, strict=True)
@@ -339,7 +339,7 @@ def _read_numbers(path: Path, images: str) -> list[Way]:
 
 
 def _read_data(kept: Mapping[str, Any]) -> EvaluatedData:
-    """Undoes what `numbers` makes of it; files of earlier versions have none."""
+    """Undoes what `numbers` does to `Way.data`; files of earlier versions have none."""
     data = EvaluatedData(**kept)
     return data._replace(class_names=data.class_names and tuple(data.class_names))
 
