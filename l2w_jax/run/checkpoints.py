@@ -2,12 +2,12 @@
 
 Orbax writes them (asynchronously, each one complete or not there at all), but restores whatever
 bytes it finds. So every checkpoint carries a record with a checksum of each array; a restore
-verifies it and falls back to another checkpoint when a file was damaged. One that only cannot be
-read now, as for want of permission, ends the run instead. In a run folder:
+verifies it and falls back to another checkpoint when a file was damaged. One that merely cannot be
+read now, as for lack of permission, ends the run instead. In a run folder:
 
     checkpoints/STEP/state     the arrays of the training state
     checkpoints/STEP/record    their names, shapes, types and checksums, and the held-out score
-    damaged_checkpoints/STEP   what a restore found damaged, put aside to make place for a new one
+    damaged_checkpoints/STEP   what a restore found damaged, put aside to make room for a new one
 """
 
 import contextlib
@@ -41,7 +41,7 @@ class _NewestAndBest:
 
     It takes the scores from the records: Orbax writes metrics to disk only for its own `best_fn`,
     so with its `BestN` policy a resumed run would not know which older checkpoint is the best. One
-    whose score is not known stays too: it may be the best.
+    with an unknown score stays too: it may be the best.
     """
 
     def __init__(self, keep: int, scores: dict[int, float | None]):
@@ -99,8 +99,8 @@ class CheckpointWriter:
         return max(saved_steps(self._workdir), default=None)
 
     def resume_advice(self) -> str:
-        """A clause for the line that ends a failed run: from where it goes on."""
-        # One that is being saved will be good, or is the failure that is told already.
+        """A clause for the line that ends a failed run: where it can go on from."""
+        # A checkpoint that is being saved will be good, or is the failure being reported.
         try:
             self._manager.wait_until_finished()
         except RunInterrupted:
@@ -149,7 +149,7 @@ class CheckpointWriter:
             )
 
     def check(self) -> None:
-        """Looks, without waiting, how the last save has ended if it has.
+        """Checks, without waiting, how the last save has ended, if it has.
 
         Raises:
             RunFailed: it failed.
@@ -219,9 +219,8 @@ def restore_highest_scored(workdir: Path, template: PyTree) -> PyTree | None:
     and errors are those of `restore_newest`, but the folder stays as it is.
     """
     scores, unknown = _scores(workdir)
-    # One without a readable record may have been the best, so it comes first, to be warned of and
-    # passed over where it is damaged. As the first process has them: another may have read other
-    # scores.
+    # One without a readable record may have been the best, so it comes first; if it is damaged, it
+    # is passed over with a warning. All take the first process's order: others may read other ones.
     steps = processes.of_all([*unknown, *_best_first(scores)])[0]
     if not steps:
         return None
@@ -229,7 +228,7 @@ def restore_highest_scored(workdir: Path, template: PyTree) -> PyTree | None:
 
 
 def trained_on(workdir: Path, step: int) -> dict[str, Any]:
-    """Which images a checkpoint was trained on (`images.identity`), each None where not known.
+    """Which images a checkpoint was trained on (`images.identity`), with None for what is unknown.
 
     Raises:
         RunFailed: its record cannot be read now.
@@ -257,7 +256,7 @@ def _directory(workdir: Path) -> Path:
 
 
 def _scores(workdir: Path) -> tuple[dict[int, float | None], dict[int, str]]:
-    """The score of each checkpoint whose record is good, and what ails the other records."""
+    """The score of each checkpoint whose record is good, and what is wrong with other records."""
     scores, unknown = {}, {}
     for step in saved_steps(workdir):
         try:
@@ -292,8 +291,8 @@ def _restore_first_good(workdir: Path, template: PyTree, steps: list[int]) -> tu
 
     Raises:
         UserError: none is good, or the good one is of another network.
-        RunFailed: a process cannot read one now, or one is good in some processes only, so what
-            ails it is not damage.
+        RunFailed: a process cannot read one now, or one is good in some processes only, so it is
+            not damaged.
     """
     damage = []
     for step in steps:
@@ -321,7 +320,7 @@ def _restore_first_good(workdir: Path, template: PyTree, steps: list[int]) -> tu
 
 
 def _not_read_now(step_directory: Path, reasons: list[str]) -> str:
-    """What ends a run whose processes, all of them, fail to read a checkpoint that may be good."""
+    """The message that ends a run if no process can read a checkpoint that may be good."""
     return (
         f"{step_directory}: {'; '.join(dict.fromkeys(reasons))}; nothing was moved: once it can be "
         "read, the same command goes on from there"

@@ -1,4 +1,4 @@
-"""The devices: the step that runs on them, what it runs on, and whether all hold the same."""
+"""The devices: the step that runs on them, its state and batches, and whether all hold the same."""
 
 import collections
 import concurrent.futures
@@ -26,7 +26,7 @@ from l2w_jax.training.compiled import CompiledTrainStep
 from l2w_jax.training.losses import Batch
 from l2w_jax.training.step import Metrics, TrainStep
 
-# The step that runs, the batch it will be followed by, and one that is being made.
+# Beside the batch of the step that runs: the next one, and one that is being made.
 _BATCHES_AHEAD = 2
 
 
@@ -45,7 +45,7 @@ def step_on_stored(
         config,
         total_steps,
         axis_name=None if len(devices) == 1 else DEVICE_AXIS,
-        # By a TPU's compiler this spares MSDNet memory traffic, and makes more of it for RANet.
+        # By a TPU's compiler, this saves memory traffic for MSDNet and adds to it for RANet.
         recompute=devices[0].platform == "tpu" and _is_msdnet(config),
     )
     mean, deviation = channel_statistics(config.dataset.name)
@@ -101,10 +101,10 @@ def with_previous(
     """Yields the batches after `first_step` steps, each with the one before it as "previous".
 
     So a run that goes on has the batch that an uninterrupted one would have kept. The very first
-    batch has itself.
+    batch has itself as "previous".
 
     Args:
-        batches_from: the batches after so many steps, endless; a function of their number.
+        batches_from: from a number of steps done to the batches that follow, endless.
         first_step: steps done.
     """
     with contextlib.closing(batches_from(max(first_step - 1, 0))) as batches:
@@ -117,10 +117,10 @@ def with_previous(
 
 
 def diverged_devices(tree: Any) -> list[int]:
-    """Devices whose copy of a replicated pytree differs from that of the first: their positions.
+    """Positions of the devices whose copy of a replicated pytree differs from the first device's.
 
-    JAX takes the copies of a replicated array to be equal without looking. A device with a fault,
-    or an average that was forgotten, makes them differ.
+    JAX takes the copies of a replicated array to be equal without checking. A faulty device, or a
+    forgotten average, makes them differ.
     """
     devices = np.arange(jax.local_device_count())
     checksums = np.asarray(_checksums_of_copies(tree, devices))
@@ -142,7 +142,7 @@ def _checksums_of_copies(tree: Any, device: jax.Array) -> jax.Array:
 
 
 def _normalized(batch: Batch, mean: np.ndarray, deviation: np.ndarray) -> Batch:
-    """The batch, and the one before where it holds that, as a network reads it."""
+    """The batch, and the previous one if it holds that, as a network reads it."""
     batch = {**batch, "image": normalize(batch["image"], mean, deviation)}
     if "previous" in batch:
         batch["previous"] = _normalized(batch["previous"], mean, deviation)

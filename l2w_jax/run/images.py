@@ -1,6 +1,6 @@
 """Which images a run was trained on: it goes on with no others, and is judged by none of them.
 
-Nor does it go on with other classes or is judged by images of such: its network answers with a
+Nor does it go on with other classes, or is it judged by their images: its network answers with a
 number, which would get a name that it was not trained for.
 """
 
@@ -40,11 +40,11 @@ def known_classes(workdir: Path) -> list[str] | None:
 
 
 def check_to_train_on(source: Source, workdir: Path, step: int) -> None:
-    """Looks whether a run trained up to a step, 0 for a new one, would go on with its images.
+    """Checks that a run trained up to a step, 0 for a new one, would go on with its own images.
 
     Raises:
-        UserError: they are others, of other classes, or in another order.
-        RunFailed: the checkpoint that tells them cannot be read now.
+        UserError: the images are others, of other classes, or in another order.
+        RunFailed: the checkpoint that says which they were cannot be read now.
     """
     if not step:
         return
@@ -62,15 +62,15 @@ def check_to_train_on(source: Source, workdir: Path, step: int) -> None:
 
 
 def check_to_judge_by(source: Source, workdir: Path, step: int) -> None:
-    """Looks whether a network trained up to a step is judged by images that it has not seen, of the
+    """Checks that a network trained up to a step is judged by images that it has not seen, of the
     classes that it was trained on.
 
-    Where held-out or test images are cut from those of training, other files there move some from
-    one split to the other.
+    Where held-out or test images are cut from the training images, added or removed files move
+    images from one split to another.
 
     Raises:
-        UserError: it was trained on other classes, or maybe on some of the images.
-        RunFailed: the checkpoint that tells them cannot be read now.
+        UserError: it was trained on other classes, or may have been on some of the images.
+        RunFailed: the checkpoint that says what it was trained on cannot be read now.
     """
     cut = _cut_splits(source)
     before = checkpoints.trained_on(workdir, step)
@@ -85,7 +85,7 @@ def check_to_judge_by(source: Source, workdir: Path, step: int) -> None:
 
 
 def _check_classes(source: Source, workdir: Path, before: list[str] | None) -> None:
-    """Raises UserError where a network was trained on other classes; None where it is not known."""
+    """Raises UserError where a network was trained on other classes; None: they are not known."""
     found = list(source.class_names)
     # Checkpoints of older code do not say.
     if before in (None, found):
@@ -101,7 +101,7 @@ def _check_classes(source: Source, workdir: Path, before: list[str] | None) -> N
 def open_evaluated(
     config: ConfigDict, workdir: Path, evaluation: Evaluation, splits: Sequence[str]
 ) -> Source:
-    """Opens the data set that an evaluated run was last judged by, in these splits.
+    """Opens the data set whose images in these splits an evaluated run was last judged by.
 
     Raises:
         UserError: it is not there, holds other images by now, or `check_to_judge_by` refuses it.
@@ -115,12 +115,12 @@ def open_evaluated(
 def check_evaluated(
     source: Source, workdir: Path, evaluation: Evaluation, splits: Sequence[str]
 ) -> None:
-    """Looks whether a run was evaluated with the images that a source has in these splits.
+    """Checks that a run was evaluated with the images that a source has in these splits.
 
-    It may have been with those of another folder than the one that its config.json names.
+    They may have been those of a folder other than the one that its config.json names.
 
     Raises:
-        UserError: it was with others.
+        UserError: it was evaluated with others.
     """
     evaluated = evaluation.digests or {}
     for split in splits:
@@ -133,10 +133,10 @@ def check_evaluated(
 
 
 def seen_by_earlier_runs(config: ConfigDict, source: Source) -> list[str]:
-    """What a new run that starts from an earlier one's network has to know before it is judged.
+    """What to know before a new run that starts from an earlier one's network is judged.
 
     Another number of held-out images, a long tail or a changed folder divides the same data set in
-    another way, and may put images that the earlier run was trained on into held-out or test
+    another way, and may put images that the earlier run was trained on among the held-out or test
     images.
 
     Returns:
@@ -172,10 +172,10 @@ def _cut_splits(source: Source) -> list[str]:
 
 
 def check_alike_in_all_processes(source: Source) -> None:
-    """Looks whether all processes of a run, each of which reads for itself, have the same images.
+    """Checks that all processes of a run, each of which reads for itself, have the same images.
 
     Raises:
-        UserError: in every process, where one has others.
+        UserError: in every process, if one has others.
     """
     counts = [source.num_train, source.num_holdout, source.num_test]
     own = [counts, dict(source.digests)]

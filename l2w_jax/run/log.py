@@ -1,4 +1,4 @@
-"""What a training run tells while it runs: a line to read, TensorBoard, metrics.jsonl.
+"""What a training run reports while it runs: lines to read, TensorBoard, metrics.jsonl.
 
 Percentages are 0 to 100 in all of them.
 """
@@ -107,7 +107,7 @@ class RunLog(SilentLog):
                 with self._tensorboard() as tensorboard:
                     tensorboard.writer.close()
             except RunFailed:
-                # What ends the run already comes first.
+                # An error that already ends the run comes first.
                 if error is None:
                     raise
 
@@ -120,7 +120,7 @@ class RunLog(SilentLog):
         self._clock.stop()
 
     def waiting(self) -> contextlib.AbstractContextManager[None]:
-        """Time spent within is time that the loop waits for data."""
+        """A context: the time spent inside counts as waiting for data."""
         return self._clock.waiting()
 
     def add_step(self, step: int, metrics: HostMetrics) -> None:
@@ -145,7 +145,7 @@ class RunLog(SilentLog):
                 tensorboard.writer.write_histograms(step, by_exit)
 
     def write_rest(self, step: int) -> None:
-        """Writes the means of the iterations since the last line, of a run that stops at `step`."""
+        """Writes the means of the iterations since the last line, when a run stops at `step`."""
         if self._window:
             self._write_window(step)
 
@@ -203,7 +203,7 @@ class RunLog(SilentLog):
 
     @contextlib.contextmanager
     def _tensorboard(self) -> Iterator["_TensorBoard"]:
-        """TensorBoard's part of the log, which writes in a thread: its faults come at a later call.
+        """TensorBoard's part of the log. It writes in a thread, so errors come at a later call.
 
         Raises:
             RunFailed: its events cannot be written.
@@ -276,7 +276,7 @@ class _StepClock:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Counts what is done within as waiting, if the clock runs."""
+        """Counts the time spent inside as waiting, if the clock runs."""
         begun = time.monotonic()
         yield
         if self._started is not None:
@@ -300,7 +300,7 @@ _AVERAGED = ("loss", "top1", "weighted_loss", "meta_loss", "learning_rate", "met
 
 
 def say(line: str) -> None:
-    """Prints a line for the person who watches the run; of several processes the first does."""
+    """Prints a line for whoever watches the run; of several processes only the first does."""
     if processes.is_first():
         try:
             print(line, flush=True)
@@ -335,7 +335,7 @@ def _reopen_json_lines(path: Path, first_step: int) -> Any:
 
 
 def _step_of(line: str) -> int | None:
-    """The step of a line of metrics; None of one that is damaged, as by a loss of power."""
+    """The step of a line of metrics; None if the line is damaged, as by a loss of power."""
     try:
         return int(json.loads(line)["step"])
     except (ValueError, TypeError, KeyError):

@@ -1,8 +1,8 @@
 """The training loop: from a configuration and a data source to a trained state on disk.
 
-A run is a sequence of iterations, of which the s-th depends on the state before it and on s alone,
-and on the number of devices, of whose halves a batch's halves consist. So a run that was
-interrupted anywhere goes on from its last checkpoint to the very same end.
+A run is a sequence of iterations, the s-th of which depends only on the state before it, on s, and
+on the number of devices, whose halves make up a batch's halves. So a run that was interrupted
+anywhere goes on from its last checkpoint to the very same end.
 """
 
 import contextlib
@@ -47,10 +47,10 @@ def train(config: ConfigDict, source: Source, workdir: Path) -> TrainState:
         The state after the last iteration.
 
     Raises:
-        UserError: the checkpoints there are all damaged or of another network, or were trained on
-            other images; or processes have different images.
+        UserError: the existing checkpoints are all damaged, or of another network, or were trained
+            on other images; or processes have different images.
         RunFailed: a loss or an array is not finite, a checkpoint could not be saved or cannot be
-            read now, or a device's memory does not hold a step.
+            read now, or a device's memory is too small for a step.
         RunInterrupted: a signal asked the run to stop; its state is saved.
     """
     images.check_alike_in_all_processes(source)
@@ -145,7 +145,7 @@ def _memory_advice(config: ConfigDict, workdir: Path, writer: checkpoints.Checkp
         f"--config.optimizer.accumulation={2 * accumulation} (now {accumulation}), "
         "--config.model.dtype=bfloat16 or a smaller --config.dataset.batch_size"
     )
-    # Waits for a checkpoint that is being saved.
+    # This waits for a checkpoint that is being saved.
     resume_advice = writer.resume_advice()
     if writer.last_saved_step is None:
         return f"try {settings}, or more devices; {resume_advice}"
@@ -202,8 +202,8 @@ class _WatchedMetrics:
         step, metrics = self._running
         self._running = None
         host_metrics: HostMetrics = jax.device_get(metrics)
-        # A meta loss is NaN where there was no meta update; one that went wrong shows in the
-        # weighted loss, through the weights.
+        # A meta loss is NaN where there was no meta update; a meta update that went wrong shows in
+        # the weighted loss, through the weights.
         for name in ("loss", "weighted_loss"):
             if not np.isfinite(host_metrics[name]).all():
                 raise RunFailed(
@@ -219,8 +219,8 @@ class _WatchedMetrics:
 def _rate_advice(config: ConfigDict) -> str:
     """What to try where a run fails in its first epoch.
 
-    The paper's rates, 0.8 for two halves of 512 images (Han et al., ECCV 2022, section 4.1), and
-    0.1 for 64 in plain training, are one by the linear rule (Goyal et al., 2017).
+    The paper's rates, 0.8 for two halves of 512 images (Han et al., ECCV 2022, section 4.1) and 0.1
+    for 64 in plain training, are the same by the linear rule (Goyal et al., 2017).
     """
     images = config.dataset.batch_size // updates_per_iteration(config.weighting.kind)
     return (
@@ -248,7 +248,7 @@ def _score(
     """Held-out top-1 of the last exit, percent; None without held-out images.
 
     Raises:
-        RunFailed: the network, or the images, are of no use any more.
+        RunFailed: the network or the images cannot be used any more.
     """
     if source.num_holdout == 0:
         return None

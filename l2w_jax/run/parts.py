@@ -1,4 +1,4 @@
-"""In how many parts a device takes its images, so that a step fits into its memory."""
+"""In how many parts a device must take its images for a step to fit into its memory."""
 
 import contextlib
 import itertools
@@ -19,10 +19,10 @@ from l2w_jax.training.weighting import is_pipelined
 
 
 def with_parts_that_fit(config: ConfigDict, total_steps: int) -> ConfigDict:
-    """The configuration with a number of parts in the place of `optimizer.accumulation = 0`.
+    """The configuration with a number of parts in place of `optimizer.accumulation = 0`.
 
-    The step of the run is compiled with 1, 2, 4 ... parts until it fits, and is in the cache of
-    compiled programs then. Where JAX knows no limit, on a CPU, it is one part.
+    The step of the run is compiled with 1, 2, 4 ... parts until it fits; it is then in the cache of
+    compiled programs. Where JAX knows no limit, as on a CPU, it takes one part.
 
     Args:
         config: a run's configuration, checked.
@@ -76,7 +76,7 @@ def numbers_of_parts(config: ConfigDict, num_devices: int, first: int) -> Iterat
 
 
 def memory_of_device() -> float | None:
-    """Bytes that JAX may take of the smallest device; None where it knows no limit."""
+    """Bytes of memory that JAX may take of the smallest device; None where it knows no limit."""
     statistics = [device.memory_stats() or {} for device in jax.local_devices()]
     limits = [of_device.get("bytes_limit") for of_device in statistics]
     return None if None in limits else min(of_all(min(limits)))

@@ -24,7 +24,7 @@ from l2w_jax.run import slurm, stop_signals
 # A process that died is noticed after this many seconds.
 _HEARTBEAT_TIMEOUT = 30
 
-# How XLA begins what it says of a computation that could not end, by the names of its statuses.
+# How XLA's message on a computation that could not end begins: with the name of a status.
 _FAILED_COMPUTATION = re.compile(
     "(ABORTED|CANCELLED|DATA_LOSS|DEADLINE_EXCEEDED|INTERNAL|UNAVAILABLE|UNKNOWN): "
 )
@@ -38,9 +38,9 @@ _sigterm_listener: stop_signals.Listener | None = None
 def joined() -> Iterator[None]:
     """Joins the other processes of the run, if there are any; before any computation.
 
-    Within, SIGTERM and SIGINT end the process at once, until training has something to save.
+    Inside, SIGTERM and SIGINT end the process at once, until training has something to save.
 
-    Of several processes one that fails inside ends at once, with its error as the last line, and
+    If one of several processes fails inside, it ends at once, with its error as the last line, and
     the others notice within a minute. In an orderly end JAX would wait for them, and they for it.
 
     Raises:
@@ -50,7 +50,7 @@ def joined() -> Iterator[None]:
     _join()
     try:
         check_devices()
-        # Again, where the command does so too: JAX has put its own handler in place.
+        # Again, though the command may have done so: JAX has put its own handler in place.
         with stop_signals.ending_at_once():
             yield
     except RunInterrupted:
@@ -76,9 +76,9 @@ def _last_words(error: Exception) -> str:
 
 
 def _is_of_devices(error: Exception) -> bool:
-    """Whether a computation of the processes together, or one on a device, raised an error.
+    """Whether a computation of all processes together, or one on a device, raised an error.
 
-    Where a computation has ended before JAX returns from starting it, its error is a ValueError.
+    If a computation has ended before JAX returns from starting it, its error is a ValueError.
     """
     return isinstance(error, jax.errors.JaxRuntimeError) or (
         isinstance(error, ValueError) and bool(_FAILED_COMPUTATION.match(str(error)))
@@ -112,15 +112,15 @@ def held_by_first(context: contextlib.AbstractContextManager[None]) -> Iterator[
 
 
 def wait_for_all() -> None:
-    """Returns when every process has come here."""
+    """Returns when every process has called it."""
     of_all(None)
 
 
 def of_all(value: Any) -> list[Any]:
-    """What every process of the run comes here with, in the order of their numbers.
+    """The values that all processes of the run call this with, in the order of their numbers.
 
-    A value is anything that JSON holds, and goes as its bytes: of an array of numbers JAX would
-    keep 32 bits each.
+    A value is anything that JSON holds, and is sent as its bytes: JAX would keep only 32 bits of
+    each number of an array.
     """
     if jax.process_count() == 1:
         return [value]
@@ -131,18 +131,18 @@ def of_all(value: Any) -> list[Any]:
 
 
 def sigterm_listener() -> stop_signals.Listener | None:
-    """What JAX does at SIGTERM, see `asked_to_stop`; None in a run of one process.
+    """JAX's handling of SIGTERM, see `asked_to_stop`; None in a run of one process.
 
-    JAX listens in a joined process that is alone, too, but has nobody to tell.
+    JAX listens also in a joined process that is alone, but then has nobody to tell.
     """
     return _sigterm_listener if jax.process_count() > 1 else None
 
 
 def asked_to_stop(step: int) -> bool:
-    """Whether any process was sent SIGTERM, told to all at the same step.
+    """Whether any process was sent SIGTERM; all get to know at the same step.
 
-    Call it in every process after every step. JAX has to hear the signal, see `sigterm_listener`;
-    always false in a run of one process.
+    Call it in every process after every step. JAX has to receive the signal, see
+    `sigterm_listener`; always false in a run of one process.
     """
     return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)
 
@@ -177,10 +177,10 @@ def _failure_to_join(error: Exception) -> str:
 
 
 def check_devices() -> None:
-    """Has JAX take its devices into use.
+    """Makes JAX take its devices into use.
 
     Raises:
-        UserError: it cannot; the line names the settings that say which they are.
+        UserError: it cannot; the line names the settings that say which devices those are.
     """
     try:
         jax.devices()
@@ -197,7 +197,7 @@ def check_devices() -> None:
 
 
 def _settings_of_cluster() -> dict[str, Any]:
-    """What JAX does not find out by itself where it finds out the rest."""
+    """The settings that JAX does not find out by itself where it finds out the rest."""
     devices = slurm.local_device_ids(os.environ)
     return {} if devices is None else {"local_device_ids": devices}
 

@@ -1,4 +1,4 @@
-"""What a run left, as what can be worked with again: its state, or its network with early exits."""
+"""What a run left, ready to be used again: its state, or its network with early exits."""
 
 from pathlib import Path
 
@@ -33,10 +33,10 @@ def restore_best(config: ConfigDict, workdir: Path) -> TrainState:
 
 
 def restore_evaluated(config: ConfigDict, workdir: Path, evaluation: Evaluation) -> TrainState:
-    """The state that an evaluation is of, for what goes by its numbers.
+    """The state that an evaluation is of, for callers that rely on its numbers.
 
     Raises:
-        UserError: as by `restore_best`, or the best checkpoint is another one by now.
+        UserError: as by `restore_best`, or another checkpoint is the best by now.
     """
     state = restore_best(config, workdir)
     evaluation.check_network(
@@ -55,7 +55,7 @@ def restore_predictor(
     """The network that an evaluation is of, for stored images, which leave by this policy.
 
     It takes uint8 [N, size, size, 3], size being `config.dataset.image_size`, and refuses others.
-    With `top_k` it gives so many classes of each.
+    With `top_k` it gives that many classes for each image.
 
     Raises:
         UserError: as by `restore_evaluated`.

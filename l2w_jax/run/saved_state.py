@@ -1,4 +1,4 @@
-"""One checkpoint: a state and the record that it is verified by."""
+"""One checkpoint: a state, and the record by which it is verified."""
 
 import contextlib
 import errno
@@ -25,7 +25,7 @@ from l2w_jax.arrays import (
 )
 from l2w_jax.errors import UserError, first_line
 
-# What the system says of files that are missing, or are folders, or the other way about.
+# System errors for files that are missing, are folders, or should be folders.
 _NUMBERS_OF_DAMAGE = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR)
 
 _BYTES_AT_ONCE = 2**20
@@ -36,18 +36,18 @@ class DamagedCheckpoint(Exception):
 
 
 class UnreadableCheckpoint(Exception):
-    """A checkpoint that may be good, but that the system does not let be read now.
+    """A checkpoint that may be good, but that the system does not allow to be read now.
 
-    The user may lack the right to, or the disk or the network fails, or memory or open files have
-    run out. The message names the file and the reason.
+    The user may lack the permission, the disk or the network may fail, or memory or open files may
+    have run out. The message names the file and the reason.
     """
 
 
 def make_record(
     state: PyTree, score: float | None, trained_on: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What a state is verified by when it is read back, and what is chosen by: its score, and which
-    images it is trained on (`images.identity`).
+    """A record by which a state is verified when it is read back, with its score, by which the best
+    is chosen, and which images it was trained on (`images.identity`).
     """
     record = {
         "score": score,
@@ -65,8 +65,8 @@ def read_state(step_directory: Path, template: PyTree) -> PyTree:
 
     Raises:
         DamagedCheckpoint: its arrays or its record are not what was saved.
-        UnreadableCheckpoint: the system does not let it be read now.
-        UserError: it is intact, but of other arrays than the template's.
+        UnreadableCheckpoint: the system does not allow it to be read now.
+        UserError: it is intact, but holds other arrays than the template.
     """
     recorded = read_record(step_directory)["arrays"]
     wanted = array_types(template)
@@ -93,7 +93,7 @@ def read_record(step_directory: Path) -> dict[str, Any]:
 
     Raises:
         DamagedCheckpoint: it is missing or not what was saved.
-        UnreadableCheckpoint: the system does not let it be read now.
+        UnreadableCheckpoint: the system does not allow it to be read now.
     """
     with (
         _reading(step_directory, "record"),
@@ -110,9 +110,9 @@ def read_record(step_directory: Path) -> dict[str, Any]:
 
 
 def _this_process_alone() -> ocp.options.MultiprocessingOptions:
-    """Has Orbax not wait for other processes after it read: each reads all for itself.
+    """Keeps Orbax from waiting for other processes after reading: each reads all for itself.
 
-    Where it waits, what one process cannot read, or its end, is an error in every process, which
+    If it waited, one process that cannot read, or ends, would cause an error in every process that
     looks like damage.
     """
     index = jax.process_index()
@@ -121,9 +121,9 @@ def _this_process_alone() -> ocp.options.MultiprocessingOptions:
 
 @contextlib.contextmanager
 def _reading(step_directory: Path, item: str) -> Iterator[None]:
-    """Sorts whatever Orbax and TensorStore raise into damage and what only cannot be read now.
+    """Sorts whatever Orbax and TensorStore raise into damage and what merely cannot be read now.
 
-    They may tell of either in the same words, so all files are read once more without them.
+    They may report either in the same words, so all files are read once more without them.
     """
     try:
         yield
@@ -160,12 +160,12 @@ def _read_plainly(path: Path) -> None:
 
 
 def _system_error_number(error: Exception) -> int | None:
-    """The `errno` of what a library raised; None where it did not fail by the system."""
+    """The `errno` of what a library raised; None where the system was not the cause."""
     if isinstance(error, MemoryError):
         return errno.ENOMEM
     if isinstance(error, OSError):
         return error.errno
-    # As TensorStore tells it, whose errors are all of one type.
+    # From the text of TensorStore's errors, which are all of one type.
     number = re.search(r"os_error_code='(\d+)'", str(error))
     return int(number[1]) if number else None
 

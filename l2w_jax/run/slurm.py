@@ -1,7 +1,7 @@
 """Which GPUs of a node a Slurm task may use, from the variables that Slurm sets.
 
 By itself JAX takes, of the GPUs that a process sees, the one with the task's number on its node.
-That one is not there where Slurm shows each task only its own (--gpus-per-task), and where one task
+That one does not exist if Slurm shows each task only its own GPUs (--gpus-per-task); and if a task
 is to use several, the others would lie idle.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from l2w_jax.errors import UserError
 
-# What JAX looks at to find the other processes of a step.
+# The variables by which JAX finds the other processes of a step.
 _OF_STEP = (
     "SLURM_JOB_ID",
     "SLURM_STEP_NODELIST",
@@ -27,7 +27,7 @@ def local_device_ids(environment: Mapping[str, str]) -> list[int] | None:
         environment: of a process that is to find the others by itself.
 
     Raises:
-        UserError: it is not a task of a step, or GPUs and tasks of its node do not go together.
+        UserError: it is not a task of a step, or its node's tasks cannot share the GPUs evenly.
     """
     if "SLURM_JOB_ID" not in environment:
         return None
@@ -56,11 +56,11 @@ def local_device_ids(environment: Mapping[str, str]) -> list[int] | None:
 
 def _are_its_own(count: int, environment: Mapping[str, str]) -> bool:
     """Whether Slurm shows this task the `count` GPUs that no other task sees."""
-    # May name the kind of GPU, "a100:2".
+    # The value may name the kind of GPU, as in "a100:2".
     per_task = environment.get("SLURM_GPUS_PER_TASK", "").rpartition(":")[2]
     if per_task == str(count):
         return True
-    # Those of the step; where older versions do not tell them, the job's.
+    # The step's GPUs; from older versions of Slurm, which do not tell them, the job's.
     if of_step := environment.get("SLURM_STEP_GPUS"):
         return count < len(of_step.split(","))
     on_node = environment.get("SLURM_GPUS_ON_NODE", "")
@@ -68,7 +68,7 @@ def _are_its_own(count: int, environment: Mapping[str, str]) -> bool:
 
 
 def _tasks_of_node(environment: Mapping[str, str]) -> int | None:
-    """Tasks of this step on this node, of a text such as "8(x2),4" for three nodes."""
+    """Tasks of this step on this node, from a text such as "8(x2),4" for three nodes."""
     counts = []
     for part in environment.get("SLURM_STEP_TASKS_PER_NODE", "").split(","):
         if match := re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part):

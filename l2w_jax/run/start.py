@@ -21,7 +21,7 @@ from l2w_jax.training.state import untrained_state
 def create_or_restore(config: ConfigDict, workdir: Path) -> TrainState:
     """The newest good checkpoint of a run folder, or the state before the first iteration.
 
-    Says whose network it is where that has been trained and the run has not begun.
+    Prints where the network comes from if it has been trained before this run has begun.
     """
     created = untrained_state(config, jax.random.key(config.seed))
     restored = checkpoints.restore_newest(workdir, created)
@@ -43,18 +43,18 @@ def _with_what_fits(config: ConfigDict, state: TrainState) -> TrainState:
     """The state with what fits, by name and shape, of the run that `config.init.checkpoint` names.
 
     Parameters, running statistics and the weight-prediction network are taken; the optimisers'
-    moments and the step begin anew. Says what is new here and what was left out there.
+    moments and the step begin anew. Prints what is new here and what was left out there.
 
     Raises:
-        UserError: that run has no good checkpoint, nothing of it fits, or not all does where
-            `config.init.strict` asks for it.
+        UserError: that run has no good checkpoint, nothing of it fits, or not all of it fits though
+            `config.init.strict` demands it.
     """
     trained = _earlier_run("init.checkpoint", config.init.checkpoint)
     there, here = (
         {**of_state.variables, "wpn_params": of_state.wpn_params} for of_state in (trained, state)
     )
     if _read_by_predictor(config.init.checkpoint) != config.weighting.input:
-        # The same shapes, but of what it learned nothing holds for other numbers.
+        # The shapes may be the same, but what it learned does not hold for other inputs.
         there["wpn_params"] = {}
     merged, differences = take_what_fits(there, here)
     place = f"config.init.checkpoint: {config.init.checkpoint}"
@@ -76,8 +76,8 @@ def take_what_fits(there: PyTree, here: PyTree) -> tuple[PyTree | None, list[str
     """A pytree like `here` that has the arrays of `there` wherever name and shape are the same.
 
     Returns:
-        The pytree, or None where no array fits; and a text for each kind of difference, of which
-        whole branches are named by what their arrays' names have in common.
+        The pytree, or None where no array fits; and a text for each kind of difference, in which
+        whole branches are named by the beginning that their arrays' names share.
     """
     found, wanted = named_arrays(there), named_arrays(here)
     fitting = {

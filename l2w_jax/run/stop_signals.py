@@ -1,8 +1,9 @@
 """SIGTERM, SIGINT, SIGHUP: a run with something to save saves it first, any other ends at once.
 
 Python runs a signal's handler between two of its own instructions, and so not while XLA compiles,
-which takes longer than many machines wait before they send SIGKILL. Python's C code however writes
-the number of each signal into a pipe right away, and a thread that reads it can end the process.
+which takes longer than many machines wait before they send SIGKILL. Python's C code, however,
+writes the number of each signal into a pipe right away, and a thread that reads the pipe can end
+the process.
 """
 
 import contextlib
@@ -18,16 +19,16 @@ from l2w_jax.errors import RunInterrupted
 
 _NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
-# Of the C library's `struct sigaction`; more than any system's has.
+# Room for the C library's `struct sigaction`; more than any system's takes.
 _ACTION_BYTES = 512
 
 
 class StopSignals:
-    """What the signals do, and those that came.
+    """What the signals do, and which ones came.
 
     Attributes:
         received: the names of those that came since `defer`, or so shortly before it that `watch`
-            had not ended the process yet.
+            had not yet ended the process.
     """
 
     def __init__(self) -> None:
@@ -35,18 +36,18 @@ class StopSignals:
         self._deferred = False
 
     def defer(self, listener: "Listener | None" = None) -> None:
-        """From now on there is something to save: signals are noted, to stop where that is done.
+        """From now on there is something to save: signals are noted, and the run stops once it is.
 
         A second SIGINT raises RunInterrupted: what the run waits for may never come.
 
         Args:
-            listener: hears SIGTERM in place of this object, and the others are made one.
+            listener: receives SIGTERM in place of this object; other signals are turned into one.
         """
         self._deferred = True
         if listener is not None:
             listener.listen()
             if self.received:
-                # Its processes stop at one step together, which the listener tells to all.
+                # The processes stop together at one step, which the listener tells all of them.
                 self.received.clear()
                 signal.raise_signal(signal.SIGTERM)
             for number in _handled():
@@ -54,7 +55,7 @@ class StopSignals:
                     signal.signal(number, lambda *_: signal.raise_signal(signal.SIGTERM))
 
     def note(self, number: int, frame: Any) -> None:
-        """Python's handler. Before `defer`, `watch` ends the process meanwhile."""
+        """Python's handler. Before `defer`, it is `watch` that ends the process."""
         del frame
         name = signal.Signals(number).name
         if self._deferred and number == signal.SIGINT and name in self.received:
@@ -74,9 +75,10 @@ class StopSignals:
 
 @contextlib.contextmanager
 def ending_at_once() -> Iterator[StopSignals]:
-    """Within, these signals end the process in a moment, with status 75, until `defer`.
+    """Inside, these signals end the process in a moment, with status 75, until `defer`.
 
-    For the main thread: Python lets no other set handlers. Of nested contexts the innermost counts.
+    For the main thread only, since Python lets no other set handlers. Of nested contexts the
+    innermost counts.
     """
     signals = StopSignals()
     reading, writing = os.pipe()
@@ -103,19 +105,19 @@ def _handled() -> list[signal.Signals]:
 
 
 class Listener:
-    """What SIGTERM does now, also where that is a function in C, of which Python does not know."""
+    """What SIGTERM does now, even if that is a function in C, which Python does not know of."""
 
     def __init__(self) -> None:
         self._action = ctypes.create_string_buffer(_ACTION_BYTES)
         ctypes.CDLL(None).sigaction(signal.SIGTERM, None, self._action)
 
     def listen(self) -> None:
-        """Has SIGTERM do the same again."""
+        """Makes SIGTERM do the same again."""
         ctypes.CDLL(None).sigaction(signal.SIGTERM, self._action, None)
 
 
 def _end(name: str) -> None:
-    """Ends the process without Python's orderly end, which waits for what is being done."""
+    """Ends the process without Python's orderly end, which waits for what is under way."""
     standard_output.end_at_once(
         f"stopped by {name} with nothing to save; the same command starts again, from the last "
         "checkpoint where there is one",

@@ -17,7 +17,7 @@ from l2w_jax.files import lock, told_if_unwritable, write_atomically
 
 
 def check(config: ConfigDict, workdir: Path) -> None:
-    """Looks, without writing, whether a run of this configuration can use a folder.
+    """Checks, without writing, that a run of this configuration can use a folder.
 
     Raises:
         UserError: it is a file, or belongs to a run with another configuration, or no checkpoint
@@ -39,7 +39,7 @@ def check(config: ConfigDict, workdir: Path) -> None:
         change
         for change in run_config.changes(before, config)
         if not change.field.startswith(free)
-        # Of a folder that no step has run in yet, such as that of an imported network.
+        # In a folder in which no step has run yet, such as that of an imported network.
         and (change.field, change.old) != ("optimizer.accumulation", "0")
     ]
     if changes:
@@ -57,7 +57,7 @@ def check(config: ConfigDict, workdir: Path) -> None:
 
 
 def check_path(workdir: Path, argument: str = "") -> None:
-    """Looks whether checkpoints can be in a folder, by its path alone: TensorStore takes UTF-8.
+    """Checks by its path alone that checkpoints can be in a folder: TensorStore takes UTF-8.
 
     Args:
         workdir: the run folder.
@@ -76,7 +76,7 @@ def check_path(workdir: Path, argument: str = "") -> None:
 
 
 def _earlier_runs_kept(before: ConfigDict, now: ConfigDict, workdir: Path) -> list[str]:
-    """The fields whose earlier run may only be called otherwise; with a checkpoint none is read."""
+    """The fields that may name the same earlier run as before; with a checkpoint none is read."""
     if not saved_steps(workdir):
         return []
     old, new = (dict(run_config.stored.fields(config)) for config in (before, now))
@@ -109,7 +109,7 @@ def _has_results(workdir: Path) -> bool:
 
 
 def saved_steps(workdir: Path) -> list[int]:
-    """Of each checkpoint of a run folder, good or damaged, its step, rising.
+    """The steps of all checkpoints of a run folder, good or damaged, rising.
 
     Raises:
         RunFailed: the folder cannot be listed now.
@@ -133,8 +133,8 @@ def saved_steps(workdir: Path) -> list[int]:
 def exclusive_use(config: ConfigDict, workdir: Path) -> Iterator[None]:
     """Holds a run folder as `locked` does; writes its config.json where needed.
 
-    A folder whose run ended, however, before its first checkpoint belongs to no configuration yet:
-    the mended command goes on there.
+    A folder whose run ended in any way before its first checkpoint belongs to no configuration yet:
+    the corrected command can use it.
 
     Raises:
         UserError: another process holds the folder, `check` fails, or it cannot be written to.
