@@ -18,10 +18,10 @@ def open_source(config: ConfigDict, known_classes: Sequence[str] | None = None) 
     Args:
         config: a run's configuration.
         known_classes: the names of the classes that its network was trained on, by number; None
-            where there are none yet. They number those of a folder that has no training images.
+            where there are none yet. They number the classes of a folder without training images.
 
     Raises:
-        UserError: it is not there or not as the configuration says; before any training.
+        UserError: it is not there or not as the configuration says; raised before any training.
     """
     # Imported here because each brings other libraries, TensorFlow among them (9 s).
     if config.dataset.name == "digits":

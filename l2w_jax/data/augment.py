@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-# Of the shorter side of a large image: 224 of 256 pixels, as in every ImageNet table.
+# The share of the shorter side of a large image: 224 of 256 pixels, as in every ImageNet table.
 CENTRE_SHARE = 224 / 256
 
 
@@ -28,8 +28,8 @@ class Shift(NamedTuple):
 def shift_of(augmentation: str, image_size: int) -> Shift:
     """Returns what `config.dataset.augmentation` says for images in memory of this size in pixels.
 
-    "crop" is what MSDNet and its successors do on CIFAR, 4 of 32 pixels, and as much of other
-    sizes; "shift" moves by a pixel, and does not mirror, which digits must not be.
+    "crop" is what MSDNet and its successors do on CIFAR, 4 of 32 pixels, and in proportion for
+    other sizes; "shift" moves by a pixel and does not mirror, since digits must not be mirrored.
     """
     if augmentation == "crop":
         return Shift(padding=image_size // 8, mirror=True)

@@ -27,7 +27,7 @@ class BadImages:
         return len(self._names)
 
     def add_cut(self, name: str) -> None:
-        """Logs once the image `name`, which is used: it lacks nothing but its last bytes."""
+        """Logs once an image that is used although its last bytes are missing."""
         if name not in self._cut:
             self._cut.add(name)
             _logger.warning(

@@ -1,9 +1,9 @@
 """Finds images to judge a network by that are, byte for byte, among those it is trained on.
 
-Own folders often hold an image twice, and of two copies one may be cut from "train" and the other
-stay. To read a million files would take too long: at most 1,000 images of a split are looked at,
-and of those to train on only the files of equal size are opened. Of all others the size is asked
-for, which the file system told a moment before when they were listed.
+Users' folders often hold an image twice, and one of two copies may be cut from "train" while the
+other stays there. Reading a million files would take too long: at most 1,000 images of a split are
+checked, and of the training images only files of equal size are opened. Of all others just the size
+is asked for, which the file system read a moment before when they were listed.
 """
 
 import contextlib
@@ -18,16 +18,16 @@ import numpy as np
 
 from l2w_jax.data.encoded import ImageFiles
 
-# Of each split to judge by. Copies of which so many show none change no accuracy by much.
+# Of each split to judge by. Copies that do not show among so many change no accuracy by much.
 MOST_LOOKED_AT = 1000
 
-# Of the images to train on: only files without compression have so many of one size.
+# Of the training images: only files without compression are so many of one size.
 _MOST_OPENED = 100_000
 
-# At the end of a file, where those that are compressed differ, unlike in their headers.
+# At the end of a file, where compressed files differ, unlike in their headers.
 _TAIL_BYTES = 4096
 
-# A disk or a network is waited for, not the processor.
+# In parallel, since the wait is for a disk or a network, not the processor.
 _AT_ONCE = 16
 
 _SPLITS = {"holdout": "held-out", "test": "test"}
@@ -58,10 +58,10 @@ def copies_line(images: Mapping[str, ImageFiles], root: Path) -> str:
 
 
 def find_copies(judged: Sequence[bytes], trained: Sequence[bytes]) -> dict[bytes, bytes]:
-    """For each file of the first that has equals among the others, the first of these.
+    """For each judged file with equal ones among the trained, the first of these.
 
-    Files that are empty or cannot be read, which their reader tells, are no copies. Of the others
-    at most _MOST_OPENED are opened, evenly spaced among those of equal size.
+    Files that are empty or cannot be read, which their reader reports, are no copies. Of the
+    trained at most _MOST_OPENED are opened, evenly spaced among those of equal size.
     """
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         # Each look costs more than the one before, and is taken at fewer files.
@@ -80,7 +80,7 @@ def _by_look(
     paths: Sequence[bytes],
     among: Container[int | bytes] | None = None,
 ) -> dict[int | bytes, list[bytes]]:
-    """The paths by what a look at the file shows, if that is something, and is among these."""
+    """The paths by what a look at each file shows, if that is anything, and is among these."""
 
     def look_at(part: Sequence[bytes]) -> list[tuple[int | bytes, bytes]]:
         shown = []
@@ -92,7 +92,7 @@ def _by_look(
         return shown
 
     by_look = defaultdict(list)
-    # In few parts, since to hand over a file by itself takes longer than to ask for its size.
+    # In few parts, since handing over a single file takes longer than asking for its size.
     for shown in pool.map(look_at, np.array_split(np.asarray(paths, bytes), _AT_ONCE)):
         for seen, path in shown:
             by_look[seen].append(path)
@@ -115,7 +115,7 @@ def _content(path: bytes) -> bytes:
 
 
 def _spread(paths: Sequence[bytes], most: int) -> Sequence[bytes]:
-    """All of them, or so many, evenly spaced."""
+    """All of them, or `most`, evenly spaced."""
     if len(paths) <= most:
         return paths
     return [paths[place] for place in np.linspace(0, len(paths) - 1, most).astype(int)]

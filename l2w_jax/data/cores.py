@@ -40,8 +40,8 @@ def _limits() -> Iterator[float]:
 def _group_folders() -> Iterator[Path]:
     """Yields the folder of each control group for processor time that this process is in.
 
-    Within a container the paths may be those of the host, which are not there; the container's own
-    group is the root then.
+    Inside a container the paths may be those of the host, which do not exist there; the container's
+    own group is then the root.
     """
     try:
         lines = _OWN_GROUPS.read_text().splitlines()

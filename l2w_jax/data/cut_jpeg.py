@@ -1,7 +1,7 @@
-"""JPEGs that lack their last bytes, as after a transfer that broke off: which are good enough.
+"""Which JPEGs that lack their last bytes, as after a broken transfer, are good enough.
 
-A decoder does not say how much of the picture was lost. But what depends on the missing bytes
-differs with what is put in their place.
+A decoder does not say how much of the picture was lost. But pixels that depend on the missing bytes
+differ with what is put in their place.
 """
 
 import io
@@ -10,7 +10,7 @@ import re
 import numpy as np
 from PIL import Image
 
-# Of the pixels: what may be missing from a picture that is used nevertheless.
+# The share of its pixels that a picture may lack and still be used.
 _MOST_LOST = 0.01
 
 # Rows of the largest blocks in which the picture is stored.
@@ -30,8 +30,8 @@ def with_end(encoded: bytes) -> bytes | None:
     """Returns a JPEG that lacks its last bytes with an end, so that it can be decoded.
 
     Returns:
-        None if more than a hundredth of the picture is missing, or the file is otherwise broken or
-        no JPEG.
+        The JPEG; None if more than a hundredth of the picture is missing, or the file is otherwise
+        broken or not a JPEG.
     """
     if not encoded.startswith(_START):
         return None
@@ -90,10 +90,10 @@ def _has_all_scans(segments: list[tuple[int, bytes]]) -> bool:
 
 
 def _noise(length: int, seed: int, has_restarts: bool) -> bytes:
-    """Data that a scan may go on with: without markers, except for restarts where there are any."""
+    """Data that a scan may go on with: no markers, except restarts where the JPEG has them."""
     noise = np.random.default_rng(seed).integers(0, 255, length, np.uint8)
     if has_restarts:
-        # Often, so that wherever the data break off there is noise after the next restart.
+        # So often that there is noise after the next restart, wherever the data break off.
         places = np.arange(64, length - 1, 32)
         noise[places] = 0xFF
         noise[places + 1] = 0xD0 + np.arange(len(places)) % 8

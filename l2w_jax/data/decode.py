@@ -3,7 +3,7 @@
 JPEGs are decoded only where the crop lies. Images of all kinds become RGB, composed over white
 where they are transparent, and are turned upright as their EXIF orientation says. `crops` is a
 TensorFlow graph function for groups of images: each operation of a graph costs microseconds, and
-what is done once for a group is nearly free. `crop` is the same for one image, in Python.
+one that is done once for a group is nearly free. `crop` does the same for one image, in Python.
 """
 
 import functools
@@ -35,7 +35,7 @@ def crops(
 
     Args:
         encoded: n files' bytes.
-        max_pixels: that an image may have; a larger one is an error.
+        max_pixels: the most that an image may have; a larger one is an error.
         choose_boxes: `drawn_boxes` for training, `centre_boxes` for evaluation.
         arguments: of `choose_boxes`, with n rows.
     """
@@ -43,12 +43,12 @@ def crops(
     def only_the_crops() -> list[tf.Tensor]:
         shapes = tf.stack([tf.io.extract_jpeg_shape(of_image) for of_image in encoded])
         boxes = choose_boxes(shapes[:, 0], shapes[:, 1], *arguments)
-        # To decode an empty box is an error, which is what a picture too large is to be.
+        # Decoding an empty box is an error, as a picture that is too large should be.
         is_small = tf.reduce_prod(tf.cast(shapes[:, :2], tf.int64), axis=1) <= max_pixels
         boxes = tf.unstack(tf.where(is_small[:, None], boxes, 0))
         return [decode_crop(of_image, box) for of_image, box in zip(encoded, boxes, strict=True)]
 
-    # A branch that is not taken costs time for each of its operations: this one has a single one.
+    # A branch not taken costs time for each of its operations, so this one has only one.
     def one_by_one() -> list[tf.Tensor]:
         return tf.numpy_function(
             _crops_in_python(max_pixels, choose_boxes, len(encoded)),
@@ -61,7 +61,7 @@ def crops(
     return tf.cond(tf.reduce_all(are_upright_jpegs), only_the_crops, one_by_one)
 
 
-# TensorFlow never lets go of a Python function that a graph calls: there is to be one of each kind.
+# TensorFlow never lets go of a Python function that a graph calls, so there is one of each kind.
 @functools.cache
 def _crops_in_python(
     max_pixels: int, choose_boxes: ChooseBoxes, num_images: int
@@ -85,12 +85,12 @@ def crop(
 
     Args:
         encoded: a file's bytes.
-        max_pixels: that the image may have.
+        max_pixels: the most that the image may have.
         choose_boxes: see `crops`.
         arguments: of `choose_boxes`, with one row.
 
     Raises:
-        BadImage: this is no image, an incomplete or a too large one.
+        BadImage: this is not an image, or an incomplete or a too large one.
     """
     if encoded.startswith(orientation.JPEG):
         try:
@@ -103,7 +103,7 @@ def crop(
 def crop_of_perhaps_cut(
     encoded: bytes, max_pixels: int, choose_boxes: ChooseBoxes, *arguments: np.ndarray
 ) -> tuple[np.ndarray, bool]:
-    """Does what `crop` does, but a JPEG may lack its last bytes if nothing to be seen is missing.
+    """Does what `crop` does, but a JPEG may lack its last bytes and a hundredth of its picture.
 
     Returns:
         The crop, and whether the file lacks its last bytes.
@@ -141,7 +141,7 @@ def _part(upright: np.ndarray, choose_boxes: ChooseBoxes, *arguments: np.ndarray
     return np.ascontiguousarray(upright[top : top + height, left : left + width])
 
 
-# Traced once for each `choose_boxes`: as single operations it would take two milliseconds.
+# Traced once for each `choose_boxes`: as separate operations it would take two milliseconds.
 @tf.function(autograph=False)
 def _box(choose_boxes: ChooseBoxes, shape: tf.Tensor, *arguments: tf.Tensor) -> tf.Tensor:
     return choose_boxes(shape[:1], shape[1:2], *arguments)[0]
@@ -153,7 +153,7 @@ def drawn_boxes(heights: tf.Tensor, widths: tf.Tensor, draws: tf.Tensor) -> tf.T
     The first attempt that fits counts; if none does, the largest centre crop of a legal ratio.
     """
     image = tf.stack([heights, widths], axis=-1)
-    # Not multiplied as integers: a large image has more pixels than those count.
+    # Not multiplied as integers: a large image has more pixels than an int32 can count.
     area = tf.cast(heights, tf.float32) * tf.cast(widths, tf.float32)
     sqrt_area = tf.sqrt(area)[:, None, None]
     sides = tf.cast(tf.round(sqrt_area * draws[..., :2]), tf.int32)  # [n, attempts, 2]

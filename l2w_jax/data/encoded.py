@@ -1,4 +1,4 @@
-"""Encoded images on disk, each of which can be read by itself: files, or records of TFDS."""
+"""Encoded images on disk, each readable by itself: files, or records of TFDS."""
 
 import os
 import struct
@@ -59,7 +59,7 @@ class ImageFiles(NamedTuple):
 
 
 class ImageRecords(NamedTuple):
-    """TFDS's TFRecord files and the place of every record in them: random access.
+    """TFDS's TFRecord files and the place of every record in them, for random access.
 
     A TFRecord file alone can only be read from its start. Knowing where each record begins, a run
     shuffles the whole data set anew every epoch and resumes anywhere at no cost.

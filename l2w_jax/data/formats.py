@@ -1,7 +1,7 @@
-"""Kinds of image files: which endings they have, and what Pillow shows of each.
+"""Kinds of image files: which endings they have, and how Pillow reads them.
 
-Pillow reads all that is no JPEG. JPEGs, of which a data set mostly consists, are decoded by
-TensorFlow, which decodes the crop alone, see `decode`.
+Pillow reads all that are not JPEGs. JPEGs, of which data sets mostly consist, are decoded by
+TensorFlow, which can decode the crop alone, see `decode`.
 """
 
 import functools
@@ -48,10 +48,10 @@ def read_upright(encoded: bytes, max_pixels: int) -> np.ndarray:
 
     Args:
         encoded: a file's bytes.
-        max_pixels: that the image may have; the header tells before anything is decoded.
+        max_pixels: the most that the image may have; the header is checked before decoding.
 
     Raises:
-        BadImage: this is no image, an incomplete or a too large one.
+        BadImage: this is not an image, or an incomplete or a too large one.
     """
     try:
         with Image.open(io.BytesIO(encoded)) as image:
@@ -71,7 +71,7 @@ def read_upright(encoded: bytes, max_pixels: int) -> np.ndarray:
 
 
 def exif_orientation(encoded: bytes) -> int:
-    """Returns how the camera was held, 1 to 8; 1 is upright, and what is said of no other."""
+    """Returns how the camera was held, as EXIF's 1 to 8; 1, upright, if the file has none."""
     try:
         with Image.open(io.BytesIO(encoded)) as image:
             orientation = image.getexif().get(0x0112, 1)

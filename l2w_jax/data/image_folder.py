@@ -1,7 +1,7 @@
 """A folder of images, `train|val|test/CLASS/.../*.jpg` and all other kinds that can be decoded.
 
 Where there is "test", "val" is held out; otherwise "val" is tested on, as everywhere on ImageNet.
-What is still absent is cut from "train", the same in every run: `config.dataset.holdout` images to
+Splits still missing are cut from "train", the same in every run: `config.dataset.holdout` images to
 hold out, and a fifth of the training images to test on. A folder without "train" can be evaluated
 on. With augmentation "resized_crop" images stay on disk; otherwise they are small, and are read
 into memory once.
@@ -47,7 +47,7 @@ _SPLITS = {
 }
 _NO_IMAGES = ImageFiles(np.array([], "S"), np.array([], np.int32))
 
-# Of the training images, where there is nothing to test on.
+# The share of the training images to test on, where there is no test set.
 _TEST_SHARE = 0.2
 _MOST_BYTES_IN_MEMORY = 8 * 2**30
 _BATCH_SIZE = 500
@@ -120,10 +120,10 @@ def _check_classes(config: ConfigDict, found: FoundImages) -> None:
 def list_images(folder: Path, known_classes: Sequence[str] | None = None) -> FoundImages:
     """Returns the files of each split that is there, in alphabetical order, and the class names.
 
-    Classes are numbered in the alphabetical order of the folders in "train". Where there is no
-    "train", those known are the classes, in their order; where none are known, the other folders
-    are, in alphabetical order. Names that differ only in how their letters are composed are one
-    class. Files and folders that are not used are told in a warning each.
+    Classes are numbered in the alphabetical order of the folders in "train". Without "train", the
+    known classes are used, in their order; if none are known, the folders of the other splits, in
+    alphabetical order. Names that differ only in how their letters are composed are one class.
+    Unused files and unused folders are reported in a warning each.
     """
     if not folder.is_dir():
         raise UserError(f"config.dataset.data_dir: {folder} is not allowed: must be a folder")
@@ -147,7 +147,7 @@ def _class_names(
     classes: Mapping[str, Mapping[str, Sequence[str]]],
     known: Sequence[str] | None,
 ) -> list[str]:
-    """Returns the names of the class folders, by number; one that is known may be absent."""
+    """Returns the names of the class folders, by number; a known class may have no folder."""
     if "train" in classes:
         return sorted(classes["train"])
     found = sorted(set().union(*classes.values()))
@@ -164,13 +164,13 @@ def _class_names(
 
 
 def _readable(name: str) -> str:
-    # One that is not UTF-8 could be neither logged nor put into a report.
+    # A name that is not UTF-8 could be neither logged nor put into a report.
     return os.fsencode(name).decode(errors="replace")
 
 
 def _digest(images: ImageFiles, root: Path) -> str:
-    """Of the images' paths below the root, and of their labels, in their order; not of pixels."""
-    # Of the folder that one is in, whose path is ".", nothing stands before "train/...".
+    """A digest of the images' paths below the root and their labels, in order; not of pixels."""
+    # If the root is the current folder, ".", nothing stands before "train/..." in a path.
     above = len(os.fsencode(root / "x")) - 1
     digest = hashlib.sha256(b"\0".join(b"/" + path[above:] for path in images.paths))
     digest.update(images.labels.astype("<i4").tobytes())
@@ -329,7 +329,7 @@ def _read_split(
         is_read[read] = True
     read = LabelledImages(pixels, images.labels)
     if is_read.all():
-        # To choose among them would copy them.
+        # Choosing rows would copy them all.
         return read, images
     kept = np.flatnonzero(is_read)
     return read.rows(kept), images.rows(kept)

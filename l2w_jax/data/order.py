@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-# The last entry of a generator's seed: what its numbers are for.
+# The last entry of a generator's seed says what its numbers are for.
 _SHUFFLING = 0
 _AUGMENTING = 1
 
@@ -64,6 +64,6 @@ def evaluation_rows(
 
 
 def rows_at(positions: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """As `evaluation_rows` of one process, of the images at some positions [n] alone."""
+    """As `evaluation_rows` for one process, but only of the images at some positions [n]."""
     for rows, mask in evaluation_rows(len(positions), batch_size):
         yield positions[rows].astype(np.int32), mask

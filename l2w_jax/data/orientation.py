@@ -1,7 +1,7 @@
 """Which way up a JPEG is: as its EXIF or XMP says, wherever these stand among its headers.
 
-`PIL.ImageOps.exif_transpose` does the same of a picture that Pillow decoded. Whether a file may
-have to be turned is asked of every one, so that has to be quick.
+`PIL.ImageOps.exif_transpose` does the same for a picture that Pillow decoded. Every file is checked
+for whether it may have to be turned, so that has to be quick.
 """
 
 import re
@@ -12,11 +12,11 @@ import numpy as np
 from l2w_jax.data.formats import exif_orientation
 from l2w_jax.data.tensorflow_import import tf
 
-JPEG = b"\xff\xd8\xff"  # the first bytes of any
+JPEG = b"\xff\xd8\xff"  # the first bytes of any JPEG
 UPRIGHT = 1
 
-# What most files begin with: nothing, or a JFIF segment, and then the tables for decoding. Headers
-# that could say anything of orientation come before these.
+# What most files begin with: nothing or a JFIF segment, and then the tables for decoding. Headers
+# that could say anything on orientation come before the tables.
 _TABLES = b"\xff\xdb"
 _JFIF = b"\xff\xe0\x00\x10JFIF\0"
 _AFTER_START = 2
@@ -60,7 +60,7 @@ def _are_upright(may_be_turned: np.ndarray, *encoded: bytes) -> np.ndarray:
 
 
 def of_jpeg(encoded: bytes) -> int:
-    """Returns how the camera was held, 1 to 8; 1 is upright."""
+    """Returns how the camera was held, as EXIF's 1 to 8; 1 is upright."""
     position = _AFTER_START
     while header := _HEADER.match(encoded, position):
         if header[1] == _APP1 and encoded.startswith(_SAY_ORIENTATION, header.end()):

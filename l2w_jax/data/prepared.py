@@ -17,8 +17,8 @@ _IMAGENET_ARCHIVES = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
 def prepared_builder(name: str, data_dir: str, splits: tuple[str, ...]):
     """Returns the TFDS builder of data set `name` with all of `splits` on disk.
 
-    That of TFDS's own version, or, where there is none, of the newest of the same major version:
-    those hold the same images in the same order, so that a run can go on with either. The first
+    It is of TFDS's own version or, where that is not there, of the newest of the same major
+    version: those hold the same images in the same order, so a run can go on with either. The first
     process to come prepares it, under a lock; the others wait and use the result. What TFDS writes
     depends on the archive alone, so hosts that prepare their own copy agree.
 
@@ -41,20 +41,20 @@ def prepared_builder(name: str, data_dir: str, splits: tuple[str, ...]):
         with _lock(builder):
             if not builder.data_path.exists():
                 _prepare(builder)
-        # A builder that was made before another process prepared the data knows nothing of them.
+        # A builder made before another process prepared the data does not know of them.
         builder = _builder(name, root)
     _check_complete(builder, splits)
     return builder
 
 
 def _builder(name: str, root: Path):
-    """The builder of what can be read; where that is nothing, of what TFDS would prepare."""
+    """The builder of a version that can be read; else of the one that TFDS would prepare."""
     own = tfds.builder(name, data_dir=root)
     if own.data_path.exists():
         return own
     alike = [version for version in _versions_there(own) if version.major == own.version.major]
     for version in reversed(alike):
-        # Whatever one raises that is damaged, or that was prepared by too old a TFDS.
+        # One that is damaged, or was prepared by too old a TFDS, may raise anything.
         with contextlib.suppress(Exception):
             other = tfds.builder(f"{name}:{version}", data_dir=root)
             if other.info.splits:
@@ -117,7 +117,7 @@ def _check_archives(builder) -> None:
 
 
 def _is_reachable(url: str) -> bool:
-    """Asks once and briefly: TFDS by itself tries for minutes before it gives up."""
+    """Asks only once and briefly: TFDS by itself tries for minutes before it gives up."""
     try:
         answer = requests.head(url, timeout=_CONNECT_SECONDS, allow_redirects=True)
     except requests.exceptions.RequestException:

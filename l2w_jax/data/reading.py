@@ -1,4 +1,4 @@
-"""Batches of encoded images: tf.data reads, decodes and crops them ahead of who asks for them."""
+"""Batches of encoded images, which tf.data reads, decodes and crops before they are asked for."""
 
 import atexit
 import itertools
@@ -28,14 +28,14 @@ _being_read: weakref.WeakSet[Iterator] = weakref.WeakSet()
 
 
 class Choice(NamedTuple):
-    """What a batch is to be made of: one row for each image."""
+    """What a batch is to consist of: one row for each image."""
 
     positions: np.ndarray  # int[b], in the split
     mirrored: np.ndarray  # bool[b]
     arguments: tuple[np.ndarray, ...]  # of `decode.ChooseBoxes`, with b rows
 
     def row(self, row: int) -> "Choice":
-        """Returns the choice for one image as that for a batch of it."""
+        """Returns the choice for one image, as that for a batch of one."""
         rows = slice(row, row + 1)
         arguments = tuple(argument[rows] for argument in self.arguments)
         return Choice(self.positions[rows], self.mirrored[rows], arguments)
@@ -47,7 +47,7 @@ class ReadBatch(NamedTuple):
     choice: Choice
     pixels: np.ndarray  # uint8[b, size, size, 3]
     labels: np.ndarray  # int32[b]
-    is_read: np.ndarray  # bool[b]; pixels and label of an image that is not mean nothing
+    is_read: np.ndarray  # bool[b]; where false, pixels and label mean nothing
 
 
 def read_evaluation_batches(
@@ -58,14 +58,14 @@ def read_evaluation_batches(
     bad: BadImages,
     share: float = CENTRE_SHARE,
 ) -> Iterator[ReadBatch]:
-    """Yields the centres of images, without those that `order.evaluation_rows` masks.
+    """Yields the centres of images; those that `order.evaluation_rows` masks count as not read.
 
     Args:
         images: where to read from.
         rows: positions int[b] and mask bool[b] of each batch.
         size: pixels of an image's side.
-        max_pixels: that a stored image may have.
-        bad: is told of images that cannot be read, which `is_read` leaves out too.
+        max_pixels: the most that a stored image may have.
+        bad: records images that cannot be read, which `is_read` leaves out too.
         share: of the shorter side of an image, see `decode.centre_boxes`.
     """
     choices = [
@@ -93,17 +93,17 @@ def read_batches(
     max_pixels: int,
     choose_boxes: decode.ChooseBoxes,
 ) -> Iterator[ReadBatch]:
-    """Yields a batch for each choice, all of one size. An image that fails takes its group along.
+    """Yields a batch for each choice, all of one size. With an image that fails, its group fails.
 
-    tf.data reads and decodes groups of images, of which the square that the network sees is put
-    straight into its place in the batch: to pass it on through tf.data would copy it twice.
+    tf.data reads and decodes groups of images; the squares that the network sees are put straight
+    into their places in the batch: passing them on through tf.data would copy them twice.
 
     Args:
         images: where to read from.
-        choices: is asked in another thread, some batches ahead.
+        choices: iterated in another thread, some batches ahead.
         num_batches: how many choices there are.
         size: pixels of an image's side.
-        max_pixels: that a stored image may have.
+        max_pixels: the most that a stored image may have.
         choose_boxes: of the crops, see `decode.crops`.
     """
     batches = _read_batches(images, choices, num_batches, size, max_pixels, choose_boxes)
@@ -152,9 +152,9 @@ class _Reading:
         self._size = size
 
     def columns(self, number: int, choice: Choice) -> list[np.ndarray]:
-        """Returns what is to be known of each group and, in the last row, of a batch's end.
+        """Returns columns that describe each group and, in the last row, the batch's end.
 
-        They are whether it is the end, the batch, the rows in it, the references of the images and
+        They are: whether it is the end, the batch, the rows in it, the references of the images and
         the arguments of the choice.
         """
         batch_size = len(choice.positions)
@@ -173,7 +173,7 @@ class _Reading:
         ]
 
     def begin(self, number: int) -> list[np.ndarray]:
-        """Begins the next batch and returns its `columns`; only ends if there was an `error`."""
+        """Begins the next batch and returns its `columns`; after an `error`, all are ends."""
         try:
             choice = next(self._choices)
             self.batches[number] = ReadBatch(
@@ -183,7 +183,7 @@ class _Reading:
                 is_read=np.zeros(len(choice.positions), bool),
             )
             return self.columns(number, choice)
-        # It would be left out as what cannot be read is.
+        # Raised here, it would be dropped, as images that cannot be read are.
         except Exception as error:
             self.error = self.error or error
             is_end, *others = self.columns(number, self.first_choice)
@@ -200,8 +200,8 @@ class _Reading:
         batch.is_read[rows] = True
 
 
-# TensorFlow never lets go of a Python function that a graph calls, nor of what that refers to: it
-# calls these two and is told what to work for.
+# TensorFlow never lets go of a Python function that a graph calls, nor of what that refers to. So
+# it calls these two, with the key of the reading to work for.
 _keys = itertools.count()
 _readings: dict[int, _Reading] = {}
 
@@ -220,7 +220,7 @@ def _put(
 def _ends_of_batches(
     key: int, num_batches: int, max_pixels: int, choose_boxes: decode.ChooseBoxes
 ) -> Iterator[tf.Tensor]:
-    """Yields when a batch of the reading `key` has been filled as far as it can be."""
+    """Yields whenever a batch of the reading `key` has been filled as far as possible."""
     reading = _readings[key]
     examples = reading.columns(0, reading.first_choice)
     first_argument = len(examples) - len(reading.first_choice.arguments)
@@ -243,8 +243,8 @@ def _ends_of_batches(
 
         return tf.cond(is_end, lambda: True, load_group)
 
-    # A graph cannot catch an error, but a data set can leave out what failed: its rows stay unread.
-    # Not `from_generator`, which undoes what `tensorflow_import` does for memory.
+    # A graph cannot catch an error, but a data set can drop what failed: its rows stay unread. Not
+    # `from_generator`, which undoes what `tensorflow_import` does for memory.
     return iter(
         tf.data.Dataset.range(num_batches)
         .map(begin)
@@ -260,8 +260,8 @@ def _ends_of_batches(
 def _stop_reading() -> None:
     """Ends all reading while the interpreter is still whole.
 
-    TensorFlow's threads call Python. One that finds it gone never comes back, and the program,
-    which waits for it, would never end.
+    TensorFlow's threads call Python. A thread that finds Python gone never comes back, and the
+    program, which waits for it, would never end.
     """
     for batches in list(_being_read):
         batches.close()
@@ -278,7 +278,7 @@ def read_one(
     """Reads a batch of one image outside of any pipeline, so that its error can be seen.
 
     Returns:
-        Its pixels and label; None if it cannot be read, which `bad` is told.
+        Its pixels and label; None if it cannot be read, which `bad` records.
     """
     name = images.name(choice.positions[0])
     try:
@@ -287,7 +287,7 @@ def read_one(
             encoded[0].numpy(), max_pixels, choose_boxes, *choice.arguments
         )
     except UnicodeDecodeError:
-        # TensorFlow's own error quotes a record that it cannot parse, whose bytes are no text.
+        # TensorFlow's own error quotes the record that it cannot parse, whose bytes are not text.
         bad.add(name, "is no record that can be parsed")
         return None
     except (BadImage, tf.errors.OpError, OSError) as error:

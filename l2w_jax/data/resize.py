@@ -14,7 +14,7 @@ def resize(crop: np.ndarray, square: np.ndarray, mirrored: bool = False) -> None
     """Writes `crop`, uint8[h, w, 3], into `square`, uint8[size, size, 3], perhaps mirrored.
 
     Bilinear, which leaves a crop of the right size as it is. Where it shrinks by more than half,
-    bilinear interpolation would skip pixels: then the pixels that become one are averaged before.
+    bilinear interpolation would skip pixels: the pixels that become one are averaged first.
     """
     size = len(square)
     height, width = crop.shape[:2]

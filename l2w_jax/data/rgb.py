@@ -1,6 +1,6 @@
-"""Images of any mode of Pillow's as RGB, and upright.
+"""Images of any of Pillow's modes as RGB, and upright.
 
-Needs numpy and Pillow alone, also where it is exported to.
+Needs only numpy and Pillow, since it is also copied into exported folders.
 """
 
 import numpy as np
@@ -8,7 +8,7 @@ from PIL import Image
 
 _WITH_ALPHA = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
 
-# Kinds whose grey of 16 bits Pillow puts into the 32 of mode "I", some only in older versions.
+# Formats whose 16-bit grey Pillow puts into the 32 bits of mode "I", some only in older versions.
 _GREY_OF_16_BITS = frozenset({"PNG", "PPM"})
 
 # EXIF orientations at which an image is stored from right to left, and from bottom to top; from 5
@@ -16,12 +16,12 @@ _GREY_OF_16_BITS = frozenset({"PNG", "PPM"})
 RIGHT_TO_LEFT = (2, 3, 7, 8)
 BOTTOM_TO_TOP = (3, 4, 6, 7)
 
-# Every file is held against a limit of its own, which may allow more than this does.
+# Every file is checked against our own limit, which may allow more than Pillow's.
 Image.MAX_IMAGE_PIXELS = None
 
 
 def turned(pixels: np.ndarray, orientation: int | None) -> np.ndarray:
-    """Stored pixels upright; an orientation that EXIF does not know, such as None, is upright."""
+    """Stored pixels turned upright; an orientation unknown to EXIF, such as None, is upright."""
     if orientation in RIGHT_TO_LEFT:
         pixels = pixels[:, ::-1]
     if orientation in BOTTOM_TO_TOP:
@@ -30,7 +30,7 @@ def turned(pixels: np.ndarray, orientation: int | None) -> np.ndarray:
 
 
 class WrongLevels(ValueError):
-    """An image of 32-bit numbers that are no levels from 0 to 255."""
+    """An image of 32-bit numbers that are not levels from 0 to 255."""
 
 
 def has_16_bits(image: Image.Image) -> bool:
@@ -40,9 +40,9 @@ def has_16_bits(image: Image.Image) -> bool:
 
 
 def upper_8_bits(image: Image.Image) -> Image.Image:
-    """Returns the upper 8 of 16 bits of grey, as Pillow does of colour; grey it cuts at 255.
+    """Returns the upper 8 of 16 bits of grey, as Pillow does for colour; it cuts grey at 255.
 
-    The level that the file calls transparent is so.
+    The level that the file calls transparent becomes transparent.
     """
     values = np.asarray(image)
     grey = Image.fromarray((values >> 8).astype(np.uint8))

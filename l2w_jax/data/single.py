@@ -13,7 +13,7 @@ from l2w_jax.data.tensorflow_import import silent
 
 
 class UnreadableImage(Exception):
-    """A file that is missing or no image; the message says which and why in one line."""
+    """A file that is missing or not an image; the message says which and why in one line."""
 
 
 def read_image(path: Path, config: ConfigDict) -> np.ndarray:

@@ -19,9 +19,9 @@ class Origin(NamedTuple):
 
     Attributes:
         place: a folder, or what the data set calls its part.
-        is_cut: whether they were drawn from among all images there. Where others are there, those
-            of one split may have been in another.
-        num_images: how many they are.
+        is_cut: whether they were drawn from among all images there. If the images there change,
+            some of one split may have been in another.
+        num_images: how many there are.
     """
 
     place: str
@@ -56,10 +56,11 @@ class Source(abc.ABC):
         num_classes: C.
         class_names: one name for each class.
         origins: where the images of each split come from.
-        digests: of each split, tells its images from others by their names; empty of a data set
-            that is always the same.
-        num_bad: images that could not be read so far. What reads from the disk trains on others in
-            their places and leaves them out of evaluation; a `MemorySource` has them in no split.
+        digests: for each split, a digest by which its images are known, by their names; empty for a
+            data set that is always the same.
+        num_bad: images that could not be read so far. A source that reads from disk trains on
+            others in their place and leaves them out of evaluation; a `MemorySource` has them in no
+            split.
     """
 
     digests: Mapping[str, str] = MappingProxyType({})
@@ -88,7 +89,7 @@ class Source(abc.ABC):
     def train_class_counts(self) -> np.ndarray:
         """How many training images each class has, int64[C].
 
-        Not of ImageNet, whose labels lie inside its records: no long tail is cut from it.
+        Not for ImageNet, whose labels lie inside its records: no long tail is cut from it.
         """
         return np.bincount(self._splits["train"].labels, minlength=self.num_classes)
 
@@ -130,7 +131,7 @@ class Source(abc.ABC):
     def spread_images(self, split: str, count: int) -> Iterator[Batch]:
         """Yields at most `count` images of a split, evenly spaced, as `evaluation_batches` of one.
 
-        Where images lie class by class, as in a folder, the first ones are all of one kind.
+        Where images lie class by class, as in a folder, the first ones would be all of one class.
         Images that cannot be read are left out.
         """
         positions = np.arange(0, len(self._splits[split]), self.spacing(split, count))
@@ -207,7 +208,7 @@ def choose_training_images(
     """Returns the positions in `labels` to train on and those to hold out, both ascending.
 
     A long tail is cut first, and the held-out images are then taken from it, so that both together
-    are the images that a long-tailed benchmark allows to be seen.
+    are the images that a long-tailed benchmark allows a method to see.
 
     Raises:
         UserError: nothing would be left to train on.

@@ -16,7 +16,7 @@ def stratified_choice(labels: np.ndarray, count: int) -> np.ndarray:
 
     Every class gives the whole part of its proportional share; the positions still missing are
     taken from the classes with the largest remainders in float64, the lower class first among
-    equals. But no class gives its last image, so that at most `most_to_cut` are returned.
+    equals. But no class gives its last image, so at most `most_to_cut` are returned.
     """
     sizes = np.bincount(labels)
     most = np.maximum(sizes - 1, 0)
@@ -57,7 +57,7 @@ def long_tailed_counts(largest: int, num_classes: int, imbalance_factor: float) 
     exponentially from `largest` to `largest` / imbalance_factor.
     """
     exponents = np.arange(num_classes) / (num_classes - 1)
-    # Times a power of 1 / imbalance_factor, which is rounded, a whole size can end up below itself.
+    # Multiplying by a power of 1 / imbalance_factor, which is rounded, could lose a whole image.
     return np.floor(largest / imbalance_factor**exponents).astype(int)
 
 

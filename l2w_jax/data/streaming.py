@@ -12,7 +12,7 @@ from l2w_jax.data.reading import Choice, read_batches, read_evaluation_batches, 
 from l2w_jax.data.source import ORIGINS, Batch, Origin, Source
 from l2w_jax.errors import UserError
 
-# Batches of training.
+# How many batches of training there are.
 _ENDLESS = np.iinfo(np.int64).max
 
 
@@ -41,8 +41,8 @@ class StreamingSource(Source):
     ) -> Iterator[Batch]:
         """See `Source.train_batches`.
 
-        An image that cannot be read is replaced by the next one of the split that can, under the
-        same crop: still a function of seed and step.
+        An image that cannot be read is replaced by the next one of the split that can, with the
+        same crop, so batches remain functions of seed and step.
         """
         images = self._splits["train"]
         part = order.part_of_batch(self._batch_size, process_index, process_count)

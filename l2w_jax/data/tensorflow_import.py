@@ -9,13 +9,14 @@ from collections.abc import Iterator
 
 from l2w_jax.data.cores import available_cores
 
-# What matters of its C++ log also comes as an exception; the rest would stand between the lines
-# that a user is to read.
+# What matters in its C++ log is also raised as an exception; the rest would clutter the lines that
+# a user is to read.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # announces itself in spite of the above
 
-# TensorFlow then leaves Keras alone, and with it scikit-learn, Matplotlib and parts of SciPy: a
-# fifth of what `predict` takes for one image. CLU, which looks for Keras, is to find it.
+# TensorFlow then does not import Keras, and with it scikit-learn, Matplotlib and parts of SciPy,
+# which take a fifth of the time of `predict` for one image. CLU, which looks for Keras, must find
+# it, so the variable is put back.
 _LEGACY_KERAS = "TF_USE_LEGACY_KERAS"
 _kept = os.environ.get(_LEGACY_KERAS)
 os.environ[_LEGACY_KERAS] = "1"
@@ -32,8 +33,8 @@ __all__ = ["explain", "silent", "tf"]
 for _kind in ("GPU", "TPU"):
     tf.config.set_visible_devices([], _kind)
 
-# It would start as many threads as the machine has cores, whatever a container may use of them.
-# Where it computed before this, it has started them.
+# It would start as many threads as the machine has cores, however few a container may use. If it
+# has computed before this, they have been started already.
 with contextlib.suppress(RuntimeError):
     # A graph's Python function that calls a graph holds one thread while it waits for another.
     tf.config.threading.set_inter_op_parallelism_threads(max(2, available_cores()))
@@ -45,10 +46,10 @@ _M_MMAP_THRESHOLD = -3
 
 
 def _keep_freed_memory() -> None:
-    """Has glibc keep what is freed for the next image, up to 64 MiB at the end of each heap.
+    """Makes glibc keep freed memory for the next image, up to 64 MiB at the end of each heap.
 
-    By default it gives the pixels of images and batches back to the system again and again, and to
-    map them anew takes a third of the time in which images are read.
+    By default it returns the memory of images and batches to the system again and again, and
+    mapping it anew takes a third of the time in which images are read.
     """
     if platform.libc_ver()[0] == "glibc":
         c_library = ctypes.CDLL(None)
@@ -61,9 +62,9 @@ _keep_freed_memory()
 
 @contextlib.contextmanager
 def silent() -> Iterator[None]:
-    """Within, nothing reaches the standard error of the process.
+    """Inside, nothing reaches the standard error of the process.
 
-    Of a file that it cannot decode, TensorFlow and the decoders in it write there what also comes
+    For a file that they cannot decode, TensorFlow and its decoders write there what is also raised
     as an exception, whatever their log level.
     """
     kept = os.dup(2)
@@ -81,7 +82,7 @@ def explain(error: Exception) -> str:
     """Returns the one line of a TensorFlow or operating-system error that says what was wrong."""
     if not isinstance(error, tf.errors.OpError):
         return str(error)
-    # Around it stand the names of graph nodes, in several forms, and a traceback of the graph.
+    # Around that line stand names of graph nodes, in several forms, and a traceback of the graph.
     message = re.split(r"\s*\[\[|\s*\[Op:", error.message)[0]
     message = re.sub(r"\{\{.*?\}\}\s*", "", message)
     return (message.strip().splitlines() or [type(error).__name__])[-1]

@@ -32,16 +32,17 @@ def image_files(
 ) -> Iterator[str]:
     """Yields the paths of all images below a folder, in alphabetical order.
 
-    Links are followed, but not back to a folder that they are in. Which file is an image its ending
-    tells. A link of such an ending that leads nowhere is yielded too, for its reader to name.
+    Links are followed, but not back to a folder that they are in. A file's ending tells whether it
+    is an image. A link with such an ending that leads nowhere is yielded too, for its reader to
+    report.
 
     Args:
         folder: where to begin.
         skipped: counts the other files by their endings.
-        unreadable: gets the fault of each folder that cannot be read, and the others go on.
+        unreadable: gets an error for each folder that cannot be read; the others are still read.
 
     Raises:
-        UserError: a folder cannot be read, where `unreadable` does not take it.
+        UserError: a folder cannot be read, and `unreadable` is not given.
     """
     real = Path(os.path.realpath(folder))
     above = (*map(str, reversed(real.parents)), str(real))
@@ -74,7 +75,7 @@ def _below(
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether this is a folder, or a link to one; a link to itself is none."""
+    """Whether this is a folder, or a link to one; a link to itself is not."""
     try:
         return entry.is_dir()
     except OSError:
@@ -82,7 +83,7 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def is_image(entry: os.DirEntry[str]) -> bool:
-    """Whether the ending is that of an image; pipes and devices have none."""
+    """Whether this is an image by its ending; pipes and devices are not."""
     has_ending = entry.name.lower().endswith(image_endings())
     return has_ending and (os.path.isfile(entry.path) or not os.path.exists(entry.path))
 
