@@ -13,7 +13,7 @@ BATCH = 256
 
 
 def main(network_class):
-    """Classifies what the command line names and ends the program; faults are told in a line."""
+    """Classifies what the command line names and ends the program; a fault is told in one line."""
     program, *paths = sys.argv
     an_array = [path for path in paths if path.endswith(".npy")]
     usage = (
@@ -34,9 +34,9 @@ def main(network_class):
 
 
 def classify_files(network, paths):
-    """Prints what image files show and where they left; those that are no image are told apart.
+    """Prints what image files show and where they left; reports those that are not images.
 
-    Returns the exit status: 1 where one was no image.
+    Returns the exit status: 1 if one was not an image.
     """
     from image_files import read_image
 

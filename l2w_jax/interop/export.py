@@ -56,7 +56,7 @@ from l2w_jax.models.preprocessing import channel_statistics
 PLATFORMS = ("cpu", "cuda", "tpu")
 LOADER = "run_exported.py"
 
-# Of a split, as many images tell what 8 bits cost; all of them would fill the memory.
+# The most images of a split, enough to tell what 8 bits cost; all of them would fill the memory.
 MOST_IMAGES = 10_000
 
 
@@ -131,8 +131,8 @@ def _images_of(
     """Images of a run that set thresholds, [N, H, W, 3], and test images with their labels.
 
     Raises:
-        UserError: the data set is not there, another one by now or not the one that set the run's
-            thresholds, or no image sets thresholds.
+        UserError: the data set is missing, has changed, or is not the one that set the run's
+            thresholds; or there are no images to set thresholds.
     """
     from l2w_jax.run.images import open_evaluated
 
@@ -157,7 +157,7 @@ def writer(name: str) -> tuple[Callable[[Path, NetworkToExport], None], str]:
     """The function that writes a network in the format of this name, and its loader's name.
 
     Raises:
-        UserError: what the format is written with is not installed.
+        UserError: a package that the format needs is not installed.
     """
     if name == "stablehlo":
         return export_network, LOADER
@@ -184,7 +184,7 @@ def export_network(
     Args:
         folder: made where needed; files of an earlier export are replaced.
         network: the stages compute in its own type.
-        batch_sizes: that the loader fills batches up to. The stages take any.
+        batch_sizes: sizes that the loader fills batches up to. The stages take any.
 
     Raises:
         ValueError: the thresholds are not one number for each exit.
@@ -232,12 +232,12 @@ def exported_stages(
     """Each stage as StableHLO for all platforms and batch sizes, from stored images on.
 
     A stage is a function of a list of variables and a list of arrays [n, ...], for the first the
-    images uint8 [n, H, W, 3], and gives labels int32 [n], confidences float32 [n], scores of the
-    rule float32 [n] and the list for the next stage: plain lists, so that who calls it need not
-    know the network's own types.
+    images uint8 [n, H, W, 3]. It gives labels int32 [n], confidences float32 [n], scores of the
+    rule float32 [n] and the list for the next stage: plain lists, so that its caller need not know
+    the network's own types.
 
     Returns:
-        With each stage, which leaves of the variables it takes.
+        Each stage, with which leaves of the variables it takes.
     """
     (batch,) = export.symbolic_shape("batch")
     features: Any = jax.ShapeDtypeStruct((batch, image_size, image_size, 3), jnp.uint8)

@@ -25,7 +25,7 @@ from l2w_jax.interop.onnx_stages import onnx_stages
 
 LOADER = "run_onnx.py"
 
-# Of the test images, those that are classified together to tell the time.
+# Test images that are classified together to measure the time.
 TIMED_IMAGES = 64
 
 
@@ -38,7 +38,7 @@ def export_network(folder: Path, network: NetworkToExport) -> None:
 
     Raises:
         ValueError: the thresholds are not one number for each exit.
-        UserError: the network does what cannot be written as ONNX.
+        UserError: the network does something that cannot be written as ONNX.
         OSError: the folder cannot be written.
     """
     _write(folder, _models(network), description(network))
@@ -51,12 +51,12 @@ def export_quantized(
     test: tuple[NDArray[np.uint8], NDArray[np.int32]],
     mul_adds: Sequence[float],
 ) -> list[str]:
-    """`export_network` in 8 bits (`quantize`), at thresholds by which as many images leave.
+    """`export_network` in 8 bits (`quantize`), at thresholds at which as many images leave.
 
     Args:
-        folder, network: as there.
+        folder, network: as for `export_network`.
         held_out: images uint8 [N, H, W, 3] that set limits and thresholds.
-        test: images and their labels, to tell what quantising costs.
+        test: images and their labels, to measure what quantising costs.
         mul_adds: of stopping at each exit [K].
 
     Returns:
@@ -89,7 +89,7 @@ def _models(network: NetworkToExport) -> list[onnx.ModelProto]:
 
 
 def _write(folder: Path, models: Sequence[onnx.ModelProto], about: dict[str, Any]) -> None:
-    """The stages, each with what network.json says of them, that and the loader."""
+    """Writes the stages, each with what network.json says of them, network.json and the loader."""
     remove_earlier_export(folder)
     stages = []
     for k, of_stage in enumerate(models, start=1):

@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> None:
 
     Raises:
         UserError: an argument is wrong, the folder holds no run or no good checkpoint, its weight
-            predictor is none that the authors' programs have, what was kept of an import is
+            predictor is not one that the authors' programs have, what was kept of an import is
             damaged, or the file cannot be written.
     """
     from l2w_jax.run.restore import restore_best
@@ -53,7 +53,7 @@ def state_to_torch(config: ConfigDict, state: TrainState) -> TorchCheckpoint:
     """The tensors of a training state.
 
     Raises:
-        ValueError: the network or the weight predictor is none of the authors'.
+        ValueError: the network or the weight predictor is not one of the authors'.
     """
     variables = state.variables
     return TorchCheckpoint(
@@ -65,7 +65,7 @@ def state_to_torch(config: ConfigDict, state: TrainState) -> TorchCheckpoint:
 def with_extras(checkpoint: TorchCheckpoint, path: Path, step: int) -> TorchCheckpoint:
     """The checkpoint with the counters and names that it was imported with, if it was.
 
-    And without a predictor where that had none, and the one here has learned nothing since.
+    It has no predictor if the imported file had none and this run's has learned nothing since.
 
     Args:
         checkpoint: of the run.

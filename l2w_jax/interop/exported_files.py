@@ -5,12 +5,12 @@ import hashlib
 import json
 import math
 
-# Of network.json and of what the stages take and give; programs read no other.
+# The version of network.json and of what the stages take and give; programs read no other.
 FORMAT = 2
 
 
 def _is_number(value):
-    # To Python true and false are numbers, too.
+    # In Python true and false are numbers too.
     return type(value) in (int, float) and not math.isnan(value)
 
 
@@ -62,10 +62,10 @@ _IMAGE_FIELDS = {
 
 
 def read_description(folder, fields, stage_fields):
-    """What network.json says; ValueError names the field that is missing or wrong.
+    """What network.json says; a ValueError names the field that is missing or wrong.
 
-    `fields`, and those of each stage, are what the program needs beside what all do: {name: what it
-    must be}.
+    `fields`, and `stage_fields` of each stage, are what the program needs besides what all programs
+    need: {name: what it must be}.
     """
     path = folder / "network.json"
     content = contents(path)
@@ -104,7 +104,7 @@ def check(path, place, values, fields):
 
 
 def load(path, sha256, make, library):
-    """What `make`, of a library, makes of a file's bytes, if they are those that were exported."""
+    """What a library's `make` returns for a file's bytes, if they are those that were exported."""
     content = contents(path)
     if hashlib.sha256(content).hexdigest() != sha256:
         raise ValueError(f"{path}: damaged, or of another export")

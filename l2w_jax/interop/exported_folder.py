@@ -1,4 +1,4 @@
-"""What an exported network's folder holds beside its stages, whatever these are written in."""
+"""What an exported network's folder holds beside its stages, whatever the stages' format."""
 
 import dataclasses
 import importlib.util
@@ -23,7 +23,7 @@ from l2w_jax.models.preprocessing import normalize
 
 _HERE = Path(__file__).parent
 
-# What the programs are made of, each of which runs where this package is not.
+# The modules that the exported programs consist of; each runs without this package.
 _MODULES = (
     _HERE / "classify.py",
     Path(cut_jpeg.__file__),
@@ -43,14 +43,14 @@ _OTHER_FILES = (
 
 @dataclasses.dataclass(frozen=True)
 class ImageFormat:
-    """How an image becomes what the exported network takes, and what it makes of that.
+    """How an image becomes what the exported network takes, and how its first stage scales it.
 
     Attributes:
         size: of the square that the network sees, in pixels.
         centre_share: share of the shorter side of the original image that this square shows.
         mean, deviation: of pixels on a scale of 0 to 1, [3] each. The first stage subtracts and
             divides by them.
-        max_pixels: that an image file may have.
+        max_pixels: the most that an image file may have.
     """
 
     size: int
@@ -66,7 +66,7 @@ class ImageFormat:
 
 @dataclasses.dataclass(frozen=True)
 class NetworkToExport:
-    """A network with early exits, and what whoever runs it must know.
+    """A network with early exits, and what is needed to run it.
 
     Attributes:
         model: the network.
@@ -86,7 +86,7 @@ class NetworkToExport:
 
 
 def description(network: NetworkToExport) -> dict[str, Any]:
-    """What a loader must know: classes, images, and who leaves where.
+    """What a loader must know: classes, images, and which images leave where.
 
     Raises:
         ValueError: the thresholds are not one number for each exit.
@@ -104,14 +104,14 @@ def description(network: NetworkToExport) -> dict[str, Any]:
 
 
 def remove_earlier_export(folder: Path) -> None:
-    """Removes what an export, of either format, wrote into a folder; nothing where there is none.
+    """Removes what an earlier export, of either format, wrote into a folder; else nothing.
 
     Its program would take the new network.json for its own, and stages that the new network lacks
     would seem to belong to it.
     """
     if not (folder / "network.json").exists():
         return
-    # The sign of an export last, for the case that this is interrupted.
+    # network.json, the sign of an export, goes last, in case this is interrupted.
     for pattern in ("stage_*.onnx", "stage_*.jax_export", *_OTHER_FILES, "network.json"):
         for path in folder.glob(pattern):
             path.unlink()
@@ -132,7 +132,7 @@ def load_program(folder: Path, loader: str) -> ModuleType:
         spec.loader.exec_module(program)
     finally:
         sys.path.remove(str(folder))
-        # Another folder may hold other ones.
+        # Another folder may hold other versions of them.
         for module in _MODULES:
             sys.modules.pop(module.stem, None)
     return program

@@ -23,15 +23,15 @@ _ORIENTATION = 0x0112  # EXIF's
 def read_image(path, size, centre_share, max_pixels):
     """The centre of an image file, upright and over white, uint8 [size, size, 3].
 
-    To 1 of 255 levels as training saw it, but for one column. Of an upright JPEG training decodes
-    this square alone: where colours are stored at half the width and the picture goes on to the
-    right of the square, its last column lacks a neighbour, and may be tens of levels off.
+    It is within 1 of 255 levels of what training saw, except for one column. Of an upright JPEG
+    training decodes only this square: if colours are stored at half the width and the picture goes
+    on to the right of the square, its last column lacks a neighbour, and may be tens of levels off.
 
     A JPEG that lacks its last bytes is used if at most a hundredth of the picture is missing;
     `predict` does not notice what is missing below the square.
 
-    Raises OSError for what is no image or incomplete, ValueError for one of more than `max_pixels`
-    or of levels that no picture has; Pillow raises other kinds too.
+    Raises OSError for a file that is not an image or is incomplete, ValueError for an image of more
+    than `max_pixels` or with levels that no picture has; Pillow raises other kinds too.
     """
     try:
         square, orientation = centre(path, centre_share, max_pixels)
@@ -40,7 +40,7 @@ def read_image(path, size, centre_share, max_pixels):
         if completed is None:
             raise
         square, orientation = centre(io.BytesIO(completed), centre_share, max_pixels)
-    # The large square is not turned: to copy it in another order takes as long as to decode it.
+    # The large square is not turned: copying it in another order takes as long as decoding it.
     return turned((resized(square, size) + 0.5).clip(0, 255).astype(np.uint8), orientation)
 
 
@@ -90,7 +90,7 @@ def windows(old, new):
 
 
 def window(k, old, new):
-    """That of the pixel k of `new` ones."""
+    """The window of pixel k of `new` ones, see `windows`."""
     scale = old / new
     if old > 2 * new:  # the mean of all pixels that become one
         start, end = k * scale, (k + 1) * scale

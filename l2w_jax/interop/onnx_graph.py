@@ -1,7 +1,7 @@
-"""A graph for ONNX in the making, whose tensors may be laid out otherwise than they are spoken of.
+"""An ONNX graph in the making, whose tensors may be stored in another layout than JAX's.
 
 JAX's features are [N, H, W, C], ONNX's convolutions take [N, C, H, W]. A `Tensor` remembers in
-which order its axes lie, so that what follows a convolution goes on in its layout, and axes are
+which order its axes lie, so that what follows a convolution stays in its layout, and axes are
 moved only where a network's layout begins or ends.
 """
 
@@ -14,7 +14,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-# Old enough for runtimes of several years, new enough for reductions whose axes are an input.
+# Old enough for runtimes of the last years, new enough for reductions whose axes are an input.
 OPSET, IR_VERSION = 18, 8
 
 # A number, or a symbolic expression that holds the batch.
@@ -23,7 +23,7 @@ Shape = tuple[Dimension, ...]
 
 
 class Unsupported(Exception):
-    """What this way of writing ONNX has no words for; the message names the operation."""
+    """Something that this export cannot write in ONNX; the message names the operation."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,10 +32,10 @@ class Tensor:
 
     Attributes:
         name: in the graph.
-        stored: the shape that its axes have in their own order.
+        stored: the shape of what the graph holds, with its axes in JAX's order.
         axes: axis i of what the graph holds is axis axes[i] of `stored`.
-        shape: the shape that it is spoken of as, of as many elements in the same order: a matrix
-            [N·H·W, C], whose rows are pixels, may be an image still.
+        shape: the shape that JAX gives it, with the same elements in the same order: a matrix
+            [N·H·W, C], whose rows are pixels, may still be stored as an image.
         dtype: of the elements.
     """
 
@@ -47,7 +47,7 @@ class Tensor:
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is spoken of as it is stored, but for the order of axes."""
+        """Whether its shape is that of what is stored, apart from the order of axes."""
         return same_shape(self.shape, self.stored)
 
     def spoken_of_as(self, shape: Shape) -> "Tensor":
@@ -57,10 +57,10 @@ class Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Joined:
-    """Tensors side by side along an axis, which the graph need not join before somebody asks.
+    """Tensors side by side along an axis, which the graph need not join before they are needed so.
 
-    What is done to each element is done to each part: so it follows the convolution that made the
-    part at once, and runtimes make one operation of both.
+    An operation on each element is applied to each part: so it directly follows the convolution
+    that made the part, and runtimes make one operation of both.
     """
 
     parts: tuple[Tensor, ...]
@@ -69,13 +69,13 @@ class Joined:
 
     @property
     def dtype(self) -> np.dtype:
-        """Of the elements."""
+        """The type of the elements."""
         return self.parts[0].dtype
 
 
 Value = Tensor | Joined
 
-# What is known while the graph is made. An axis of one element stands for any number of equal ones.
+# A value known while the graph is made. An axis of one element stands for any number of equal ones.
 Known = np.ndarray
 
 
@@ -95,7 +95,7 @@ class Graph:
         self._joined: dict[tuple[Any, ...], Tensor] = {}
 
     def emit(self, operation: str, inputs: Sequence[str], outputs: int = 1, **attributes) -> Any:
-        """Adds a node where there is none like it; the name of its output, or the names of all."""
+        """Adds a node unless there is one like it; returns the name or names of its outputs."""
         key = (operation, *inputs, outputs, str(sorted(attributes.items())))
         if key in self._emitted:
             return self._emitted[key]
@@ -119,7 +119,7 @@ class Graph:
         return self._constants[key].name
 
     def laid_out(self, value: Value, axes: Sequence[int] | None = None) -> Tensor:
-        """The value in the layout of these axes of its shape; in its own order without any."""
+        """The value with the axes of its shape in this order; without `axes`, in their own."""
         axes = tuple(range(len(value.shape)) if axes is None else axes)
         tensor = self.plain(value)
         if tensor.axes == axes:
@@ -129,7 +129,7 @@ class Graph:
         return dataclasses.replace(tensor, name=name, axes=axes)
 
     def plain(self, value: Value) -> Tensor:
-        """The value in one piece, its shape that of what is stored."""
+        """The value in one piece, stored in its own shape."""
         if isinstance(value, Joined):
             return self._join(value)
         if value.is_plain:
@@ -139,7 +139,7 @@ class Graph:
         return Tensor(name, value.shape, tuple(range(len(value.shape))), value.shape, value.dtype)
 
     def _in_order(self, tensor: Tensor) -> Tensor:
-        """Stored so that its elements follow each other as those of `stored` do."""
+        """The tensor with its elements in the order of those of `stored`."""
         long = [axis for axis in tensor.axes if not is_one(tensor.stored[axis])]
         if long == sorted(long):
             # Axes of one element may lie anywhere.
@@ -167,7 +167,7 @@ class Graph:
         return Joined(tuple(parts), axis, tuple(shape))
 
     def simplest(self, value: Value) -> Value:
-        """The value as it is at hand: in one piece, or in parts where nobody has joined them."""
+        """The value as it is: in one piece, or in parts where nothing has joined them."""
         if isinstance(value, Joined) and not self._is_made(value):
             return value
         return self.plain(value)
@@ -188,9 +188,9 @@ class Graph:
         return list(node.input) if node is not None and node.op_type == operation else None
 
     def part(self, name: str, axis: int, start: int, end: int) -> str | None:
-        """Part of a convolution's channels, its bias and rectifier with it, computed by itself.
+        """Part of a convolution's channels, with its bias and rectifier, computed separately.
 
-        To cut the whole would move it through the memory once more, out of the layout that runtimes
+        Cutting the whole would move it through memory once more, out of the layout that runtimes
         give to convolutions.
 
         Args:
@@ -200,7 +200,7 @@ class Graph:
             end: one past its last index.
 
         Returns:
-            The part's name; None if the whole is made otherwise.
+            The part's name; None if the whole is made in another way.
         """
         node = self._made_by.get(name)
         if node is None or node.op_type not in ("Relu", "Add", "Conv"):
@@ -216,7 +216,7 @@ class Graph:
         return None if cut is None else self.emit(node.op_type, [cut, *others], **attributes)
 
     def _cut(self, name: str, axis: int, start: int, end: int) -> str | None:
-        """A constant's part along an axis, all of it where it has one element there."""
+        """A constant's part along an axis, or all of it if it has one element there."""
         constants = [c for c in self._constants.values() if c.name == name]
         if not constants:
             return None
@@ -242,9 +242,9 @@ class Graph:
         """The graph as a model that `onnx.checker` has passed.
 
         Args:
-            inputs: what it takes, under their names.
-            answers: what it gives under other names than theirs.
-            features: what it gives besides, under their names.
+            inputs: what it takes, under the tensors' own names.
+            answers: what it gives, by the names to give it under.
+            features: what else it gives, under the tensors' own names.
         """
         renamed = [
             helper.make_node("Identity", [tensor.name], [name]) for name, tensor in answers.items()

@@ -1,7 +1,7 @@
 """JAX's operations in ONNX's words: from the jaxpr of a function to nodes of a `Graph`.
 
-Whatever does not depend on the graph's inputs is computed here, once. An operation without a word
-raises `Unsupported`.
+Whatever does not depend on the graph's inputs is computed here, once. An operation that has no
+translation raises `Unsupported`.
 """
 
 import dataclasses
@@ -66,14 +66,14 @@ _REDUCTIONS = {"reduce_max": "ReduceMax", "reduce_min": "ReduceMin", "reduce_sum
 
 
 def _log1p(x: jax.Array) -> jax.Array:
-    """log(1 + x), also where x is lost beside 1: log(u)·x / (u - 1) of u = 1 + x (Kahan)."""
+    """log(1 + x), also where x is lost beside 1: log(u)·x / (u - 1) with u = 1 + x (Kahan)."""
     u = 1 + x
     mended = jnp.where(u == 1, x, jnp.log(u) * (x / (u - 1)))
     # Where 1 is lost beside x, which may be infinite.
     return jnp.where(u == x, jnp.log(u), mended)
 
 
-# JAX's operations on each element for which ONNX has no single one, by others of JAX's.
+# JAX's operations on each element for which ONNX has no single one, in terms of others of JAX's.
 _REWRITTEN: dict[str, Callable[..., jax.Array]] = {
     "exp2": lambda x: jnp.exp(np.log(2).astype(x.dtype) * x),
     "expm1": lambda x: jnp.exp(x) - 1,
@@ -86,7 +86,7 @@ _REWRITTEN: dict[str, Callable[..., jax.Array]] = {
     "square": lambda x: x * x,
 }
 
-# What only calls a function once; a loop has one too.
+# Operations that only call a function, once; a loop has a function too.
 _CALLS = {"jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call"}
 _UNCHANGED = {"copy", "copy_p", "stop_gradient", "optimization_barrier", "sharding_constraint"}
 
@@ -119,7 +119,7 @@ def convert(graph: Graph, jaxpr: core.ClosedJaxpr, arguments: Sequence[Known | V
         try:
             results = _convert_operation(graph, eqn, [read(operand) for operand in eqn.invars])
         except NotImplementedError as error:
-            # What depends on how many images there are.
+            # The operation depends on how many images there are.
             raise Unsupported(f"the operation {eqn.primitive.name!r} over images") from error
         values.update(zip(eqn.outvars, results, strict=True))
     return [read(operand) for operand in jaxpr.jaxpr.outvars]
@@ -159,7 +159,7 @@ def _convert_operation(
 
 
 def _repeated(graph: Graph, value: Value, shape: Shape) -> Value:
-    """The value, where it has one element along an axis as often as this shape says."""
+    """The value, repeated to this shape along axes where it has one element."""
     if same_shape(value.shape, shape):
         return value
     tensor = graph.laid_out(value)
@@ -171,7 +171,7 @@ def _repeated(graph: Graph, value: Value, shape: Shape) -> Value:
 
 
 def _computed(eqn: core.JaxprEqn, operands: Sequence[Known]) -> list[Known]:
-    """What an operation on known arrays gives; NumPy spares compiling the commonest."""
+    """The results of an operation on known arrays; NumPy avoids compiling the most common ones."""
     name, out = eqn.primitive.name, eqn.outvars[0].aval
     if name == "broadcast_in_dim":
         (operand,), places = operands, eqn.params["broadcast_dimensions"]
@@ -207,7 +207,7 @@ def _elementwise(
     def of_plain(values: Sequence[Tensor | Known]) -> Tensor:
         shape = _common_shape([value.shape for value in values])
         computed = [value for value in values if isinstance(value, Tensor)]
-        # In the layout of who has most to say.
+        # In the layout of the operand with the most axes of more than one element.
         axes = max(computed, key=lambda tensor: sum(not is_one(n) for n in tensor.shape)).axes
         names = [
             graph.constant(_in_layout(value, axes))
@@ -241,7 +241,7 @@ def _undone(graph: Graph, dividend: Known | Value, divisor: Known | Value) -> Te
 
 
 def _is_least(value: Known | Value) -> bool:
-    """Whether this is -inf, which is where JAX begins to look for a maximum."""
+    """Whether this is -inf, from which JAX starts a maximum."""
     return isinstance(value, Known) and value.size == 1 and bool(np.all(value == -np.inf))
 
 
@@ -252,7 +252,7 @@ def _worded(
     names: list[str],
     axes: Sequence[int],
 ) -> tuple[str, list[str]]:
-    """The operation and its inputs as runtimes know best how to join them to a convolution."""
+    """The operation and its inputs in the form that runtimes best fuse with a convolution."""
     known = values[1] if len(values) == 2 and isinstance(values[1], Known) else None
     if known is None or not np.issubdtype(known.dtype, np.floating):
         return operation, names
@@ -264,7 +264,7 @@ def _worded(
 
 
 def _common_shape(shapes: Sequence[Shape]) -> Shape:
-    """Of what is computed from operands of these shapes, numbers among them."""
+    """The shape of what is computed from operands of these shapes, numbers among them."""
     rank = max(map(len, shapes))
     return tuple(
         next((shape[i] for shape in shapes if len(shape) == rank and not is_one(shape[i])), 1)
@@ -297,7 +297,7 @@ def _part_of(array: Known, axis: int, start: int, end: int) -> Known:
 
 
 def _in_layout(array: Known, axes: Sequence[int]) -> Known:
-    """A known operand with its axes in this order; a number where it is one."""
+    """A known operand with its axes in this order; a scalar if it has one element."""
     return array.reshape(()) if array.size == 1 else array.transpose(axes)
 
 
@@ -311,7 +311,7 @@ def _reduce(
 
 
 def _without_axes(name: str, tensor: Tensor, gone: Sequence[int], dtype: Any) -> Tensor:
-    """What is left when axes of a tensor are gone, the others lying as they did."""
+    """The tensor when some of its axes are gone and the others lie as before."""
     left = [axis for axis in range(len(tensor.shape)) if axis not in gone]
     axes = tuple(left.index(axis) for axis in tensor.axes if axis in left)
     shape = tuple(tensor.shape[axis] for axis in left)

@@ -1,4 +1,4 @@
-"""Operations that leave the elements as they are and change where they lie, in ONNX's words."""
+"""Operations that only change where elements lie, in ONNX's words."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ def reshape(graph: Graph, eqn: core.JaxprEqn, operand: Value) -> Tensor:
 
 
 def broadcast(graph: Graph, eqn: core.JaxprEqn, operand: Value) -> Tensor:
-    """New axes of one element; what is to be repeated waits for whoever needs it repeated."""
+    """New axes of one element; elements are repeated only where an operation needs that."""
     tensor, places = graph.plain(operand), eqn.params["broadcast_dimensions"]
     shape: list[Any] = [1] * len(eqn.outvars[0].aval.shape)
     for size, place in zip(tensor.shape, places, strict=True):

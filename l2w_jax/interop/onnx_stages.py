@@ -1,4 +1,4 @@
-"""A network with early exits as ONNX models, one a stage, for any batch size."""
+"""A network with early exits as ONNX models, one for each stage, for any batch size."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -29,9 +29,9 @@ def onnx_stages(
 ) -> list[onnx.ModelProto]:
     """Each stage as an ONNX model, batch norms folded, computed in float32.
 
-    The first takes "images" uint8 [n, H, W, 3]; a later one, by their names, those features of the
-    stages before that it reads, one image a row. Each gives labels int32 [n], confidences and
-    scores float32 [n], and the features that it made and a later stage reads.
+    The first takes "images" uint8 [n, H, W, 3]; a later one takes, by name, the features of earlier
+    stages that it reads, with one row for each image. Each gives labels int32 [n], confidences and
+    scores float32 [n], and those of its own features that a later stage reads.
 
     Args:
         model: the network.
@@ -41,7 +41,7 @@ def onnx_stages(
         rule: gives the scores.
 
     Raises:
-        UserError: the network does what cannot be written so.
+        UserError: the network does something that cannot be written this way.
     """
     model = model.clone(dtype=jnp.float32)
     (batch,) = export.symbolic_shape("batch")
@@ -70,7 +70,7 @@ def _converted(
 ) -> tuple[Graph, list[Tensor], list[Value]]:
     """The graph of stage k, its answers, and the features that it leaves.
 
-    What nobody has joined yet is left in its parts: images that leave here are spared it.
+    Features that nothing has joined yet stay in parts: images that leave here are spared the work.
     """
     leaves, structure = jax.tree.flatten(variables)
     feature_leaves, feature_structure = jax.tree.flatten(features)
@@ -84,7 +84,7 @@ def _converted(
     shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
     jaxpr = jax.make_jaxpr(of_leaves)(shapes, feature_leaves)
     graph = Graph(f"stage_{k + 1}")
-    # Images are moved while they are bytes; to normalise them is faster in the other layout too.
+    # Images are transposed while they are bytes; normalising is faster in the new layout too.
     arguments = [graph.laid_out(tensor, (0, 3, 1, 2)) for tensor in inputs] if k == 0 else inputs
     results = convert(graph, jaxpr, [*map(np.asarray, leaves), *arguments])
     if any(isinstance(result, np.ndarray) for result in results):
@@ -94,7 +94,7 @@ def _converted(
 
 
 def _models(stages: Sequence[Any]) -> list[onnx.ModelProto]:
-    """The models, each with those inputs and outputs alone that somebody reads."""
+    """The models, each with only those inputs and outputs that something reads."""
     models: list[onnx.ModelProto] = []
     read_later: set[str] = set()
     for graph, inputs, answers, outputs in reversed(stages):

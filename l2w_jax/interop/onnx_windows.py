@@ -1,4 +1,4 @@
-"""Convolutions, windows and linear maps in ONNX's words: what settles the layout of a graph."""
+"""Convolutions, windows and linear maps in ONNX's words: they decide the layout of a graph."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,7 +20,7 @@ from l2w_jax.interop.onnx_graph import (
 
 
 def matrix_product(graph: Graph, eqn: core.JaxprEqn, left: Any, right: Any) -> Tensor:
-    """A linear map of the last axis; of an image's pixels, the 1x1 convolution that it is."""
+    """A linear map of the last axis; for an image's pixels, written as a 1x1 convolution."""
     (of_left, of_right), batch_axes = eqn.params["dimension_numbers"]
     shape, dtype = eqn.outvars[0].aval.shape, eqn.outvars[0].aval.dtype
     rank = len(eqn.invars[0].aval.shape)

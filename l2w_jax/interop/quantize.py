@@ -1,8 +1,8 @@
 """Stages in 8 bits: what they are calibrated with, and what that costs and saves.
 
 Weights and features become whole numbers between two limits (static quantisation), by ONNX
-Runtime's own tools. A quantised network is another network: its confidences differ, so that its
-thresholds are set anew, by its own answers to images that it is not judged by.
+Runtime's own tools. A quantised network is another network: its confidences differ, so its
+thresholds are set anew, from its own answers to images that it is not judged by.
 """
 
 import itertools
@@ -28,13 +28,13 @@ from l2w_jax.interop.onnx_stages import ANSWERS
 # Points of the budgeted curve that the summary shows.
 CURVE_QS_SHOWN = (0.3, 0.6, 1.0, 1.5)
 
-# Images of which the limits of every feature are taken.
+# Images from which the limits of every feature are taken.
 CALIBRATION_IMAGES = 512
 
 _BATCH = 64
 
-# Convolutions, and what lies between two of them, or each would convert. The linear layers, a
-# hundredth of the work, stay as they are: of their biases the tools make what does not run.
+# Convolutions and what lies between them, since each would otherwise convert. The linear layers, a
+# hundredth of the work, stay as they are: the tools turn their biases into what does not run.
 _OPERATIONS = ["Conv", "Relu", "Concat", "Split", "MaxPool", "AveragePool"]
 
 
@@ -63,7 +63,7 @@ def quantized(
     sessions = _sessions(stages)
 
     def inputs_of(k: int) -> Iterator[dict[str, NDArray[Any]]]:
-        # Computed again for each stage: all at once, features of large images fill the memory.
+        # Computed again for each stage: kept all at once, features of large images fill the memory.
         for batch in _batches(images):
             taken, _ = next(itertools.islice(_run(sessions, batch), k, None))
             yield taken
@@ -84,9 +84,9 @@ def _quantized(
             _Inputs(inputs),
             op_types_to_quantize=_OPERATIONS,
             per_channel=True,
-            # In 8 bits the sums of processors without VNNI overflow.
+            # With all 8 bits, sums overflow on processors without VNNI.
             reduce_range=True,
-            # What it adjusts, ONNX Runtime 1.32 cannot where each channel has its own scale.
+            # ONNX Runtime 1.32 cannot make this adjustment where each channel has its own scale.
             extra_options={"QDQDisableWeightAdjustForInt32Bias": True},
         )
         return onnx.load(folder / "quantized.onnx")
@@ -114,7 +114,7 @@ def answers(stages: Sequence[onnx.ModelProto], images: NDArray[np.uint8]) -> Ans
 
 
 def full_network(stages: Sequence[onnx.ModelProto]) -> Callable[[NDArray[np.uint8]], None]:
-    """The network as a function of images, for its time: none leaves, nothing is kept."""
+    """The network as a function of images, to be timed: no image leaves, nothing is kept."""
     sessions = _sessions(stages)
 
     def run(images: NDArray[np.uint8]) -> None:
@@ -127,7 +127,7 @@ def full_network(stages: Sequence[onnx.ModelProto]) -> Callable[[NDArray[np.uint
 def thresholds_as_before(
     thresholds: NDArray[np.float32], before: Answers, after: Answers
 ) -> NDArray[np.float32]:
-    """Thresholds at which as many images leave at each exit as did at those of another network.
+    """Thresholds at which as many images leave at each exit as with another network at its own.
 
     Args:
         thresholds: T_k [K] of the network before.
@@ -135,7 +135,7 @@ def thresholds_as_before(
     """
     left_at = first_exits(before.scores, thresholds)
     counts = np.bincount(left_at, minlength=len(thresholds))
-    # Half an image more, which the count of whole ones leaves out again, rounded as it may be.
+    # Half an image more, which rounding down to whole images drops again, despite rounding errors.
     shares = np.minimum((counts + 0.5) / len(left_at), 1)
     return find_thresholds(after.scores, shares)
 
@@ -150,9 +150,9 @@ def outcome(
     """What a network makes of test images, as rows of a name and a value.
 
     Args:
-        held_out: to the images that set thresholds.
-        test: to those with these labels [N].
-        labels: true classes of the latter.
+        held_out: answers to the images that set thresholds.
+        test: answers to the test images.
+        labels: true classes of the test images [N].
         thresholds: T_k [K].
         mul_adds: of stopping at each exit [K].
     """
@@ -183,8 +183,8 @@ def summary_lines(
     """What quantising costs and saves, for a person to read.
 
     Args:
-        before, after: of `outcome`.
-        milliseconds: an image of the full network, before and after.
+        before, after: from `outcome`.
+        milliseconds: of the full network for an image, before and after.
     """
     times = [f"{time:.3f} ms" for time in milliseconds]
     rows = [

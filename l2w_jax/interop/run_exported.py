@@ -1,10 +1,10 @@
-"""Classifies images with the network exported to this folder, each with as much as it takes.
+"""Classifies images with the network exported to this folder, each with as much of it as it takes.
 
     python run_exported.py IMAGE ... or IMAGES.npy
 
 or `ExportedNetwork()(images)`, images uint8 [N, size, size, 3] as image_files.py makes them. Needs
-Python 3.11 or newer, jax (0.6, the last for 3.10, cannot read these stages), numpy and what jax
-reads exported functions with, flatbuffers; and Pillow for image files.
+Python 3.11 or newer, jax (0.6, the last for 3.10, cannot read these stages), numpy and flatbuffers,
+with which jax reads exported functions; and Pillow for image files.
 """
 
 import functools
@@ -75,7 +75,7 @@ class ExportedNetwork:
 
 
 def known_options(options):
-    """What the CPU that the network was exported on compiled it with, if this one's XLA may too."""
+    """The compiler options of the CPU that exported the network, if this one's XLA knows them."""
     try:
         if jax.default_backend() == "cpu":
             jax.jit(lambda: 0, compiler_options=options).lower().compile()

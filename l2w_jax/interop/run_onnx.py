@@ -1,4 +1,4 @@
-"""Classifies images with the network exported to this folder, each with as much as it takes.
+"""Classifies images with the network exported to this folder, each with as much of it as it takes.
 
     python run_onnx.py IMAGE ... or IMAGES.npy
 

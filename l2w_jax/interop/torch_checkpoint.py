@@ -37,7 +37,7 @@ def read_torch_checkpoint(path: Path) -> TorchCheckpoint:
     """Reads a file of the authors' programs.
 
     Raises:
-        UserError: PyTorch is not installed, there is no such file, or it is none of theirs.
+        UserError: PyTorch is not installed, there is no such file, or it is not one of theirs.
     """
     torch = _import_torch()
     try:
@@ -45,7 +45,7 @@ def read_torch_checkpoint(path: Path) -> TorchCheckpoint:
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
     except Exception as error:
-        # The unpickler's errors are of many kinds, and advise to trust the file.
+        # The unpickler's errors are of many kinds, and advise the user to trust the file.
         raise UserError(
             f"{path}: not a checkpoint of tensors alone; must be a file that torch.load reads with "
             "weights_only=True"

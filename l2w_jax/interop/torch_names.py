@@ -11,7 +11,7 @@ from l2w_jax.models import CollaborativeExits, MSDNet, MultiExitNetwork, RANet
 
 ModulePath = tuple[str, ...]
 
-# PyTorch's position of each part in a sequential of convolution, batch norm and ReLU, and in a
+# The position of each part in PyTorch's sequential of convolution, batch norm and ReLU, and in a
 # branch of two of those.
 _CONV_BN_RELU = {"conv": 0, "bn": 1}
 _BRANCH = {"reduce": 0, "conv": 3}
@@ -98,7 +98,7 @@ def _collaboration_module_name(model: CollaborativeExits, path: ModulePath) -> s
 
 
 def _sequential_position(model: MSDNet, k: int, kind: str, i: int) -> int:
-    """Place of layer or transition i in PyTorch's block k, where each takes a place of its own."""
+    """Place of layer or transition i in PyTorch's block k, where each has a place of its own."""
     before = sum(1 + (plan.transition_width is not None) for plan in model.block_plans[k][:i])
     first_layer = 1 if k == 0 else 0
     return first_layer + before + (1 if kind == "transition" else 0)

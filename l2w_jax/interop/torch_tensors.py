@@ -1,7 +1,7 @@
 """Variables to and from the tensors of the authors' PyTorch state dicts, without PyTorch.
 
 Convolution kernels are [H, W, in, out] here and [out, in, H, W] there; linear ones [in, out] here
-and [out, in] there. Values are moved, never computed with, so that there and back is exact.
+and [out, in] there. Values are moved, never computed with, so a round trip is exact.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,7 +23,7 @@ _LEAF_NAMES = {
     "mean": "running_mean",
     "var": "running_var",
 }
-# Number of batches that a batch norm has seen, which PyTorch counts and nothing here needs.
+# The number of batches that a batch norm has seen, which PyTorch counts and nothing here needs.
 COUNTER = "num_batches_tracked"
 
 
@@ -33,7 +33,7 @@ def variables_from_torch(model: MultiExitNetwork, tensors: Mapping[str, np.ndarr
     Batch norm's counters (`num_batches_tracked`) are not needed and may be absent.
 
     Raises:
-        ValueError: the network is none of the authors', or a tensor is missing, extra or of the
+        ValueError: the network is not one of the authors', or a tensor is missing, extra or of the
             wrong shape; a line for each.
     """
     name_module = module_namer(model)
@@ -77,7 +77,7 @@ def wpn_to_torch(wpn_params: dict) -> dict[str, np.ndarray]:
     """The inverse of `wpn_from_torch`.
 
     Raises:
-        ValueError: a layer is none of the authors' weight predictor.
+        ValueError: a layer is not one of the authors' weight predictor.
     """
     return _to_torch({"params": wpn_params}, weight_predictor_module_name)
 
