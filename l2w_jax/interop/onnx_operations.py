@@ -231,7 +231,7 @@ def _elementwise(
 
 
 def _undone(graph: Graph, dividend: Known | Value, divisor: Known | Value) -> Tensor | None:
-    """What was multiplied by the divisor, as in means: ONNX pools averages where JAX pools sums."""
+    """The factor that was multiplied by the divisor, as in means: ONNX pools averages, JAX sums."""
     if not isinstance(dividend, Tensor) or not isinstance(divisor, Known) or divisor.size != 1:
         return None
     factors = graph.inputs_of(dividend.name, "Mul")

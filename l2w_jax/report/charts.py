@@ -8,16 +8,16 @@ import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 
-# Of what an axis spans, left free at each end, so that no mark is cut.
+# Share of an axis's span that is left free at each end, so that no mark is cut.
 MARGIN = 0.09
 
-# Of series that are told apart; from then on the colours come again, with the next of PATTERNS.
+# Colours that tell series apart; after them they come again, with the next of PATTERNS.
 SERIES_COLOURS = 6
 
-# Of lines, named as in CSS and in matplotlib.
+# Patterns of lines, named as in CSS and in matplotlib.
 PATTERNS = ("solid", "dashed", "dotted")
 
-# Of what an axis spans, above the highest value there can be: room for half a mark.
+# Share of an axis's span above the highest possible value: room for half a mark.
 ROOM_ABOVE = 0.03
 
 
@@ -28,12 +28,12 @@ class Axis:
     Attributes:
         name: what its values are.
         unit: of the values.
-        digits: how a value is told, as a format of Python's.
+        digits: how a value is written, as a format of Python's.
         logarithmic: whether equal ratios stand at equal distances; values must be positive.
         from_zero: whether it begins at 0.
         least_range: what it spans at least.
         highest: what no value exceeds; the axis ends just above it.
-        shown: values that it reaches anyway, so that several charts can be compared.
+        shown: values that it reaches in any case, so that several charts can be compared.
         note: on its values, in a line of its own.
     """
 
@@ -59,7 +59,7 @@ class Axis:
         return f"{self.name}: {value:{self.digits}}{space}{self.unit}"
 
     def limits(self, values: Iterable[float]) -> tuple[float, float]:
-        """From where to where it reaches to show these values: never an empty range."""
+        """The lowest and the highest value on it, to show these values: never an empty range."""
         values = [*values, *self.shown]
         low, high = min(values), max(values)
         if self.logarithmic:
@@ -108,12 +108,12 @@ class Series:
 
     @property
     def turn(self) -> int:
-        """How often all colours were taken before; as often as there are PATTERNS, it is 0."""
+        """How often all colours were used up before, starting again at 0 after all PATTERNS."""
         return self.colour // SERIES_COLOURS % len(PATTERNS)
 
     @property
     def pattern(self) -> str:
-        """Of its line: one of PATTERNS."""
+        """The pattern of its line, one of PATTERNS."""
         return PATTERNS[(self.turn + self.dashed) % len(PATTERNS)]
 
 
@@ -148,7 +148,7 @@ class Chart:
 
     @property
     def x_limits(self) -> tuple[float, float]:
-        """From where to where the x-axis reaches; bands fill it."""
+        """The lowest and the highest value on the x-axis; bands fill it."""
         values = [x for each in self.series for x, _ in each.points]
         values += [rule.x for rule in self.rules if rule.x is not None]
         if self.stacked and min(values) < max(values):
@@ -157,7 +157,7 @@ class Chart:
 
     @property
     def y_limits(self) -> tuple[float, float]:
-        """From where to where the y-axis reaches."""
+        """The lowest and the highest value on the y-axis."""
         if self.stacked:
             return 0.0, 100.0
         values = [y for each in self.series for _, y in each.points]
@@ -166,7 +166,7 @@ class Chart:
         return self.y.limits(values)
 
     def told(self, series: Series, index: int) -> str:
-        """A point in words: whose it is and its values, a line each."""
+        """A point in words: its series and its values, a line each."""
         x, y = series.points[index]
         name = f"{series.label}, {series.names[index]}" if series.names else series.label
         return "\n".join([name, self.x.told(x), self.y.told(y)])

@@ -18,13 +18,13 @@ from l2w_jax.report.charts import Axis, Chart, Rule, Series
 # Colours of a run's curve, and of its exits where it is the only run.
 EARLY_COLOUR, FIXED_COLOUR = 0, 1
 
-# Fewer percent of accuracy than this would make a drama of single images.
+# A smaller range of accuracy, in percent, would make much of single images.
 LEAST_ACCURACY_RANGE = 2.0
 
-# A loss below this is as good as none: the network gives the true class 99.99%.
+# A loss below this is as good as none: the network gives the true class 99.99% probability.
 SMALLEST_LOSS_SHOWN = 1e-4
 
-# Ranges of loss that the mean weight is taken over; a mean of one or two is no mean.
+# Ranges of loss over which the mean weight is taken; one or two samples make no mean.
 LOSS_RANGES = 12
 LEAST_SAMPLES = 3
 
@@ -44,8 +44,8 @@ TRAINING = (
 def accuracy(evaluations: Mapping[str, Evaluation]) -> Chart:
     """Top-1 over mul-adds: of every fixed exit, and with images leaving early.
 
-    The curve ends where all images leave at the first or at the last exit, so that these exits
-    lie on it. Another that lies above the curve is named so: there, early exit gains nothing.
+    The curve ends where all images leave at the first or at the last exit, so these exits lie on
+    it. Any other exit above the curve is labelled so: there, early exit gains nothing.
 
     Args:
         evaluations: by the names of their runs.
@@ -170,7 +170,7 @@ def weight_panels(sampled: SampleWeights) -> list[Chart]:
     The mean is taken over the images in each of LOSS_RANGES ranges of loss of equal ratio, where
     there are at least LEAST_SAMPLES.
     """
-    # Logarithmic: of a trained network most losses are tiny, and a few are large.
+    # Logarithmic: most losses of a trained network are tiny, and a few are large.
     losses = np.maximum(sampled.losses, SMALLEST_LOSS_SHOWN)
     edges = np.geomspace(losses.min(), max(losses.max(), 2 * losses.min()), LOSS_RANGES + 1)
     shown = (float(losses.min()), float(losses.max()))
@@ -264,7 +264,7 @@ def latency(timed: Sequence[Mapping[str, Any]]) -> list[Chart]:
 
 
 def training(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Chart]:
-    """What was logged of the last exit, over the steps; nothing where nothing was logged.
+    """What was logged for the last exit, over the steps; no chart where nothing was logged.
 
     Args:
         metrics: the lines of metrics.jsonl, by the names of their runs.
@@ -290,7 +290,7 @@ def _logged(lines: Sequence[Mapping[str, Any]], field: str) -> list[tuple[float,
 def comparison(ways: Sequence[Way]) -> Chart:
     """Top-1 over mul-adds of several ways of training: means over runs, and their range.
 
-    Of each way, first the curve of images that leave early, then the exits that all stop at.
+    For each way, first the curve of images that leave early, then exits at which all images stop.
     """
     largest = max(way.mul_adds[-1] for way in ways)
     divisor, unit = _mul_adds_unit(largest)

@@ -8,13 +8,13 @@ from matplotlib.path import Path
 from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
-# Around a name, in points: half a mark, so that what keeps clear of a line does of its marks too.
+# Space around a name, in points: half a mark, so that clear of a line is clear of its marks too.
 _CLEAR = 3
 
-# Of a name from its point, in points: the nearest first.
+# Distances of a name from its point, in points: the nearest first.
 _DISTANCES = (7, 12, 20, 32, 48)
 
-# Where from its point, right (1) or left (-1) and above (1) or below (-1): the best first.
+# Sides of its point, right (1) or left (-1) and above (1) or below (-1): the best first.
 _SIDES = ((1, -1), (-1, 1), (1, 1), (-1, -1), (-1, 0), (1, 0), (0, -1), (0, 1))
 
 _HORIZONTAL = {1: "left", 0: "center", -1: "right"}
@@ -24,7 +24,7 @@ _VERTICAL = {1: "bottom", 0: "center", -1: "top"}
 def place(axes: Axes, names: Sequence[Annotation]) -> None:
     """Moves each name to the first place around its point where it crosses nothing.
 
-    Where each place crosses something, a name takes one that crosses least.
+    If every place crosses something, a name takes one that crosses least.
 
     Args:
         axes: laid out already.

@@ -21,16 +21,16 @@ from l2w_jax.report import figures
 from l2w_jax.report.svg import style_of, svg
 from l2w_jax.report.templating import render
 
-# So many classes stand in a table: of more, those at both ends.
+# A table has at most this many classes: if there are more, those at both ends.
 MOST_CLASSES = 30
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What the page tells of a run.
+    """What the page shows of a run.
 
     Attributes:
-        name: of its folder, or the whole path where another run's is the same.
+        name: of its folder, or the whole path where another run's folder has the same name.
         config: its configuration.
         evaluation: its last one.
         metrics: the lines of its metrics.jsonl.
@@ -53,7 +53,7 @@ class Table:
 
 
 def page(runs: Sequence[Run]) -> str:
-    """The whole page as HTML; it needs no network and no other file."""
+    """The whole page as HTML; it can be read offline and needs no other file."""
     most_exits = max(len(run.evaluation.anytime) for run in runs)
     bands = matplotlib.colormaps["cividis"](np.linspace(0.05, 0.95, most_exits))
     return render(
@@ -72,7 +72,7 @@ def page(runs: Sequence[Run]) -> str:
 
 
 def results_table(runs: Sequence[Run]) -> Table:
-    """Of each run its last exit, and early exits chosen on the images that set thresholds."""
+    """Each run's last exit, and early exits chosen on the images that set thresholds."""
     rows = []
     for run in runs:
         evaluation, last = run.evaluation, run.evaluation.anytime[-1]
@@ -163,7 +163,7 @@ def _calibration(evaluation: Evaluation) -> Table | None:
 
 
 def _classes(evaluation: Evaluation) -> dict[str, Any] | None:
-    """Chart and table of the classes; of many classes the table has those at both ends."""
+    """Chart and table of the classes; if there are many, the table has those at both ends."""
     if evaluation.held_out is None:
         return None
     rows = classes.leaving_by_class(evaluation)
@@ -204,7 +204,7 @@ def _leaving_table(what: str, rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _examples(evaluation: Evaluation) -> list[list[list[dict[str, Any]]]]:
-    """For each exit the surest and the least sure of the images that left there."""
+    """For each exit, the images that left there with the highest and the lowest confidence."""
     examples = evaluation.examples
     if examples is None:
         return []

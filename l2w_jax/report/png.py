@@ -21,25 +21,25 @@ from l2w_jax.evaluation.results import Evaluation
 from l2w_jax.report import figures, labels
 from l2w_jax.report.charts import Chart, Series
 
-# Okabe and Ito's, told apart by every kind of colour vision, the first two in grey too. The page
-# has them in its own style.
+# Okabe and Ito's colours, distinct for every kind of colour vision, the first two in grey too. The
+# page has them in its own style.
 COLOURS = ("#0072B2", "#D55E00", "#007A5A", "#B0568A", "#8A6D00", "#3B82A6")
 
 GREY = "#555555"
 
-# Of the exits of two ways of training that take as many mul-adds, and of the first and the last of
-# many, which should not come to those of the next cost.
+# Points between exits of two ways of training that take as many mul-adds, and between the first and
+# the last of many ways, which should not reach the exits of the next cost.
 _POINTS_APART = 6
 _MOST_POINTS_APART = 60
 
-# Of marks, by `Series.turn`: points have no pattern to tell a colour that comes again.
+# Marks, by `Series.turn`: points have no pattern to tell apart series of the same colour.
 _MARKS = ("s", "^", "D")
 
-# Width of a chart by itself, and what its height is without the legend.
+# Width of a chart by itself, and its height without the legend.
 _WIDTH, _HEIGHT = 7.5, 4.2
 _MOST_COLUMNS = 3
 
-# The files that the figures of an evaluation go to, where it has what they show.
+# The files of an evaluation's figures, for those that it has the data of.
 FIGURES = ("accuracy", "exits", "weights")
 
 STYLE = {
@@ -88,12 +88,12 @@ def figure(charts: Sequence[Chart], title: str = "") -> Figure:
             if columns > 1 and not chart.x.logarithmic:
                 # The numbers of neighbours would run into each other.
                 axes.locator_params(axis="x", nbins=4)
-        # Of them all in y, since they stand side by side.
+        # The same limits in y for all charts, since they stand side by side.
         lows, highs = zip(*(chart.y_limits for chart in charts), strict=True)
         grid[0].set_ylim(min(lows), max(highs))
         for axes in grid[len(charts) :]:
             axes.set_visible(False)
-        # The lowest of each column: with a last row that is not full, not all are in the last row.
+        # The lowest chart of each column; if the last row is not full, not all of these are in it.
         for axes, chart in list(zip(grid, charts, strict=False))[-columns:]:
             axes.set_xlabel(chart.x.label)
         for axes, chart in list(zip(grid, charts, strict=False))[::columns]:
@@ -122,7 +122,7 @@ def _draw_legend(
             loc="outside lower left",
             ncols=columns,
             markerscale=1.5,
-            # So long that dashes show beside a mark.
+            # Long enough for dashes to show beside a mark.
             handlelength=3,
         )
         size = legend.get_window_extent()
@@ -150,9 +150,9 @@ def png(drawn: Figure) -> bytes:
 
 
 def _draw(axes: Axes, chart: Chart) -> dict[str, tuple[Artist, ...]]:
-    """Draws a chart; returns what its legend tells, by name.
+    """Draws a chart; returns what its legend shows, by name.
 
-    What belongs to one name, such as a curve and the exits beside it, is told in one line.
+    What belongs to one name, such as a curve and the exits beside it, shares one line of it.
     """
     told: dict[str, tuple[Artist, ...]] = {}
     axes.set_title(chart.title)
@@ -205,7 +205,7 @@ def _draw_bands(axes: Axes, bands: Sequence[Series]) -> dict[str, tuple[Artist, 
 
 
 def _draw_series(axes: Axes, series: Series, aside: float) -> Artist:
-    """Draws a series; ranges at single points stand `aside` by so many points."""
+    """Draws a series; ranges at single points are moved sideways by `aside` points."""
     colour = COLOURS[series.hue]
     x, y = np.reshape(series.points, (-1, 2)).T
     low, high = np.reshape(series.ranges, (-1, 2)).T
@@ -243,6 +243,6 @@ def _draw_series(axes: Axes, series: Series, aside: float) -> Artist:
         written = axes.annotate(
             name, point, xytext=(0, 0), textcoords="offset points", color=colour, fontsize=10
         )
-        # It is placed when the axes have their size, which must not change again by it.
+        # It is placed once the axes have their size, which it must not change again.
         written.set_in_layout(False)
     return line

@@ -1,8 +1,8 @@
 """Charts as SVG for a web page: they take the page's colours and scale with it.
 
 Series are told apart by colour and pattern, and by marks where a chart says so; colours are the CSS
-classes s0, s1 ... of the page, those of bands e0, e1 ... No chart of the page has ranges, so that
-they are not drawn.
+classes s0, s1 ... of the page, those of bands e0, e1 ... No chart of the page has ranges, so they
+are not drawn.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from l2w_jax.report.templating import render
 WIDTH, HEIGHT = 440, 300
 LEFT, RIGHT, TOP, BOTTOM = 60, 14, 10, 44
 
-# So many points of a series say their values: more would lie on each other.
+# At most this many points of a series say their values: more would lie on each other.
 MOST_MARKS = 100
 
 
@@ -53,7 +53,7 @@ class Scale:
 
 
 def svg(chart: Chart) -> Markup:
-    """The chart as an element of a page; pointed at, its points say their values."""
+    """The chart as an element of a page; its points say their values when pointed at."""
     x = Scale(chart.x, chart.x_limits, LEFT, WIDTH - RIGHT)
     y = Scale(chart.y, chart.y_limits, HEIGHT - BOTTOM, TOP)
     return render(
@@ -98,7 +98,7 @@ def _line(chart: Chart, series: Series, x: Scale, y: Scale) -> dict[str, Any]:
 
 
 def _bands(chart: Chart, x: Scale, y: Scale) -> list[dict[str, Any]]:
-    """The outline of each band, and for the last of them what stands at each x."""
+    """The outline of each band, and for the last band what stands at each x."""
     xs = [x.place(value) for value, _ in chart.series[0].points]
     floor, bands = [0.0] * len(xs), []
     for band in chart.series:

@@ -1,4 +1,4 @@
-"""The page's templates; what they are given is escaped, unless it was rendered by one of them."""
+"""The page's templates; values are escaped, unless one of the templates has rendered them."""
 
 import functools
 from typing import Any

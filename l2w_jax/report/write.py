@@ -14,7 +14,7 @@ from l2w_jax.report.page import Run, page
 
 
 def write_report(workdirs: Sequence[Path], output: Path | None = None) -> Path:
-    """Writes the page about these runs, and says where.
+    """Writes the page about these runs, and returns its path.
 
     Without an output it goes to the first run's folder, as do that run's figures.
 
@@ -37,7 +37,7 @@ def write_report(workdirs: Sequence[Path], output: Path | None = None) -> Path:
             if name in drawn:
                 write_atomically(path, png.png(drawn[name]))
             else:
-                # That of an earlier evaluation would pass for this one's.
+                # An earlier evaluation's figure would pass for this one's.
                 path.unlink(missing_ok=True)
         if runs[0].latency is None:
             (folder / "plots" / "latency.png").unlink(missing_ok=True)
@@ -84,7 +84,7 @@ def _checked(line: Any) -> dict[str, Any]:
     """A line of metrics.jsonl, if it has numbers where `figures.training` looks for them.
 
     Raises:
-        LookupError, TypeError: it has not.
+        LookupError, TypeError: it does not.
     """
     fields = [field for field, _, _ in figures.TRAINING if field in line]
     # None is what a run writes for NaN.
