@@ -46,8 +46,8 @@ from l2w_jax import command_line, standard_output
 from l2w_jax.config import flags, validate
 from l2w_jax.errors import UserError
 
-# What each kind of benchmark heeds besides the option that asks for it and a configuration, and
-# what that of an update heeds, which no option asks for.
+# The options that each kind of benchmark takes besides the one that asks for it and its config, and
+# those of the benchmark of an update, which no option asks for.
 _OPTIONS = {
     "early_exit": ("workdir", "runtime"),
     "input": ("steps",),
@@ -82,7 +82,7 @@ def main(argv: Sequence[str], started: float) -> None:
 
         runtimes = checked_runtimes(arguments.runtime.split(","))
         latency = benchmark_early_exit(arguments.workdir, runtimes)
-        # Before it is written: a folder of others may take no file.
+        # Printed before it is written: another user's folder may take no file.
         print(json.dumps(latency, indent=2), flush=True)
         write_latency(arguments.workdir, latency)
         files = [arguments.workdir / results.LATENCY_FILE, arguments.workdir / LATENCY_PICTURE]
@@ -121,7 +121,7 @@ def main(argv: Sequence[str], started: float) -> None:
 
 
 def _check_options(arguments: argparse.Namespace) -> None:
-    """Raises UserError where an option is of another kind of benchmark, which would not heed it."""
+    """Raises UserError where an option belongs to another kind of benchmark than the one asked."""
     defaults = _parser().parse_args([])
     kind = next((kind for kind in _OPTIONS if getattr(arguments, kind) not in (None, False)), None)
     heeded = {kind, *_OPTIONS.get(kind, _OF_UPDATE)}

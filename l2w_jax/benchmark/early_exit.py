@@ -29,7 +29,7 @@ LATENCY_PICTURE = Path("plots", "latency.png")
 # Points of the budgeted curve that are timed.
 TIMED_QS = (0.1, 0.3, 0.5, 0.7, 0.9, 1.1, 1.3, 1.6, 1.9)
 
-# Of each batch size, at least so many images are timed: they do not all leave at one exit.
+# For each batch size at least this many images are timed, so that not all leave at one exit.
 LEAST_IMAGES = 64
 
 
@@ -51,8 +51,8 @@ def benchmark_early_exit(
         What latency.json holds: device, step and checksum of the network, and for each batch size
         and runtime the time per image in ms of the full network (full_ms; in JAX in one piece), of
         stopping at each exit (exits: exit, ms, top1) and along the budgeted curve (budgeted: q, ms,
-        mul_adds, top1). Timed are images from all over the test split; mul-adds and accuracies are
-        those of all of it, in JAX.
+        mul_adds, top1). The timed images come from all over the test split; mul-adds and accuracies
+        are those of the whole split, in JAX.
 
     Raises:
         UserError: the folder is not that of an evaluated run, its data are not there, or a runtime
@@ -63,7 +63,7 @@ def benchmark_early_exit(
     state = restore_evaluated(config, workdir, evaluation)
     model = create_network(config)
     mean, deviation = channel_statistics(config.dataset.name)
-    # The whole image, since those of a split are cut out already.
+    # The whole image, since images of a split are already cropped.
     image_format = ImageFormat(config.dataset.image_size, 1.0, mean.tolist(), deviation.tolist())
     made = [RUNTIMES[name](model, state.variables, image_format) for name in runtimes]
     source = open_evaluated(config, workdir, evaluation, ("test",))
@@ -106,7 +106,7 @@ def time_network(
         runtimes: they take turns.
         images: [N, H, W, 3], a multiple of the batch size.
         batch_size: images that are classified together.
-        evaluation: held-out scores, that set thresholds, and the accuracies.
+        evaluation: has the held-out scores, which set thresholds, and the accuracies.
         repeats: how often each is timed.
     """
 

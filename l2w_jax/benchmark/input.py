@@ -1,4 +1,4 @@
-"""How fast training images come, beside what decoding alone would allow on the same cores."""
+"""How fast training images come, compared with decoding alone on the same cores."""
 
 import itertools
 import time
@@ -25,15 +25,15 @@ _QUALITY = 90
 _NUM_CLASSES = 4
 _BATCH_SIZE = 64
 
-# Batches before a round. Threads start, functions compile, and several batches are begun together
-# that would later come as if they had cost nothing.
+# Batches before a round. Threads start, functions compile, and several batches are begun in advance
+# that would later seem to have cost nothing.
 _WARM_UP = 16
 
 
 def benchmark_input(num_batches: int, rounds: int = 9, num_images: int = 256) -> dict[str, Any]:
     """Makes a folder of JPEGs and times both ways of reading random crops of them.
 
-    The two take turns, so that both meet whatever else the machine does. Decoding alone reads the
+    The two take turns, so that whatever else the machine does slows both. Decoding alone reads the
     same files and decodes the same crops, from which the network's input would still have to be
     resized, mirrored and put together.
 

@@ -1,7 +1,7 @@
 """What a compiled program does, counted in its text as XLA prints it, one instruction a line.
 
-What a loop holds counts as often as the loop passes, if the text says how often; both branches of a
-condition count.
+The body of a loop counts as often as the loop passes, if the text says how often; both branches of
+a condition count.
 """
 
 import functools
@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-# The last three do what the computations do that they call.
+# The last three do only what the computations that they call do.
 _WITHOUT_KERNEL = (
     "parameter",
     "constant",
@@ -23,7 +23,7 @@ _WITHOUT_KERNEL = (
     "call",
 )
 
-# Both name what they read and what they write, in either order.
+# The result of both names what they read and what they write, in either order.
 _PREFETCHES = ("copy-start", "slice-start")
 
 _NAME = re.compile(r"%[\w.\-]+")
@@ -66,7 +66,7 @@ class Instruction(NamedTuple):
 
 
 def instructions(compiled_text: str) -> Iterator[Instruction]:
-    """The instructions of the whole program, as often as they run; of a fusion not the inside."""
+    """The instructions of the whole program, as often as they run; not those inside a fusion."""
     computations = _computations(compiled_text)
     times = _times(computations)
     entry = re.search(r"^ENTRY %(\S+)", compiled_text, re.MULTILINE)[1]
@@ -112,7 +112,7 @@ def _computations(compiled_text: str) -> dict[str, str]:
 
 
 def _times(computations: Mapping[str, str]) -> dict[str, int]:
-    """How often each computation runs: once, but within loops."""
+    """How often each computation runs: once, except within loops."""
     times = dict.fromkeys(computations, 1)
     for body in computations.values():
         for condition, passed, rest in re.findall(_LOOP, body, re.MULTILINE):
@@ -125,8 +125,8 @@ def _times(computations: Mapping[str, str]) -> dict[str, int]:
 def _num_passes(condition: str, attributes: str) -> int:
     """How often a loop passes; 1 where the program does not say.
 
-    A GPU's and a CPU's compiler write it beside the loop. Of a TPU's it is the one number that the
-    condition compares with, since JAX counts from 0.
+    A GPU's and a CPU's compiler write it beside the loop. In a TPU's program it is the one number
+    that the condition compares with, since JAX counts from 0.
     """
     known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', attributes)
     limits = [known[1]] if known else re.findall(r" s32\[\]\S* constant\((\d+)\)", condition)
@@ -145,14 +145,14 @@ def _reached(computations: Mapping[str, str], first: str) -> set[str]:
 
 
 def has_loops(compiled_text: str) -> bool:
-    """Whether a program has loops, of which XLA's own counts have one pass only."""
+    """Whether a program has loops, of which XLA's own counts include one pass only."""
     return re.search(_LOOP, compiled_text, re.MULTILINE) is not None
 
 
 def kernels(compiled_text: str) -> Iterator[Instruction]:
-    """The instructions of a program that compute or move something, each fusion one.
+    """The instructions of a program that compute or move something, each fusion as one.
 
-    What is begun by one instruction and waited for by another is the first of them.
+    Where one instruction begins something and another waits for it, the first one counts.
     """
     for instruction in instructions(compiled_text):
         operation = instruction.operation
@@ -168,8 +168,8 @@ def num_kernels(compiled_text: str) -> int:
 def num_copies(compiled_text: str) -> dict[str, int]:
     """Instructions that only move an array: {"copies": ..., "prefetches": ...}.
 
-    Copies are made to change a layout or to keep what is overwritten; prefetches, copies of all or
-    a part that are waited for later, to have it in a faster memory.
+    Copies are made to change a layout or to keep what is overwritten. Prefetches copy an array, or
+    part of it, into a faster memory, and are waited for later.
     """
     counts = Counter(instruction.operation for instruction in instructions(compiled_text))
     return {"copies": counts["copy"], "prefetches": sum(counts[name] for name in _PREFETCHES)}
@@ -178,8 +178,8 @@ def num_copies(compiled_text: str) -> dict[str, int]:
 def num_convolutions(compiled_text: str) -> dict[str, int]:
     """Kernels that convolve: {"convolutions": ..., "distinct_convolutions": ...}.
 
-    Those that compute the same from arrays of the same types, in the same memories, count as one of
-    the distinct ones: what a TPU's compiler makes of one serves all of them.
+    Those that compute the same from arrays of the same types, in the same memories, count as one
+    distinct convolution: a TPU's compiler compiles one for all of them.
     """
     found = [
         instruction
@@ -205,9 +205,9 @@ def estimated_cycles(compiled_text: str) -> int:
 def memory_traffic(compiled_text: str) -> int:
     """Bytes that a program's instructions read from and write to the device's main memory.
 
-    What a TPU keeps in its vector memory, of which the layout says "S(1)", is not part of it. An
-    array that is read or written in part counts in whole, but where a part of it is prefetched;
-    what a cache would spare counts too.
+    What a TPU keeps in its vector memory, where the layout says "S(1)", does not count. An array
+    that is read or written in part counts as a whole, unless a part of it is prefetched; what a
+    cache would save counts too.
     """
     return sum(map(_traffic, kernels(compiled_text)))
 
@@ -228,9 +228,8 @@ def _traffic(instruction: Instruction) -> int:
 def collectives(compiled_text: str) -> dict[str, dict[str, int]]:
     """Exchanges between devices: {kind: {"count": ..., "bytes": of their results}}.
 
-    A TPU's compiler may spread an exchange over many fusions, in each of which it appears, a link
-    of one chain. A chain counts once; one that is begun and waited for later counts where it is
-    done.
+    A TPU's compiler may spread an exchange over many fusions; it appears in each of them, as a link
+    of one chain. A chain counts once; an exchange that is waited for later counts where it is done.
     """
     computations = _computations(compiled_text)
     times = _times(computations)

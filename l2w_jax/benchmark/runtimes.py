@@ -1,4 +1,4 @@
-"""What a network with early exits can run in, made alike so that it can be timed alike."""
+"""Runtimes for a network with early exits, behind one interface so that all are timed alike."""
 
 import copy
 import dataclasses
@@ -24,7 +24,7 @@ from l2w_jax.models.compiler_options import cpu_compiler_options
 
 _RULE = rules.RULES[rules.DEFAULT_RULE]
 
-# From images uint8 [N, H, W, 3] to whatever is known of them.
+# From images uint8 [N, H, W, 3] to whatever the network says of them.
 Predict = Callable[[NDArray[Any]], Any]
 
 
@@ -69,11 +69,11 @@ def in_onnx(
     variables: Mapping[str, Any],
     image_format: ImageFormat,
 ) -> Runtime:
-    """What `interop.export --format=onnx` writes, in the program that it writes beside.
+    """What `interop.export --format=onnx` writes, run by the program that it writes with it.
 
     Args:
         name: of the runtime.
-        threads: that an operation is shared among; 0 for one on each core.
+        threads: threads that share an operation; 0 for one on each core.
         model: the network.
         variables: its {"params", "batch_stats"}.
         image_format: of the images to come.
@@ -129,7 +129,7 @@ def in_torch(
 
 
 def _with_thresholds(network: Any, thresholds: ArrayLike) -> Predict:
-    """The network, which shares all else, with its attribute `thresholds` set."""
+    """A copy of the network with other `thresholds`, which shares everything else with it."""
     other = copy.copy(network)
     other.thresholds = thresholds
     return other
@@ -138,7 +138,7 @@ def _with_thresholds(network: Any, thresholds: ArrayLike) -> Predict:
 RUNTIMES = {
     "jax": in_jax,
     "onnx": functools.partial(in_onnx, "onnx", 0),
-    # Small stages of single images may be done before a second thread has begun.
+    # A small stage may be done with a single image before a second thread has begun.
     "onnx_1_thread": functools.partial(in_onnx, "onnx_1_thread", 1),
     "torch": functools.partial(in_torch, "torch", "contiguous_format"),
     "torch_channels_last": functools.partial(in_torch, "torch_channels_last", "channels_last"),

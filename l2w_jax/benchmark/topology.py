@@ -55,7 +55,7 @@ TPUS = {
 # https://www.nvidia.com/en-us/data-center/h100/, SXM, without sparsity.
 GPUS = {"h100": Chip(989e12, 3350e9, 0.75 * 84_929_347_584)}
 
-# What XLA's compiler must know of a GPU that it cannot ask: figures of the device's driver.
+# What XLA's compiler must know of a GPU that it cannot query: figures of the device's driver.
 _DRIVERS_FIGURES = {
     "h100": """
         platform_name: "CUDA"
@@ -85,8 +85,8 @@ _DRIVERS_FIGURES = {
     """
 }
 
-# Else libtpu asks the machine what TPUs it has, for minutes where it has none, and complains. What
-# it is told plays no part in what it compiles for.
+# Else libtpu asks the machine what TPUs it has, for minutes where it has none, and complains. These
+# settings do not affect what it compiles for.
 _WITHOUT_TPUS = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
@@ -122,12 +122,12 @@ def measure_on(config: ConfigDict, chips: Slice, against_plain: bool) -> dict[st
         against_plain: whether to compile plain training on as many images beside it.
 
     Returns:
-        What it is of, "step" by `measure_compiled`, and "plain" with the "ratio" of both; where the
-        step does not fit also "step_that_fits", with the accumulation that it takes.
+        What was measured, "step" by `measure_compiled`, and "plain" with the "ratio" of both; where
+        the step does not fit also "step_that_fits", with the accumulation that it takes.
     """
     if not config.optimizer.accumulation:
         config = with_parts(config, 1)
-    # What it takes to compile is part of the answer.
+    # The time to compile is part of the answer.
     jax.config.update("jax_enable_compilation_cache", False)
     halved = updates_per_iteration(config.weighting.kind) == 2
     batch_size = config.dataset.batch_size
@@ -179,10 +179,10 @@ def measure_compiled(config: ConfigDict, batch_size: int, chips: Slice) -> dict[
         fits, seconds_tracing and seconds_compiling; where it compiles also, of one chip:
         argument_gigabytes, temporary_gigabytes, kernels, copies, prefetches, collectives by kind,
         gigabytes_of_memory (read from and written to the chip's main memory) and
-        milliseconds_of_memory, in which it can move them; for TPUs, as a GPU's compiler does not
-        count and convolves by its libraries, also megacycles (`estimated_cycles`),
-        `num_convolutions` and, of a step in one part, gigaflops, gigabytes_moved (also those within
-        the chip) and milliseconds_of_arithmetic: the compiler counts one pass of a loop.
+        milliseconds_of_memory, in which it can move them; for TPUs only, as a GPU's compiler does
+        not count and leaves convolutions to libraries, megacycles (`estimated_cycles`),
+        `num_convolutions` and, for a step in one part, since the compiler counts one pass of a
+        loop, gigaflops, gigabytes_moved (also within the chip) and milliseconds_of_arithmetic.
         Where a TPU's compiler finds that it does not fit, only needed_gigabytes.
     """
     step = pmap_train_step(step_on_stored(config, TOTAL_STEPS, chips.devices), chips.devices)
@@ -271,7 +271,7 @@ def _devices_of(name: str, platform: str, *arguments: str, **options: str) -> li
     try:
         topology = topologies.get_topology_desc(*arguments, platform=platform, **options)
     except Exception as error:
-        # Without the compiler, and for an arrangement that there is not, JAX raises what comes.
+        # Without the compiler, or for an impossible arrangement, JAX raises errors of any kind.
         raise UserError(
             f"--topology={name}: the compiler (pip install -e '.[{platform}]') says: "
             f"{first_line(error)}"

@@ -192,7 +192,7 @@ class EarlyExits:
         deviation: NDArray[np.float32],
         memory_format: torch.memory_format,
     ):
-        """`tensors` of `interop.variables_to_torch`; mean and deviation [3] of the pixels."""
+        """`tensors` are from `interop.variables_to_torch`; mean and deviation [3] are of pixels."""
         network = TorchMSDNet(model)
         network.load_state_dict({name: torch.tensor(array) for name, array in tensors.items()})
         self._network = network.to(memory_format=memory_format)

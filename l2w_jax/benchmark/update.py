@@ -1,4 +1,4 @@
-"""What an update of a training step costs on this machine, beside one of plain training."""
+"""What an update of a training step costs on this machine, compared with plain training's."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -15,7 +15,7 @@ from l2w_jax.run.parts import with_parts_that_fit
 from l2w_jax.training.state import untrained_state
 from l2w_jax.training.weighting import is_pipelined
 
-# A run so long that its learning rates do not fall while it is measured.
+# Steps of a run so long that its learning rates do not fall while it is measured.
 TOTAL_STEPS = 1_000_000
 
 
@@ -52,7 +52,7 @@ def measure(config: ConfigDict, num_steps: int, started: float) -> dict[str, Any
 
 
 def plain_training(config: ConfigDict) -> ConfigDict:
-    """The configuration, but for the weights of the samples: an SGD step on the whole batch."""
+    """The configuration without weights of the samples: an SGD step on the whole batch."""
     plain = config.copy_and_resolve_references()
     plain.weighting.kind = "none"
     return plain
@@ -116,7 +116,7 @@ def measure_update(
 
 
 def ratios(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
-    """new / old for every number that both hold, nested as they are."""
+    """new / old for every number that both hold, nested in the same way."""
     result: dict[str, Any] = {}
     for name in new.keys() & old.keys():
         if isinstance(new[name], Mapping) and isinstance(old[name], Mapping):
