@@ -7,14 +7,14 @@ The runs must have been evaluated. Those whose configurations differ in the seed
 of training, named by the first one's folder without the -NUMBER that it may end in; they must have
 been evaluated on the same images. The first table has, for each way, the mean and the standard
 deviation over its runs of top-1 at every exit, and of top-1 with images leaving early: at 40, 60
-and 80% of the mul-adds of the last exit, and on average between 20 and 80%. The second has what
-each way gains on average over the first one, by pairs of runs of the same seed, with the 95%
-interval of Student's t.
+and 80% of the mul-adds of the last exit, and on average between 20 and 80%. The second has each
+way's average gain over the first one, by pairs of runs of the same seed, with the 95% interval of
+Student's t.
 
 --save writes the numbers of all runs to a file, which can be given instead of the runs. Runs given
-beside it join the way in it that has their configuration or, failing that, their name.
---images=holdout takes held-out images instead of test images: half of them set the thresholds with
-which the other half is read, and the other way round. --ways takes some of the ways only, in this
+with it join the way in it that has their configuration or, failing that, their name.
+--images=holdout takes held-out images instead of test images: half of them set the thresholds at
+which the other half is measured, and the other way round. --ways takes only these ways, in this
 order.
 """
 
@@ -38,7 +38,7 @@ from l2w_jax.evaluation.ways import (
 )
 from l2w_jax.files import told_if_unwritable, write_atomically, write_json
 
-# Of the last exit's mul-adds: what the budgeted curves are read at.
+# Shares of the last exit's mul-adds at which the budgeted curves are read.
 BUDGETS = (0.4, 0.6, 0.8)
 _CONFIDENCE = 0.95
 
@@ -84,7 +84,7 @@ def main(argv: Sequence[str]) -> None:
         with told_if_unwritable(arguments.save, "--save="):
             write_json(arguments.save, [numbers(way) for way in ways])
     if arguments.output:
-        # Imported here, since Matplotlib takes long to come, and tables do without.
+        # Imported here, since Matplotlib takes long to import, and tables do without.
         from l2w_jax.report import figures, png
 
         picture = png.png(png.figure([figures.comparison(ways)]))
@@ -93,10 +93,10 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _chosen(ways: Sequence[Way], names: Sequence[str]) -> list[Way]:
-    """The ways of these names, in their order.
+    """The ways of these names, in the order of the names.
 
     Raises:
-        UserError: a name is of none, or comes twice.
+        UserError: no way has a name, or a name comes twice.
     """
     by_name = {way.name: way for way in ways}
     for place, name in enumerate(names):
@@ -132,7 +132,7 @@ def table_lines(ways: Sequence[Way]) -> list[str]:
 def gain_lines(ways: Sequence[Way]) -> list[str]:
     """A Markdown table of what each way gains over the first, by pairs of runs of one seed.
 
-    Of networks whose first exits cost differently, over the budgets that both reach.
+    If their first exits cost differently, only the budgets that both reach count.
     """
     first, *others = ways
     of_first = dict(zip(first.seeds, first.early(), strict=True))
@@ -153,7 +153,7 @@ def gain_lines(ways: Sequence[Way]) -> list[str]:
 
 
 def data_lines(ways: Sequence[Way]) -> list[str]:
-    """A line for each way whose data are others than the first one's, which no gain should hide."""
+    """A line for each way whose data differ from the first one's, which no gain should hide."""
     first, *others = ways
     lines = []
     for way in others:
@@ -164,7 +164,7 @@ def data_lines(ways: Sequence[Way]) -> list[str]:
 
 
 def _config_changes(first: Way, other: Way) -> list[str]:
-    """The fields by which the data of two ways are others; none where one was not kept."""
+    """The fields in which the data of two ways differ; none where a config was not kept."""
     if first.config is None or other.config is None:
         return []
     fields = _DATA_FIELDS

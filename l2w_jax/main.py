@@ -57,7 +57,7 @@ def run(arguments: Arguments) -> None:
     validate(arguments.config)
     config = run_folder.with_parts_found(arguments.config, arguments.workdir)
     run_folder.check(config, arguments.workdir)
-    # From here on what is imported takes seconds, so what can be wrong without it comes before.
+    # Imports from here on take seconds, so all that can be checked without them comes before.
     command_line.set_up_libraries()
     from l2w_jax.run import processes
 
@@ -106,7 +106,7 @@ def _train_or_evaluate(arguments: Arguments) -> None:
 
 if __name__ == "__main__":
     status = main(sys.argv)
-    # The first process of a run to end may have the others sent SIGTERM, as with srun; one that has
-    # saved and is ending keeps its status.
+    # When the first process of a run ends, the others may be sent SIGTERM, as by srun; one that has
+    # saved and is ending must keep its status.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.exit(status)

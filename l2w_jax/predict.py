@@ -6,10 +6,10 @@
 Prints, for every image, its class, how confident the network is, at which exit it left and the
 share of the full network's mul-adds that this saved: as a table, or with --json as one JSON object
 a line. With --top-k=N the N most probable classes at that exit are given, each with its
-probability: in the table in lines below, in JSON as "top". Folders are searched for images of all
-kinds, their sub-folders too, and links are followed; the other files in them are counted. A file
-that is no image, or cannot be read, is reported, with --json as an object that has "file" and
-"error" alone; the rest go on, and the exit status is 1.
+probability: in the table in lines below, in JSON as "top". Folders and their sub-folders are
+searched for images of all kinds, and links are followed; other files in them are counted. A file
+that is not an image, or cannot be read, is reported, with --json as an object with only "file" and
+"error"; the rest are classified all the same, and the exit status is 1.
 
 Thresholds are those of --thresholds, or else of RUN/thresholds.json; without either, the cheapest
 with which stopping early lost no accuracy on the run's held-out images.
@@ -35,7 +35,7 @@ from l2w_jax.errors import Incomplete, UserError
 from l2w_jax.evaluation import results
 from l2w_jax.evaluation.policy import choose_policy
 
-# Read, classified and printed together.
+# How many files are read, classified and printed together.
 FILES_AT_ONCE = 256
 
 TABLE_HEADER = f"{'class':<20} {'confidence':>10}  {'exit':>5}  {'saved':>6}  file"
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
 
     Raises:
         UserError: an argument is wrong, the run is not evaluated, or there is no file.
-        Incomplete: a file is no image; the others were classified.
+        Incomplete: a file is not an image; the others were classified.
     """
     arguments = _parse(argv)
     config = stored.read_config(arguments.workdir)
@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> None:
     skipped: Counter[str] = Counter()
     unreadable: list[UserError] = []
     files = files_in(arguments.images, skipped, unreadable)
-    # The network takes seconds, which are in vain where there is nothing to classify.
+    # Loading the network takes seconds, in vain where there is nothing to classify.
     first = list(itertools.islice(files, 1))
     if not first:
         _tell_of_others(skipped, unreadable)
@@ -93,7 +93,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _tell_of_others(skipped: Counter[str], unreadable: Sequence[UserError]) -> None:
-    """Says which folders could not be read, and what in the others is no image."""
+    """Says which folders could not be read, and which files in the others are not images."""
     for error in unreadable:
         standard_output.tell(str(error))
     if skipped:
@@ -108,7 +108,7 @@ def files_in(
     Args:
         paths: files and folders.
         skipped: counts the other files in the folders by their endings.
-        unreadable: see there.
+        unreadable: as of `walk.image_files`.
     """
     for path in paths:
         if os.path.isdir(path):
@@ -125,7 +125,7 @@ def answers(
 ) -> Iterator[dict[str, Any]]:
     """For each file, in order: file, class, confidence, exit (from 1) and saved, or an error.
 
-    Where several classes of each are predicted, "top" has class and confidence of them all.
+    Where several classes are predicted for each, "top" has the class and confidence of them all.
 
     Args:
         files: what to classify.

@@ -1,4 +1,4 @@
-"""Chooses the thresholds at which images leave, for a budget, an accuracy or a promise.
+"""Chooses the thresholds at which images leave, by a budget, an accuracy or a promise.
 
     python -m l2w_jax.thresholds --workdir=RUN --mul-adds=20M      # at most this much compute
     python -m l2w_jax.thresholds --workdir=RUN --latency-ms=2.5    # at most so long here
@@ -12,12 +12,12 @@
 confidence, for images of the kind that were held out (`early_exit.guarantee` says how). Means are
 taken over the held-out images of the run's last evaluation; --latency-ms is for images that come
 one at a time. --rule says what decides (`early_exit.rules`): the log-odds of the most probable
-class, its probability, the entropy, the margin to the second class, or patience, how many exits
-agree. With --calibrate each exit gets a temperature, fitted on a third of the held-out images, so
-that its confidences mean how often it is right; the others set the thresholds. Writes
-RUN/thresholds.json, which the other commands take, and with --calibrate adds to RUN/evaluation.json
-what the temperatures do to the calibration error of test images; with --output=FILE it writes FILE
-and leaves the run as it is.
+class, its probability, the entropy, the margin to the second class, or patience, the number of
+exits that agree. With --calibrate each exit gets a temperature, fitted on a third of the held-out
+images, so that its confidences say how often it is right; the other images set the thresholds.
+Writes RUN/thresholds.json, which the other commands use, and with --calibrate adds to
+RUN/evaluation.json what the temperatures do to the calibration error of test images; with
+--output=FILE it writes FILE and leaves the run as it is.
 """
 
 import argparse
@@ -63,7 +63,7 @@ _CONFIDENCE = 0.95
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """Thresholds, float32 [K], the q that they belong to, and the wish that chose them."""
+    """Thresholds, float32 [K], the q that they belong to, and the request that chose them."""
 
     q: float
     thresholds: NDArray[np.float32]
@@ -74,7 +74,7 @@ def main(argv: Sequence[str]) -> None:
     """Runs the command.
 
     Raises:
-        UserError: an argument is wrong, the run was not evaluated, or nothing fulfils the wish.
+        UserError: an argument is wrong, the run was not evaluated, or nothing meets the request.
         RunFailed: another evaluation took the place of the one that temperatures were fitted for.
     """
     arguments = _parse(argv)
@@ -102,7 +102,7 @@ def choose(arguments: argparse.Namespace, evaluation: results.Evaluation) -> dic
     """What thresholds.json holds: thresholds [K], where they come from and what they lead to.
 
     Raises:
-        UserError: no thresholds fulfil the wish.
+        UserError: no thresholds meet the request.
     """
     rule = arguments.rule
     choice = _choice(arguments, evaluation)
@@ -110,7 +110,7 @@ def choose(arguments: argparse.Namespace, evaluation: results.Evaluation) -> dic
         "rule": rule,
         "thresholds": [float(threshold) for threshold in choice.thresholds],
         "chosen_by": choice.chosen_by,
-        # JSON has no infinity; nothing but the full network is without a q.
+        # JSON has no infinity; only the full network has no finite q.
         "q": choice.q if math.isfinite(choice.q) else None,
         "step": evaluation.step,
         "network": evaluation.network,
@@ -142,7 +142,7 @@ def summary_lines(chosen: Mapping[str, Any]) -> list[str]:
             f"mul-adds ({100 * of_full:.0f}% of the full network's), leaving at exits 1 to "
             f"{len(shares)}: " + " ".join(percentages(shares))
         )
-        # The ends of the family ask for no shares, nor does who wants a promise kept.
+        # The ends of the family ask for no shares, nor does a promise.
         asks = chosen["q"] and "risk" not in promise
         asked = exit_shares(chosen["q"], len(shares)) if asks else shares
         if are_shifted(asked, shares):
@@ -341,7 +341,7 @@ def _keep_calibrated(
 
 def _milliseconds(workdir: Path, evaluation: results.Evaluation) -> list[float]:
     """Measured time of an image by itself that stops at each exit, [K]."""
-    # Imported here, since only this needs the network and what comes with its checkpoints.
+    # Imported here, since only this needs the network and what reading its checkpoints takes.
     from l2w_jax.early_exit.latency import milliseconds_per_exit
     from l2w_jax.models import create_network
     from l2w_jax.run.restore import restore_evaluated
@@ -358,14 +358,14 @@ def _milliseconds(workdir: Path, evaluation: results.Evaluation) -> list[float]:
 
 
 def _readable(threshold: float, rule: str) -> str:
-    """The threshold, of log-odds as the probability that they are of."""
+    """The threshold, with log-odds given as the probability that they stand for."""
     if threshold >= NOBODY_LEAVES:
         return "nobody"
     if threshold <= EVERYBODY_LEAVES:
         return "everybody"
     if rule != rules.log_odds.__name__:
         return f"{threshold:.4f}"
-    # Both from the small one of p and 1 - p, which keeps its digits where the other is all nines.
+    # From the smaller of p and 1 - p, which keeps its digits where the other is all nines.
     smaller = math.exp(-abs(threshold)) / (1 + math.exp(-abs(threshold)))
     if threshold < 0:
         return f"{smaller:.4f}"
