@@ -36,7 +36,7 @@ class StopSignals:
         self._deferred = False
 
     def defer(self, listener: "Listener | None" = None) -> None:
-        """From now on there is something to save: signals are noted, and the run stops once it is.
+        """From now on there is something to save: signals are noted, to stop after saving.
 
         A second SIGINT raises RunInterrupted: what the run waits for may never come.
 
