@@ -130,7 +130,11 @@ def _convert_operation(
 ) -> Sequence[Known | Value]:
     name = eqn.primitive.name
     if eqn.params.get("name") == RESIZE_NAME and not isinstance(operands[0], Known):
-        return [onnx_windows.resize(graph, operands[0], eqn.outvars[0].aval.shape)]
+        shape = eqn.outvars[0].aval.shape
+        if same_shape(shape, operands[0].shape):
+            # ONNX Runtime cannot run what its tool for 8 bits makes of a resize that changes nothing.
+            return operands
+        return [onnx_windows.resize(graph, operands[0], shape)]
     if name in _CALLS:
         return convert(graph, eqn.params.get("jaxpr", eqn.params.get("call_jaxpr")), operands)
     if name in _UNCHANGED:

@@ -142,6 +142,16 @@ def test_limits_are_taken_from_images_of_all_over_the_held_out_ones(
     assert set(images[:, 0, 0, 0].tolist()) == set(range(256))
 
 
+def test_a_network_that_resizes_to_the_same_size_runs_in_8_bits():
+    one_scale = {"scale_list": (1, 1), "growth_factors": (2, 1), "bottleneck_factors": (2, 1)}
+    model = network("ranet").clone(**one_scale)
+    variables = lively_variables(model, np.zeros((1, 8, 8, 3), np.float32))
+    stages = onnx_stages(model, variables, IMAGE_FORMAT.preprocess, 8, rules.log_odds)
+    images = stored_images(8, 0)[:, :8, :8]
+    in_8_bits = quantize.quantized(stages, images)
+    assert quantize.answers(in_8_bits, images).labels.shape == (model.num_exits, 8)
+
+
 def test_files_of_the_tools_that_find_no_room_are_told_in_one_line(tiny_network, monkeypatch):
     model, variables = tiny_network
     preprocess = ImageFormat(8, 1.0, [0.5] * 3, [0.25] * 3).preprocess
