@@ -297,7 +297,7 @@ def _predictions(rows: Arrays, split: str, num_images: int) -> Predictions:
     """Drops padding and puts the images, which arrive process by process, in order.
 
     Raises:
-        UserError: an answer is not finite.
+        UserError: no image could be read, or an answer is not finite.
         RuntimeError: an image is missing or counted twice.
     """
     # An image that could not be read comes with a false mask, but it does come.
@@ -306,6 +306,11 @@ def _predictions(rows: Arrays, split: str, num_images: int) -> Predictions:
     positions, order = np.unique(rows["index"], return_index=True)
     if not complete or len(positions) < len(rows["index"]):
         raise RuntimeError(f"the batches of split {split!r} do not hold every image exactly once")
+    if not len(positions):
+        raise UserError(
+            f"evaluation: no image of split {split!r} can be used; the lines above name what "
+            "is wrong with them"
+        )
     finite = np.isfinite(rows["loss"]) & np.isfinite(rows["confidence"])
     if not finite.all():
         exits = np.flatnonzero(~finite.all(axis=0)) + 1

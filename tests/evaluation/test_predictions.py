@@ -234,6 +234,17 @@ def test_an_image_that_could_not_be_read_is_left_out(config, source, tiny_networ
     np.testing.assert_allclose(read.losses[:, 32 - 1 :], everything.losses[:, 32:], rtol=1e-5)
 
 
+def test_a_split_without_an_image_that_can_be_read_is_named(
+    config, source, tiny_network, monkeypatch
+):
+    batches = list(source.evaluation_batches("test", 16))
+    for batch in batches:
+        batch["mask"] = np.zeros_like(batch["mask"])
+    monkeypatch.setattr(source, "evaluation_batches", lambda *_: batches)
+    with pytest.raises(UserError, match=r"^evaluation: no image of split 'test' can be used; "):
+        split_predictions.predict_all(config, *tiny_network, source, "test")
+
+
 def test_a_batch_that_memory_does_not_hold_is_told_with_what_helps(
     config, source, tiny_network, monkeypatch
 ):
