@@ -92,11 +92,16 @@ def _faults_of_fields(config: ConfigDict) -> list[str]:
     return structure_faults or [*_value_faults(config), *path_faults(config)]
 
 
-def _has_float64() -> bool:
+def float64_fault(dtype: Any) -> str | None:
+    """The line that reports a `model.dtype` of float64 where JAX has none; else None."""
     # Imported here, since it takes a second and only this needs it.
     import jax
 
-    return jax.config.jax_enable_x64
+    if dtype != "float64" or jax.config.jax_enable_x64:
+        return None
+    return not_allowed(
+        "model.dtype", dtype, "'float32' or 'bfloat16', unless JAX_ENABLE_X64=1 is set"
+    )
 
 
 def _structure_faults(config: ConfigDict, reference: ConfigDict, path: str) -> Iterator[str]:
@@ -213,10 +218,8 @@ def _model_faults(config: ConfigDict) -> Iterator[str]:
             model.bottleneck_factors,
             f"as long as model.growth_factors {model.growth_factors!r}",
         )
-    if model.dtype == "float64" and not _has_float64():
-        yield not_allowed(
-            "model.dtype", model.dtype, "'float32' or 'bfloat16', unless JAX_ENABLE_X64=1 is set"
-        )
+    if fault := float64_fault(model.dtype):
+        yield fault
     if fault := step_mode_fault(model.name, model.step_mode):
         yield fault
         return

@@ -7,6 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from l2w_jax.arrays import tree_checksum
+from l2w_jax.config.checks import float64_fault
 from l2w_jax.early_exit import EarlyExitPredictor, rules
 from l2w_jax.early_exit.calibration import calibrated
 from l2w_jax.errors import UserError
@@ -23,9 +24,12 @@ def restore_best(config: ConfigDict, workdir: Path) -> TrainState:
     """The state to evaluate: of the checkpoint with the best held-out top-1 at the last exit.
 
     Raises:
-        UserError: there is no checkpoint, all are damaged, or they are of another network.
+        UserError: there is no checkpoint, all are damaged, they are of another network, or of one
+            in float64, which JAX has to be set up for.
         RunFailed: the best one, or one that may be the best, cannot be read now.
     """
+    if fault := float64_fault(config.model.dtype):
+        raise UserError(f"{workdir}: {fault}")
     state = checkpoints.restore_highest_scored(workdir, abstract_state(config))
     if state is None:
         raise UserError(f"{workdir}: no checkpoint; train first")

@@ -5,6 +5,7 @@ import re
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from scripted_run import metric_lines
 from written_runs import made_evaluation
 
@@ -43,6 +44,14 @@ def test_nothing_is_drawn_for_a_checkpoint_to_take_its_place(config, undisturbed
     for name in ("default_rng", "random"):
         monkeypatch.delattr(np.random, name)
     assert jax.tree.leaves(restore.restore_best(config, workdir).params)
+
+
+def test_a_run_in_float64_names_what_jax_needs_for_it(config, undisturbed):
+    workdir, _ = undisturbed
+    in_float64 = ConfigDict({**config, "model": {"dtype": "float64"}})
+    message = rf"^{workdir}: config\.model\.dtype: 'float64' .*, unless JAX_ENABLE_X64=1 is set$"
+    with pytest.raises(UserError, match=message):
+        restore.restore_best(in_float64, workdir)
 
 
 def test_without_checkpoints_there_is_nothing_to_evaluate(config, tmp_path):
