@@ -28,6 +28,10 @@ HostMetrics = Mapping[str, np.ndarray]
 
 _logger = logging.getLogger(__name__)
 
+# What is profiled: not the first iterations of a process, which compile.
+_STEPS_BEFORE_PROFILE = 5
+_PROFILED_STEPS = 5
+
 _GOES_ON = "the same command goes on from the last checkpoint"
 
 
@@ -91,10 +95,21 @@ class RunLog(SilentLog):
         self._background = concurrent.futures.ThreadPoolExecutor(max_workers=1)
         self._workdir = workdir
         self._opened = self._background.submit(
-            _TensorBoard, workdir, config.log.profile, self._total_steps, first_step
+            _TensorBoard, workdir, self._has_profile(first_step), self._total_steps, first_step
         )
         self._window: list[HostMetrics] = []
         self._clock = _StepClock()
+
+    def _has_profile(self, first_step: int) -> bool:
+        needed = _STEPS_BEFORE_PROFILE + _PROFILED_STEPS
+        if self._settings.profile and self._total_steps - first_step < needed:
+            _logger.warning(
+                "config.log.profile: no profile: %d iterations are left, and it needs %d",
+                self._total_steps - first_step,
+                needed,
+            )
+            return False
+        return self._settings.profile
 
     def __enter__(self) -> "RunLog":
         return self
@@ -249,10 +264,13 @@ class _TensorBoard:
             )
         ]
         if profile:
-            # Not the first steps, which compile.
             self.hooks.append(
                 periodic_actions.Profile(
-                    logdir=str(workdir), first_profile=first_step + 5, every_secs=None
+                    logdir=str(workdir),
+                    num_profile_steps=_PROFILED_STEPS,
+                    profile_duration_ms=None,
+                    first_profile=first_step + _STEPS_BEFORE_PROFILE,
+                    every_secs=None,
                 )
             )
 

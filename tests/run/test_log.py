@@ -44,9 +44,8 @@ def iteration(number, meta_loss=np.nan):
     }
 
 
-def opened_log(config, workdir, first_step=0):
-    source = SimpleNamespace(num_bad=7)
-    return RunLog(workdir, config, source, first_step, total_steps=EPOCHS * STEPS_PER_EPOCH)
+def opened_log(config, workdir, first_step=0, total_steps=EPOCHS * STEPS_PER_EPOCH):
+    return RunLog(workdir, config, SimpleNamespace(num_bad=7), first_step, total_steps)
 
 
 def write_log(config, workdir, first_step, iterations):
@@ -137,13 +136,31 @@ def test_a_profile_is_begun_once_and_not_while_the_first_step_compiles(
     config.log.profile = asked
     # Does not run: the profiler takes seconds.
     monkeypatch.setattr("clu.periodic_actions.profiler.start", lambda logdir: begun.append(logdir))
-    begun, after = [], {}
-    with opened_log(config, tmp_path, first_step) as run_log:
-        for step in range(first_step + 1, first_step + 9):
+    monkeypatch.setattr("clu.periodic_actions.profiler.stop", lambda: ended.append(step))
+    begun, ended, after = [], [], {}
+    with opened_log(config, tmp_path, first_step, total_steps=first_step + 12) as run_log:
+        for step in range(first_step + 1, first_step + 13):
             run_log.add_step(step, iteration(1))
             after[step] = len(begun)
     assert begun == asked * [str(tmp_path)]
     assert after[first_step + 1] == 0
+    assert ended == asked * [first_step + 10]
+
+
+@pytest.mark.parametrize(("left", "is_taken"), [(9, False), (10, True)])
+def test_a_run_too_short_for_a_profile_says_so_and_begins_none(
+    left, is_taken, config, tmp_path, monkeypatch, caplog
+):
+    config.log.profile = True
+    monkeypatch.setattr("clu.periodic_actions.profiler.start", lambda logdir: begun.append(logdir))
+    monkeypatch.setattr("clu.periodic_actions.profiler.stop", lambda: ended.append(step))
+    begun, ended = [], []
+    with opened_log(config, tmp_path, 7, total_steps=7 + left) as run_log:
+        for step in range(8, 8 + left):
+            run_log.add_step(step, iteration(1))
+    assert (len(begun), len(ended)) == (is_taken, is_taken)
+    told = ["config.log.profile: no profile: 9 iterations are left, and it needs 10"]
+    assert caplog.messages == ([] if is_taken else told)
 
 
 @pytest.fixture
