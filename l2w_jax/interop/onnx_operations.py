@@ -132,7 +132,7 @@ def _convert_operation(
     if eqn.params.get("name") == RESIZE_NAME and not isinstance(operands[0], Known):
         shape = eqn.outvars[0].aval.shape
         if same_shape(shape, operands[0].shape):
-            # ONNX Runtime cannot run what its tool for 8 bits makes of a resize that changes nothing.
+            # In 8 bits ONNX Runtime cannot run a resize that changes nothing.
             return operands
         return [onnx_windows.resize(graph, operands[0], shape)]
     if name in _CALLS:
