@@ -85,9 +85,10 @@ _DRIVERS_FIGURES = {
     """
 }
 
-# Else libtpu asks the machine what TPUs it has, for minutes where it has none, and complains. These
-# settings do not affect what it compiles for.
+# Else libtpu asks the machine what TPUs it has, for minutes where it has none, and complains, and
+# it refuses a second process. These settings do not affect what it compiles for.
 _WITHOUT_TPUS = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",

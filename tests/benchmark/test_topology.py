@@ -1,7 +1,11 @@
 """A step is compiled for a slice of TPUs that is not there, and what it costs is told."""
 
+import subprocess
+import sys
+
 import jax
 import pytest
+from programs import ENVIRONMENT
 from small_networks import ConvNetwork
 
 from l2w_jax.benchmark import __main__ as command
@@ -112,6 +116,23 @@ def test_the_step_of_a_run_is_measured_beside_plain_training(config):
     assert step["milliseconds_of_memory"] == pytest.approx(floor)
     # The weights of the network and of the predictor, and SGD's and Adam's buffers.
     assert 0 < step["argument_gigabytes"] < 0.01
+
+
+def test_two_processes_compile_at_the_same_time():
+    pytest.importorskip("libtpu")
+    program = (
+        "from l2w_jax.benchmark import topology\n"
+        "print(len(topology.find_slice('v5e:2x2').devices), flush=True)\n"
+        "input()"
+    )
+    command = [sys.executable, "-c", program]
+    options = {"text": True, "env": ENVIRONMENT, "stdin": subprocess.PIPE}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, **options) as first:
+        assert first.stdout.readline() == "4\n"
+        options.pop("stdin")
+        second = subprocess.run(command, input="\n", capture_output=True, check=False, **options)
+        first.communicate("\n")
+    assert second.stdout == "4\n", second.stderr
 
 
 def test_the_passes_of_an_exact_step_share_most_of_their_convolutions():
