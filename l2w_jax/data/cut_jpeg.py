@@ -16,7 +16,7 @@ _MOST_LOST = 0.01
 # Rows of the largest blocks in which the picture is stored.
 _BLOCK_ROWS = 16
 
-_START = b"\xff\xd8\xff"
+START = b"\xff\xd8\xff"  # the first bytes of any JPEG
 _END = b"\xff\xd9"
 _START_OF_SCAN = 0xDA
 _RESTART_INTERVAL = 0xDD
@@ -33,7 +33,7 @@ def with_end(encoded: bytes) -> bytes | None:
         The JPEG; None if more than a hundredth of the picture is missing, or the file is otherwise
         broken or not a JPEG.
     """
-    if not encoded.startswith(_START):
+    if not encoded.startswith(START):
         return None
     # Half a marker or half an escaped byte.
     kept = encoded[:-1] if encoded.endswith(b"\xff") else encoded

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from l2w_jax.data import orientation, rgb
-from l2w_jax.data.cut_jpeg import with_end
+from l2w_jax.data.cut_jpeg import START, with_end
 from l2w_jax.data.formats import BadImage, TooLarge, check_size, read_upright
 from l2w_jax.data.tensorflow_import import tf
 
@@ -92,7 +92,7 @@ def crop(
     Raises:
         BadImage: this is not an image, or an incomplete or a too large one.
     """
-    if encoded.startswith(orientation.JPEG):
+    if encoded.startswith(START):
         try:
             return _crop_of_jpeg(encoded, max_pixels, choose_boxes, *arguments)
         except tf.errors.OpError:

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from l2w_jax.data.cut_jpeg import START
 from l2w_jax.data.formats import exif_orientation
 from l2w_jax.data.tensorflow_import import tf
 
-JPEG = b"\xff\xd8\xff"  # the first bytes of any JPEG
 UPRIGHT = 1
 
 # What most files begin with: nothing or a JFIF segment, and then the tables for decoding. Headers
@@ -37,7 +37,7 @@ def are_upright_jpegs(encoded: Sequence[tf.Tensor]) -> tf.Tensor:
     def have(position: int, expected: bytes) -> tf.Tensor:
         return tf.strings.substr(heads, position, len(expected)) == expected
 
-    are_jpegs = have(0, JPEG)
+    are_jpegs = have(0, START)
     may_be_turned = are_jpegs & ~(
         have(_AFTER_START, _TABLES) | (have(_AFTER_START, _JFIF) & have(_AFTER_JFIF, _TABLES))
     )
