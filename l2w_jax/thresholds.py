@@ -131,7 +131,7 @@ def summary_lines(chosen: Mapping[str, Any]) -> list[str]:
         + ", ".join(_readable(threshold, chosen["rule"]) for threshold in chosen["thresholds"]),
     ]
     for name, label in (
-        ("expected", f"{chosen['thresholds_images']} images of {chosen['thresholds_from']!r}"),
+        ("expected", f"{chosen['thresholds_images']:,} images of {chosen['thresholds_from']!r}"),
         ("test", "test images"),
     ):
         outcome = chosen[name]
@@ -170,7 +170,7 @@ def calibration_lines(evaluation: results.Evaluation, calibration: Calibration) 
     before = calibration_table(evaluation.test.confidences, evaluation.test.correct)
     unfitted = [k for k, t in enumerate(calibration.temperatures, start=1) if t == UNFITTED]
     return [
-        f"temperatures, fitted on {calibration.fitting_images} other held-out images: "
+        f"temperatures, fitted on {calibration.fitting_images:,} other held-out images: "
         + ", ".join(f"{temperature:.2f}" for temperature in calibration.temperatures),
         *(
             f"  exit {k} stays as sure as it is: the images tell no temperature between "

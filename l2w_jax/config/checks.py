@@ -173,7 +173,7 @@ def _dataset_faults(dataset: ConfigDict) -> Iterator[str]:
         yield not_allowed(
             "dataset.holdout",
             dataset.holdout,
-            f"less than the {known.num_train} training images of {dataset.name!r}",
+            f"less than the {known.num_train:,} training images of {dataset.name!r}",
         )
     elif dataset.batch_size > known.num_train - dataset.holdout:
         yield not_allowed(

@@ -48,9 +48,9 @@ class BadImages:
         _logger.warning("skipped a bad image: %s: %s", _in_one_line(name), reason)
         if len(self._names) > math.ceil(self._max_share * self._total):
             raise UserError(
-                f"data set: at least {len(self._names)} of {self._total} images cannot be read, "
-                f"more than config.dataset.max_bad_share {self._max_share} allows, so reading "
-                f"stopped at {_in_one_line(name)}: {reason}"
+                f"data set: at least {len(self._names):,} of {self._total:,} images cannot be "
+                f"read, more than config.dataset.max_bad_share {self._max_share} allows, so "
+                f"reading stopped at {_in_one_line(name)}: {reason}"
             )
 
 

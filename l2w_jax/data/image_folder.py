@@ -290,7 +290,8 @@ def _read_into_memory(
     if total * size * size * 3 > _MOST_BYTES_IN_MEMORY:
         raise UserError(
             f"config.dataset.augmentation: {config.dataset.augmentation!r} is not allowed for "
-            f"{total} images of {size} pixels, which do not fit into memory: must be 'resized_crop'"
+            f"{total:,} images of {size} pixels, which do not fit into memory: must "
+            "be 'resized_crop'"
         )
     bad = BadImages(total, config.dataset.max_bad_share)
     read, used = {}, {}

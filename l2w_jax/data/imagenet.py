@@ -44,7 +44,7 @@ def _index(builder, split: str) -> ImageRecords:
     records = index_records([str(path) for path in info.filepaths])
     if len(records) != info.num_examples:
         raise UserError(
-            f"{builder.data_path}: split {split!r} holds {len(records)} images: must be "
-            f"{info.num_examples}, as its dataset_info.json says"
+            f"{builder.data_path}: split {split!r} holds {len(records):,} images: must be "
+            f"{info.num_examples:,}, as its dataset_info.json says"
         )
     return records

@@ -97,7 +97,9 @@ class StreamingSource(Source):
             )
             if replacement:
                 return replacement
-        raise UserError(f"data set: none of the {len(images)} images of split 'train' can be read")
+        raise UserError(
+            f"data set: none of the {len(images):,} images of split 'train' can be read"
+        )
 
     def _check_labels(
         self, images: EncodedImages, positions: np.ndarray, labels: np.ndarray

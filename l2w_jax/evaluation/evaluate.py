@@ -220,7 +220,7 @@ def summary_lines(evaluation: Evaluation) -> list[str]:
         f"{100 * evaluation.test.correct[-1].mean():.2f}%) with {point['mul_adds'] / 1e6:.2f} M "
         f"mul-adds ({100 * point['mul_adds'] / evaluation.mul_adds[-1]:.0f}% of the last exit's), "
         f"with the cheapest thresholds that lose no accuracy on the "
-        f"{len(evaluation.held_out.labels)} images of {evaluation.thresholds_from!r}"
+        f"{len(evaluation.held_out.labels):,} images of {evaluation.thresholds_from!r}"
         + (", kept from an earlier evaluation" if evaluation.held_out_kept else "")
     )
     asked = shares_of(choice.q, len(evaluation.mul_adds))

@@ -315,9 +315,9 @@ def _predictions(rows: Arrays, split: str, num_images: int) -> Predictions:
     if not finite.all():
         exits = np.flatnonzero(~finite.all(axis=0)) + 1
         raise UserError(
-            f"evaluation: for {np.count_nonzero(~finite.all(axis=1))} of {len(order)} images of "
-            f"split {split!r} the network's answer is not finite (exits {exits.tolist()}); these "
-            "parameters cannot be used"
+            f"evaluation: for {np.count_nonzero(~finite.all(axis=1)):,} of {len(order):,} images "
+            f"of split {split!r} the network's answer is not finite (exits {exits.tolist()}); "
+            "these parameters cannot be used"
         )
     scores = {name: rows[name][order].T for name in stored_rules()}
     return Predictions(

@@ -117,12 +117,12 @@ def make_train_step(
 
     Raises:
         ValueError: a field of the configuration is not possible (`validate_training`), or its
-            schedule is not for this network; or `total_steps` is not positive. The function raises
-            it where `apply_in_training` or `cross_entropy` does.
+            schedule is not for this network; or `total_steps` is not a whole number, 1 or more. The
+            function raises it where `apply_in_training` or `cross_entropy` does.
     """
     validate_training(config)
-    if total_steps < 1:
-        raise ValueError(f"total_steps: {total_steps} is not allowed: must be >= 1")
+    if not float(total_steps).is_integer() or total_steps < 1:
+        raise ValueError(f"total_steps: {total_steps} is not allowed: must be a whole number >= 1")
     training = create_training(config, total_steps, axis_name, recompute)
     if config.weighting.kind == "none":
         update = plain_step

@@ -55,9 +55,9 @@ def test_images_that_nobody_has_normalised_are_refused(small_config, make_batch,
         compiled_step(small_config, 100)(state, batch)
 
 
-@pytest.mark.parametrize("total_steps", [0, -5])
-def test_a_run_without_an_iteration_is_refused(small_config, total_steps):
-    message = f"^total_steps: {total_steps} is not allowed: must be >= 1$"
+@pytest.mark.parametrize("total_steps", [0, -5, 2.5, float("inf")])
+def test_a_run_without_a_whole_number_of_iterations_is_refused(small_config, total_steps):
+    message = f"^total_steps: {total_steps} is not allowed: must be a whole number >= 1$"
     with pytest.raises(ValueError, match=message):
         make_train_step(small_config, total_steps)
 
