@@ -11,6 +11,7 @@ from l2w_jax.errors import UserError, first_line
 from l2w_jax.files import lock
 
 _CONNECT_SECONDS = 5
+_ADVICE = "delete this folder and run the same command again to prepare it anew"
 _IMAGENET_ARCHIVES = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
 
 
@@ -48,8 +49,21 @@ def prepared_builder(name: str, data_dir: str, splits: tuple[str, ...]):
 
 
 def _builder(name: str, root: Path):
-    """The builder of a version that can be read; else of the one that TFDS would prepare."""
-    own = tfds.builder(name, data_dir=root)
+    """The builder of a version that can be read; else of the one that TFDS would prepare.
+
+    Raises:
+        UserError: what describes the data set is there, but damaged or not to be read.
+    """
+    try:
+        own = tfds.builder(name, data_dir=root)
+    except OSError as error:
+        raise UserError(
+            f"{root / name}: cannot be read: {first_line(error.__cause__ or error)}"
+        ) from error
+    # Where there is a dataset_info.json, TFDS reads it, and may raise anything if it is damaged.
+    except Exception as error:
+        folder = root / name / str(tfds.builder_cls(name).VERSION)
+        raise UserError(f"{folder}: dataset_info.json is damaged: {_ADVICE}") from error
     if own.data_path.exists():
         return own
     alike = [version for version in _versions_there(own) if version.major == own.version.major]
@@ -161,15 +175,14 @@ def _prepare(builder) -> None:
 
 def _check_complete(builder, splits: tuple[str, ...]) -> None:
     """Raises UserError if a split is missing or one of its files is, or is empty."""
-    advice = "delete this folder and run the same command again to prepare it anew"
     if not builder.info.splits:
-        raise UserError(f"{builder.data_path}: half-prepared data set: {advice}")
+        raise UserError(f"{builder.data_path}: half-prepared data set: {_ADVICE}")
     for split in splits:
         if split not in builder.info.splits:
             raise UserError(
                 f"{builder.data_path}: split {split!r} is missing (it holds "
-                f"{', '.join(map(repr, builder.info.splits))}): {advice}"
+                f"{', '.join(map(repr, builder.info.splits))}): {_ADVICE}"
             )
         for path in map(Path, builder.info.splits[split].filepaths):
             if not path.is_file() or path.stat().st_size == 0:
-                raise UserError(f"{path}: missing or empty: half-prepared data set: {advice}")
+                raise UserError(f"{path}: missing or empty: half-prepared data set: {_ADVICE}")

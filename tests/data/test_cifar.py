@@ -162,6 +162,15 @@ def test_a_half_prepared_folder_is_named(data_dir, tmp_path):
     shard.unlink()
     with pytest.raises(UserError, match=f"{shard.name}: missing or empty"):
         open_source(cifar_config("cifar10", tmp_path))
+    description = empty / "dataset_info.json"
+    for damaged in (b"", b"[]", b"\xff", description.read_bytes()[:-100]):
+        description.write_bytes(damaged)
+        with pytest.raises(UserError, match=f"^{empty}: dataset_info.json is damaged: delete "):
+            open_source(cifar_config("cifar10", tmp_path))
+    description.unlink()
+    description.mkdir()
+    with pytest.raises(UserError, match=f"^{empty.parent}: cannot be read: "):
+        open_source(cifar_config("cifar10", tmp_path))
 
 
 def test_a_folder_that_cannot_be_written_to_or_found_is_one_line(tmp_path, monkeypatch):
