@@ -4,7 +4,7 @@
 
 As a program it takes its place among the processes of a launcher. TINY_DELAY is the time in seconds
 that each batch takes to make, for those who want to disturb the run; TINY_POORER the number of a
-process that has an image less than the others.
+process that has an image less than the others, TINY_STRANGER that of one with another network.
 """
 
 import os
@@ -88,6 +88,7 @@ def main(workdir):
     config = make_config(DoubleNetwork())
     config.checkpoint.update(every_epochs=1, every_steps=4)
     config.log.check_replicas = 10
+    config.seed += os.environ.get("TINY_STRANGER") == os.environ.get("JAX_PROCESS_ID", "")
     delay = float(os.environ.get("TINY_DELAY", "0"))
     with processes.joined():
         workdir.mkdir(parents=True, exist_ok=True)

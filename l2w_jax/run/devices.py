@@ -63,9 +63,14 @@ def _is_msdnet(config: ConfigDict) -> bool:
 def place_replicated(tree: Any) -> Any:
     """A pytree on all devices of all processes, where the step leaves its results.
 
-    With the state elsewhere before the first step, that step would be compiled a second time.
+    With the state elsewhere before the first step, that step would be compiled a second time. All
+    processes must hold the same: `jax.device_put` would have them compare every array, by a program
+    of its own for each shape, which takes a full network a thousand exchanges.
     """
-    return jax.device_put(tree, NamedSharding(_mesh(), PartitionSpec()))
+    sharding = NamedSharding(_mesh(), PartitionSpec())
+    return jax.tree.map(
+        lambda array: jax.make_array_from_process_local_data(sharding, np.asarray(array)), tree
+    )
 
 
 def device_batches(batches: Iterator[Mapping[str, np.ndarray]]) -> Iterator[dict[str, jax.Array]]:

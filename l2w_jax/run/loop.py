@@ -48,7 +48,7 @@ def train(config: ConfigDict, source: Source, workdir: Path) -> TrainState:
 
     Raises:
         UserError: the existing checkpoints are all damaged, or of another network, or were trained
-            on other images; or processes have different images.
+            on other images; or processes have different images or networks.
         RunFailed: a loss or an array is not finite, a checkpoint could not be saved or cannot be
             read now, or a device's memory is too small for a step.
         RunInterrupted: a signal asked the run to stop; its state is saved.
@@ -58,6 +58,7 @@ def train(config: ConfigDict, source: Source, workdir: Path) -> TrainState:
     steps_per_epoch = last_step // config.optimizer.epochs
     train_step = step_on_devices(config, last_step)
     state = start.create_or_restore(config, workdir)
+    start.check_alike_in_all_processes(state)
     first_step = int(state.step)
     images.check_to_train_on(source, workdir, first_step)
     if first_step >= last_step:

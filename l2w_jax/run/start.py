@@ -7,11 +7,17 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from l2w_jax.arrays import PyTree, array_types, first_difference, named_arrays
+from l2w_jax.arrays import (
+    PyTree,
+    array_types,
+    first_difference,
+    named_arrays,
+    tree_checksum,
+)
 from l2w_jax.config import stored
 from l2w_jax.errors import UserError
 from l2w_jax.models import create_network
-from l2w_jax.run import checkpoints
+from l2w_jax.run import checkpoints, processes
 from l2w_jax.run.log import say
 from l2w_jax.run.restore import restore_best
 from l2w_jax.training import TrainState
@@ -37,6 +43,25 @@ def create_or_restore(config: ConfigDict, workdir: Path) -> TrainState:
     if config.imta.collaboration:
         created = _with_trained_backbone(config, created)
     return created
+
+
+def check_alike_in_all_processes(state: TrainState) -> None:
+    """Checks that all processes of a run, each of which makes its state for itself, begin alike.
+
+    Raises:
+        UserError: in every process, if one has another.
+    """
+    if jax.process_count() == 1:
+        return
+    checksums = processes.of_all(tree_checksum(state))
+    if len(set(checksums)) > 1:
+        odd = [i for i, checksum in enumerate(checksums) if checksum != checksums[0]]
+        raise UserError(
+            f"process {', '.join(map(str, odd))} would not begin with the network that process 0 "
+            "begins with: the runs that config.init.checkpoint, config.weighting.checkpoint and "
+            "config.imta.checkpoint name, and the versions of what is installed, must be alike for "
+            "all processes"
+        )
 
 
 def _with_what_fits(config: ConfigDict, state: TrainState) -> TrainState:

@@ -140,6 +140,15 @@ def test_processes_with_other_images_than_the_rest_do_not_begin(tmp_path):
     assert "step " not in output
 
 
+@pytest.mark.slow
+def test_processes_with_another_network_than_the_rest_do_not_begin(tmp_path):
+    process = launch(2, 1, tmp_path / "run", TINY_STRANGER="1")
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 2, output
+    assert "process 1 would not begin with the network that process 0 begins with" in output
+    assert "step " not in output
+
+
 @pytest.fixture
 def folders(tmp_path):
     """A folder with the run folders of two processes, alike, with checkpoints of two steps."""

@@ -14,6 +14,7 @@ from l2w_jax.models.preprocessing import channel_statistics
 from l2w_jax.run import devices as run_devices
 from l2w_jax.run.devices import device_batches
 from l2w_jax.training.step import TrainStep
+from launch import processes
 
 
 def run_on_devices(count, script, *arguments):
@@ -37,6 +38,18 @@ def test_diverged_copies_are_found_on_four_devices():
         "[3]",
         "[1]",
         "[[[0, 1]], [[2, 3]], [[4, 5]], [[6, 7]]]",
+    ]
+
+
+def test_placing_a_state_exchanges_nothing_between_processes(monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    command = [sys.executable, str(Path(__file__).with_name("place_unlike.py"))]
+    both = list(processes.start(2, command))
+    outputs = [process.communicate(timeout=300)[0] for process in both]
+    # Had they compared it, they would have found that it is not the same.
+    assert [output.splitlines()[-1] for output in outputs] == [
+        "placed 0 on 2 devices",
+        "placed 1 on 2 devices",
     ]
 
 
