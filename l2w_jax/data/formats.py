@@ -12,9 +12,6 @@ from PIL import Image, ImageOps
 
 from l2w_jax.data import rgb
 
-# Pillow knows their endings but cannot decode them, or only by starting another program.
-_NOT_DECODED = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
-
 
 class BadImage(Exception):
     """An image that cannot be used; the message says why in one line."""
@@ -31,7 +28,7 @@ def image_endings() -> tuple[str, ...]:
     return tuple(
         ending
         for ending, kind in Image.EXTENSION.items()
-        if kind in Image.OPEN and kind not in _NOT_DECODED
+        if kind in Image.OPEN and kind not in rgb.NOT_DECODED
     )
 
 
@@ -54,12 +51,16 @@ def read_upright(encoded: bytes, max_pixels: int) -> np.ndarray:
         BadImage: this is not an image, or an incomplete or a too large one.
     """
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
+        with rgb.opened(io.BytesIO(encoded), max_pixels) as image:
             check_size(image.height, image.width, max_pixels)
             ImageOps.exif_transpose(image, in_place=True)
             return np.asarray(_in_rgb(image))
     except BadImage:
         raise
+    except Image.DecompressionBombError as error:
+        raise TooLarge(
+            f"has more than twice the pixels that config.dataset.max_pixels {max_pixels} allows"
+        ) from error
     except rgb.WrongLevels as error:
         raise BadImage(str(error)) from error
     except Image.UnidentifiedImageError as error:

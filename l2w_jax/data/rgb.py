@@ -1,7 +1,9 @@
-"""Images of any of Pillow's modes as RGB, and upright.
+"""Images of any of Pillow's kinds and modes as RGB, and upright.
 
 Needs only numpy and Pillow, since it is also copied into exported folders.
 """
+
+import warnings
 
 import numpy as np
 from PIL import Image
@@ -16,8 +18,31 @@ _GREY_OF_16_BITS = frozenset({"PNG", "PPM"})
 RIGHT_TO_LEFT = (2, 3, 7, 8)
 BOTTOM_TO_TOP = (3, 4, 6, 7)
 
-# Every file is checked against our own limit, which may allow more than Pillow's.
-Image.MAX_IMAGE_PIXELS = None
+# Pillow knows them but cannot decode them, or only by starting another program, as Ghostscript for
+# EPS; an IPTC file may hold any of the others. A file's name does not say which of them it is.
+NOT_DECODED = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"})
+
+# Of an image of up to twice the limit. Whoever opens one compares its size with the limit itself.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+def opened(file, max_pixels: int) -> Image.Image:
+    """Opens an image, of which no part may have more than twice as many pixels.
+
+    A size that a file states need not be that of what it holds: an icon of 16 x 16 pixels may hold
+    a PNG of any size, which Pillow decodes as it opens the icon.
+
+    Args:
+        file: a path, or an open file.
+        max_pixels: Pillow's limit from now on.
+
+    Raises:
+        Image.DecompressionBombError: a part is too large; decoding may raise it too.
+        Exception: Pillow raises many kinds.
+    """
+    Image.init()
+    Image.MAX_IMAGE_PIXELS = max_pixels
+    return Image.open(file, formats=[kind for kind in Image.ID if kind not in NOT_DECODED])
 
 
 def turned(pixels: np.ndarray, orientation: int | None) -> np.ndarray:

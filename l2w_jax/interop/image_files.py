@@ -12,6 +12,7 @@ from rgb import (
     RIGHT_TO_LEFT,
     has_16_bits,
     levels,
+    opened,
     over_white,
     turned,
     upper_8_bits,
@@ -35,6 +36,11 @@ def read_image(path, size, centre_share, max_pixels):
     """
     try:
         square, orientation = centre(path, centre_share, max_pixels)
+    except Image.DecompressionBombError as error:
+        raise ValueError(
+            f"has more than twice the {max_pixels} pixels that network.json's "
+            "image_format.max_pixels allows"
+        ) from error
     except OSError:
         completed = with_end(Path(path).read_bytes())
         if completed is None:
@@ -49,7 +55,7 @@ def centre(file, share, max_pixels):
 
     Uint8 [s, s, 3], over white; of the upright image it begins at floor((length - s) / 2).
     """
-    with Image.open(file) as image:
+    with opened(file, max_pixels) as image:
         if image.width * image.height > max_pixels:
             raise ValueError(
                 f"{image.width} x {image.height} pixels are more than the {max_pixels} that "

@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps, features
+from PIL import EpsImagePlugin, Image, ImageOps, features
 
 from l2w_jax.data import formats
 from l2w_jax.data.formats import BadImage, TooLarge, read_upright
@@ -180,12 +180,57 @@ def test_orientation_is_that_of_exif_transpose(kind, orientation):
 
 
 def test_a_huge_image_is_refused_by_its_header_alone():
-    header = b"IHDR" + struct.pack(">IIBBBBB", 30_000, 20_000, 8, 2, 0, 0, 0)
-    file = b"\x89PNG\r\n\x1a\n\0\0\0\x0d" + header + struct.pack(">I", zlib.crc32(header))
-    message = "30000 x 20000 pixels are more than config.dataset.max_pixels 89478485 allows"
+    message = "10000 x 9000 pixels are more than config.dataset.max_pixels 89478485 allows"
     with pytest.raises(TooLarge, match=message):
-        read_upright(file + b"\0\0\0\0IDAT", 89_478_485)
+        read_upright(header_of_png(10_000, 9_000), 89_478_485)
+    message = "has more than twice the pixels that config.dataset.max_pixels 89478485 allows"
+    with pytest.raises(TooLarge, match=message):
+        read_upright(header_of_png(30_000, 20_000), 89_478_485)
     read_upright(encoded(photo(), "PNG"), 40 * 30)
+
+
+def header_of_png(width: int, height: int) -> bytes:
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    checksum = struct.pack(">I", zlib.crc32(header))
+    return b"\x89PNG\r\n\x1a\n\0\0\0\x0d" + header + checksum + b"\0\0\0\0IDAT"
+
+
+def test_what_a_small_icon_holds_is_refused_by_its_own_size():
+    """Pillow decodes it as it opens the icon, before anybody can ask for a size."""
+    inside = encoded(photo(2000, 1500), "PNG")
+    icon = struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(inside), 22) + inside
+    assert read_upright(icon, 2000 * 1500).shape == (1500, 2000, 3)
+    with pytest.raises(TooLarge, match=r"more than twice the pixels that .* 1000000 allows"):
+        read_upright(icon, 10**6)
+
+
+def iptc_field(record: int, dataset: int, content: bytes) -> bytes:
+    return struct.pack(">BBBH", 0x1C, record, dataset, len(content)) + content
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 16 16\n%%EndComments\nshowpage\n%%EOF\n"
+IPTC = b"".join(
+    iptc_field(*field)
+    for field in (
+        (3, 60, b"\1\0"),
+        (3, 20, b"\0\x10"),
+        (3, 30, b"\0\x10"),
+        (3, 120, b"\5"),
+        (8, 10, EPS),
+    )
+)
+
+
+@pytest.mark.parametrize("file", [EPS, IPTC], ids=["EPS", "EPS in IPTC"])
+def test_no_image_starts_another_program(file, tmp_path, monkeypatch):
+    ghostscript = tmp_path / "gs"
+    ghostscript.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+    ghostscript.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    with pytest.raises(BadImage, match="is no image that can be decoded"):
+        read_upright(file, MAX_PIXELS)
+    assert not (tmp_path / "started").exists()
 
 
 @pytest.mark.parametrize(

@@ -148,6 +148,15 @@ def test_more_pixels_than_predict_takes_are_refused(image_files, tmp_path):
             seen_by_predict(path, 1.0, max_pixels=599)
         with pytest.raises(ValueError, match=r"^30 x 20 pixels are more than the 599 that .*$"):
             image_files.read_image(path, 8, 1.0, 599)
+        with pytest.raises(ValueError, match=r"^has more than twice the 299 pixels that .*$"):
+            image_files.read_image(path, 8, 1.0, 299)
+
+
+def test_what_pillow_leaves_to_another_program_is_no_image(image_files, tmp_path):
+    path = tmp_path / "image.png"
+    photo().save(path, format="EPS")
+    with pytest.raises(Image.UnidentifiedImageError):
+        image_files.read_image(path, 8, 1.0, MAX_PIXELS)
 
 
 def test_levels_that_no_picture_has_are_refused_outside_the_centre_too(image_files, tmp_path):
