@@ -76,6 +76,8 @@ def read_config(workdir: Path) -> ConfigDict:
         raise UserError(f"{workdir}: {error}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{workdir}: config.json: is no text") from error
+    except RecursionError as error:
+        raise UserError(f"{workdir}: config.json: is nested too deeply") from error
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
 

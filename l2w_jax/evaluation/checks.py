@@ -24,7 +24,8 @@ _KINDS = {
 }
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a value read from JSON is a finite number."""
     # In Python true and false are numbers too, and whole numbers may be larger than any float.
     return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
@@ -34,7 +35,7 @@ def _are(kind: Callable[[Any], bool], values: Any) -> bool:
 
 
 def _are_numbers(values: Any) -> bool:
-    return _are(_is_number, values)
+    return _are(is_number, values)
 
 
 def _is_text(value: Any) -> bool:
@@ -95,7 +96,7 @@ def check_summary(fields: Mapping[str, Any]) -> None:
     _check_rows(fields, "budgeted", ("q", "mul_adds", "top1", *shares))
     _check_rows(fields, "calibration", ("exit", "ece", "adaptive_ece"))
     _check_rows(fields, "calibrated", ("exit", "temperature", "ece", "adaptive_ece"))
-    _check_rows(fields, "shots", ("exit", "many", "medium", "few"), _or_none(_is_number))
+    _check_rows(fields, "shots", ("exit", "many", "medium", "few"), _or_none(is_number))
     for name in ("calibration", "calibrated"):
         if fields.get(name) is not None and len(fields[name]) != num_exits:
             raise ValueError(f"{name!r} must have {num_exits} rows, one for each exit")
@@ -166,6 +167,8 @@ def check_latency(latency: Mapping[str, Any]) -> None:
     if not isinstance(latency["device"], str) or not isinstance(latency["batch_sizes"], list):
         raise ValueError("'device' must be a text, 'batch_sizes' a list")
     for entry in latency["batch_sizes"]:
+        if not entry["exits"]:
+            raise ValueError("an entry of 'batch_sizes' has no 'exits'")
         numbers = [entry["batch_size"], entry["full_ms"]]
         numbers += [row["exit"] for row in entry["exits"]]
         numbers += [
@@ -179,7 +182,7 @@ def _check_rows(
     fields: Mapping[str, Any],
     table: str,
     columns: Sequence[str],
-    is_allowed: Callable[[Any], bool] = _is_number,
+    is_allowed: Callable[[Any], bool] = is_number,
 ) -> None:
     for row in fields.get(table) or ():
         for name in columns:

@@ -73,7 +73,7 @@ def read_policy(path: Path, evaluation: Evaluation) -> ExitPolicy:
         raise UserError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError:
         raise UserError(f"{path}: not a file of thresholds: is no text") from None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path}: not a file of thresholds for {num_exits} exits: {error}"
         ) from error

@@ -276,9 +276,9 @@ class Evaluation:
             ) from error
 
 
-# What else an archive of arrays with a wrong byte may raise; JSON that is nested too deeply also
-# raises the last one.
-_DAMAGED = (BadZipFile, zlib.error, tokenize.TokenError, RuntimeError)
+# What else an archive of arrays with a wrong byte may raise, the last one where it makes an array
+# large; JSON that is nested too deeply also raises a RuntimeError.
+_DAMAGED = (BadZipFile, zlib.error, tokenize.TokenError, RuntimeError, MemoryError)
 
 _ARRAYS_FILE = "evaluation.npz"
 
@@ -336,6 +336,6 @@ def read_latency(workdir: Path, evaluation: Evaluation) -> dict[str, Any] | None
             checks.check_latency(latency)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: is damaged ({error}); delete it or measure again") from error
     return latency if is_of_network else None

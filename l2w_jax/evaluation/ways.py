@@ -325,7 +325,7 @@ def _read_numbers(path: Path, images: str) -> list[Way]:
                 raise ValueError(f"{way.name!r} lacks numbers")
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, UserError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, UserError) as error:
         raise UserError(f"{path}: must be a file that --save wrote ({error})") from error
     if not ways:
         raise UserError(f"{path}: holds no runs")

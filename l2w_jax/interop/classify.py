@@ -65,7 +65,7 @@ def classify_array(network, paths):
     size = network.description["image_format"]["size"]
     try:
         images = np.load(path)
-    except (OSError, EOFError, ValueError):
+    except Exception:  # NumPy raises many kinds
         images = None
     if not isinstance(images, np.ndarray):
         raise ValueError(f"{path}: no file of an array that numpy.save wrote")

@@ -85,7 +85,14 @@ def with_extras(checkpoint: TorchCheckpoint, path: Path, step: int) -> TorchChec
         return checkpoint
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise UserError(
             f"{path}: is damaged ({error}); import the checkpoint again into another folder"
         ) from error

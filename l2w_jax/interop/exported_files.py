@@ -71,7 +71,7 @@ def read_description(folder, fields, stage_fields):
     content = contents(path)
     try:
         description = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: damaged: {error}") from error
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise ValueError(f"{path}: is not of format {FORMAT}; export again")

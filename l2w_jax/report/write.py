@@ -8,6 +8,7 @@ from typing import Any
 from l2w_jax.config import stored
 from l2w_jax.errors import UserError
 from l2w_jax.evaluation import results
+from l2w_jax.evaluation.checks import is_number
 from l2w_jax.files import told_if_unwritable, write_atomically
 from l2w_jax.report import figures, png
 from l2w_jax.report.page import Run, page
@@ -75,7 +76,7 @@ def _read_json_lines(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(complete, start=1):
         try:
             lines.append(_checked(json.loads(line.decode())))
-        except (ValueError, LookupError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise UserError(f"{path}: line {number} is damaged; take it out") from error
     return lines
 
@@ -89,6 +90,6 @@ def _checked(line: Any) -> dict[str, Any]:
     fields = [field for field, _, _ in figures.TRAINING if field in line]
     # None is what a run writes for NaN.
     for value in (line["step"], *(line[field][-1] or 0.0 for field in fields)):
-        if not isinstance(value, int | float):
-            raise TypeError(f"{value!r} is no number")
+        if not is_number(value):
+            raise TypeError(f"{value!r} is no finite number")
     return line

@@ -356,7 +356,7 @@ def _step_of(line: str) -> int | None:
     """The step of a line of metrics; None if the line is damaged, as by a loss of power."""
     try:
         return int(json.loads(line)["step"])
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
 
 

@@ -74,6 +74,13 @@ def test_a_file_that_is_no_text_is_one_line(tmp_path):
         read_config(tmp_path)
 
 
+def test_a_file_that_is_nested_too_deeply_is_one_line(tmp_path):
+    for depth in (900, 100_000):
+        (tmp_path / "config.json").write_text('{"seed":' * depth + "1" + "}" * depth)
+        with pytest.raises(UserError, match=r"config\.json: is nested too deeply$"):
+            read_config(tmp_path)
+
+
 def test_changes_name_the_fields():
     old, new = default_config(), default_config()
     use_plain_recipe(new)

@@ -39,6 +39,7 @@ def test_a_file_of_other_than_thresholds_is_named_with_its_fault(tmp_path):
     for content, fault in {
         '{"thresholds": [0.5, 0.5, 0.5, 0.5]}': "for 3 exits",
         '{"thresholds": "high"}': "not a file of thresholds",
+        "[" * 100_000: "not a file of thresholds for 3 exits: maximum recursion depth",
         '{"thresholds": [0.5, 0.5, 0], "temperatures": [1, 0, 1]}': "3 positive ones are expected",
         '{"thresholds": [0.5, 0.5, 0], "temperatures": [1, Infinity, 1]}': "are expected",
         '{"thresholds": [5, 5, 5], "rule": "luck"}': "rule 'luck' is not allowed: .* log_odds",

@@ -2,8 +2,10 @@
 
 import csv
 import dataclasses
+import io
 import json
 import os
+import zipfile
 
 import numpy as np
 import pytest
@@ -247,6 +249,17 @@ def test_arrays_that_say_they_are_encrypted_are_damaged(folder):
     content[content.index(b"PK\x01\x02") + 8] |= 1
     (folder / "evaluation.npz").write_bytes(content)
     with pytest.raises(UserError, match=r"evaluation\.npz is damaged \(.* encrypted"):
+        Evaluation.load(folder)
+
+
+def test_arrays_that_say_they_are_larger_than_any_memory_are_damaged(folder):
+    write_as_before(folder)
+    header = io.BytesIO()
+    described = {"descr": "|u1", "fortran_order": False, "shape": (10**13,)}
+    np.lib.format.write_array_header_1_0(header, described)
+    with zipfile.ZipFile(folder / "evaluation.npz", "a") as arrays:
+        arrays.writestr("test_others.npy", header.getvalue())
+    with pytest.raises(UserError, match=r"evaluation\.npz is damaged \(Unable to allocate"):
         Evaluation.load(folder)
 
 

@@ -58,6 +58,15 @@ def test_an_array_of_other_numbers_than_bytes_is_refused(classify, tmp_path):
     assert network.batches == []
 
 
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no archive", b"\x93NUMPY\1\0\2\0{"])
+def test_what_is_no_array_is_told(content, classify, tmp_path):
+    (tmp_path / "images.npy").write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"images\.npy: no file of an array that numpy\.save wrote"
+    ):
+        classify.classify_array(BrightnessNetwork(), [str(tmp_path / "images.npy")])
+
+
 @pytest.mark.parametrize("others", [["b.npy"], ["b.png"]])
 def test_an_array_is_classified_alone(classify, others, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["run_onnx.py", "a.npy", *others])

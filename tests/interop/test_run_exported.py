@@ -153,9 +153,10 @@ def test_a_description_that_was_changed_wrongly_is_refused(
 def test_a_description_or_a_list_of_checksums_that_is_damaged_is_told(tiny_folder, tmp_path):
     folder = shutil.copytree(tiny_folder[0], tmp_path / "damaged")
     content = (folder / "network.json").read_bytes()
-    (folder / "network.json").write_bytes(content + b"\xff")
-    with pytest.raises(ValueError, match=r"network\.json: damaged: .*utf-8"):
-        load(folder, export.LOADER)
+    for damaged, fault in ((content + b"\xff", "utf-8"), (b"[" * 100_000, "recursion")):
+        (folder / "network.json").write_bytes(damaged)
+        with pytest.raises(ValueError, match=rf"network\.json: damaged: .*{fault}"):
+            load(folder, export.LOADER)
     description = json.loads(content)
     del description["sha256"]["variables.npz"]
     (folder / "network.json").write_text(json.dumps(description))

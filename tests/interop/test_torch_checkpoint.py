@@ -67,6 +67,8 @@ def test_what_was_imported_comes_back_and_a_predictor_that_has_learned_stays(tmp
         b"{}",
         json.dumps(EXTRAS | {"counters": [1]}).encode(),
         json.dumps(EXTRAS | {"counters": {"a": "b"}}).encode(),
+        json.dumps(EXTRAS | {"counters": {"a": 10**20}}).encode(),
+        b"[" * 100_000,
         json.dumps(EXTRAS | {"prefixed": "yes"}).encode(),
     ],
 )

@@ -220,7 +220,16 @@ def test_a_loss_that_was_no_number_is_no_damage(two_runs):
 def test_damaged_and_unwritable_files_are_named(two_runs, tmp_path):
     with pytest.raises(UserError, match=f"{tmp_path}: cannot be written"):
         write_report(two_runs, tmp_path)
-    for line in (b"{half", b'{"step": "\xff"}', b"3", b'{"step": 2, "loss": 1}', b'{"top1": [2]}'):
+    for line in (
+        b"{half",
+        b'{"step": "\xff"}',
+        b"3",
+        b'{"step": 2, "loss": 1}',
+        b'{"top1": [2]}',
+        b'{"step": Infinity, "loss": [1]}',
+        b'{"step": 2, "loss": [1' + b"0" * 400 + b"]}",
+        b"[" * 100_000,
+    ):
         (two_runs[0] / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 3}\n')
         with pytest.raises(UserError, match=r"metrics\.jsonl: line 2 is damaged"):
             write_report(two_runs)
@@ -236,14 +245,16 @@ def test_damaged_and_unwritable_files_are_named(two_runs, tmp_path):
         whole | {"batch_sizes": [entry | {"exits": [{"exit": 1, "ms": 1.0}]}]},
         whole | {"batch_sizes": [entry | {"full_ms": "1.0"}]},
         whole | {"batch_sizes": [entry | {"budgeted": None}]},
+        whole | {"batch_sizes": [entry | {"exits": []}]},
     ):
         write_json(two_runs[0] / "latency.json", latency)
         with pytest.raises(UserError, match=r"latency\.json: is damaged"):
             write_report(two_runs)
     for name in ("latency.json", "evaluation.npz", "evaluation.json"):
-        (two_runs[0] / name).write_text("{half")
-        with pytest.raises(UserError, match=f"{two_runs[0]}.*{name}:? is damaged"):
-            write_report(two_runs)
+        for damaged in ("{half", "[" * 100_000):
+            (two_runs[0] / name).write_text(damaged)
+            with pytest.raises(UserError, match=f"{two_runs[0]}.*{name}:? is damaged"):
+                write_report(two_runs)
     (two_runs[0] / "config.json").write_text("{half")
     with pytest.raises(UserError, match=f"{two_runs[0]}: config.json: line 1"):
         write_report(two_runs)

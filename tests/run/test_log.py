@@ -287,10 +287,13 @@ def test_damaged_lines_are_dropped_with_a_warning(config, tmp_path, caplog):
     write_log(config, tmp_path, 0, map(iteration, range(1, 8)))
     path = tmp_path / "metrics.jsonl"
     first, *others = path.read_text().splitlines(keepends=True)
-    path.write_bytes(first.encode() + b"\0\0\xff\n[3]\n" + "".join(others).encode())
+    damaged = (b"\0\0\xff", b"[3]", b'{"step": Infinity}', b"[" * 100_000)
+    path.write_bytes(
+        b"\n".join([first.encode() + damaged[0], *damaged[1:], "".join(others).encode()])
+    )
     lines = write_log(config, tmp_path, 7, [iteration(8)])
     assert [line["step"] for line in lines] == [3, 6, 8]
-    assert "metrics.jsonl: 2 lines that cannot be read are dropped." in caplog.text
+    assert "metrics.jsonl: 4 lines that cannot be read are dropped." in caplog.text
 
 
 def test_metrics_that_cannot_be_opened_are_one_line(config, tmp_path):
