@@ -73,6 +73,8 @@ def start(count: int, command: Sequence[str]) -> Iterator[subprocess.Popen[str]]
     for index in range(count):
         environment = os.environ | {
             "JAX_COORDINATOR_ADDRESS": address,
+            # By itself JAX takes whoever calls at this port of any of the machine's addresses.
+            "JAX_COORDINATOR_BIND_ADDRESS": address,
             "JAX_NUM_PROCESSES": str(count),
             "JAX_PROCESS_ID": str(index),
             "PYTHONUNBUFFERED": "1",

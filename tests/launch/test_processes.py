@@ -338,6 +338,17 @@ def test_what_a_process_tells_the_others_arrives_exactly(monkeypatch):
     assert all(output.endswith("the same\n") for output in outputs), outputs
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's /proc")
+def test_no_other_machine_reaches_the_processes_of_one():
+    """Whoever reaches the one that brings them together can end the run, or take part in it."""
+    command = [sys.executable, str(Path(__file__).with_name("tell_listening.py"))]
+    statuses, outputs = ended(list(processes.start(2, command)))
+    assert statuses == [0, 0], outputs
+    addresses = re.findall("^at (.*)$", "".join(outputs), re.MULTILINE)
+    assert addresses
+    assert all(address.strip("0") for address in addresses), addresses
+
+
 def started(commands):
     return [subprocess.Popen(["sh", "-c", command]) for command in commands]
 
