@@ -101,8 +101,9 @@ ensure_slice() {
 }
 
 install_on_hosts() {
-    local archive
     archive=$(mktemp)
+    # Where the slice is lost meanwhile, too; of each new slice another would be left.
+    trap 'rm -f "$archive"' EXIT
     run tar --create --gzip --file="$archive" --exclude-vcs --exclude=./.venv --exclude=./runs .
     run gcloud compute tpus tpu-vm scp "$archive" "$name:l2w_jax.tar.gz" \
         --zone="$zone" --worker=all

@@ -157,12 +157,15 @@ def test_a_slice_that_was_never_made_is_a_failure(pod, tmp_path):
     assert verbs(calls) == ["describe", "create"]
 
 
-def test_goes_on_where_the_slice_is_lost_before_the_run_begins(pod, tmp_path):
+def test_goes_on_where_the_slice_is_lost_before_the_run_begins(pod, tmp_path, monkeypatch):
     (tmp_path / "lost_while_copying").touch()
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     completed, calls = pod(*SLICE_FLAGS, *TRAIN)
     assert completed.returncode == 0, completed.stderr
     assert verbs(calls).count("train") == 1
     assert verbs(calls).count("create") == 2
+    assert list((tmp_path / "temporary").iterdir()) == [], "no copy of the clone is left"
 
 
 def test_a_run_that_fails_is_not_repeated_and_the_slice_stays(pod):
