@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 import math
+import os
 
 # The version of network.json and of what the stages take and give; programs read no other.
 FORMAT = 2
@@ -37,6 +38,10 @@ def _one_each(kind, count):
 # What a field must be: a function that says whether a value is that, and the same in words.
 TEXT = _is_text, "text"
 TEXTS = functools.partial(_are, _is_text), "a list of texts"
+FILE = (
+    lambda value: _is_text(value) and os.path.basename(value) == value,
+    "the name of a file beside it",
+)
 OBJECT = _is_object, "an object"
 OBJECT_OR_NULL = (lambda value: value is None or _is_object(value)), "an object or null"
 COUNT = _is_count, "a whole number from 1"
@@ -78,7 +83,7 @@ def read_description(folder, fields, stage_fields):
     check(path, "", description, _FIELDS | fields)
     check(path, "image_format.", description["image_format"], _IMAGE_FIELDS)
     for k, stage in enumerate(description["stages"]):
-        check(path, f"stages[{k}].", stage, {"file": TEXT} | stage_fields)
+        check(path, f"stages[{k}].", stage, {"file": FILE} | stage_fields)
     num_classes, num_stages = description["num_classes"], len(description["stages"])
     one_each = {
         "class_names": (

@@ -108,6 +108,8 @@ def test_each_variable_is_stored_once_and_for_the_stages_that_read_it(tiny_folde
         ("stages", [], "'stages' must be a list of objects, not empty"),
         ("stages", [{}], r"damaged: 'stages\[0\].file' is missing; export again"),
         ("stages", [{"file": "a"}], r"damaged: 'stages\[0\].variables' is missing; export again"),
+        ("stages", [{"file": "/a"}], r"'stages\[0\].file' must be the name of a file beside it"),
+        ("stages", [{"file": "../a"}], r"'stages\[0\].file' must be the name of a file beside it"),
         ("class_names", ["a", "b", "c"], "'class_names' must be 4 texts, one for each class"),
         ("class_names", {}, "'class_names' must be 4 texts, one for each class"),
         ("num_classes", "4", "'num_classes' must be a whole number from 0"),
