@@ -37,6 +37,7 @@ from l2w_jax.evaluation.ways import (
     read_ways,
 )
 from l2w_jax.files import told_if_unwritable, write_atomically, write_json
+from l2w_jax.standard_output import in_one_line
 
 # Shares of the last exit's mul-adds at which the budgeted curves are read.
 BUDGETS = (0.4, 0.6, 0.8)
@@ -75,11 +76,11 @@ def main(argv: Sequence[str]) -> None:
     ways = read_ways(arguments.runs, arguments.images)
     if arguments.ways is not None:
         ways = _chosen(ways, arguments.ways.split(","))
-    print("\n".join(table_lines(ways)))
+    print("\n".join(map(in_one_line, table_lines(ways))))
     if len(ways) > 1:
-        print("", *gain_lines(ways), sep="\n")
+        print("", *map(in_one_line, gain_lines(ways)), sep="\n")
     for line in data_lines(ways):
-        standard_output.tell(line)
+        standard_output.tell(in_one_line(line))
     if arguments.save:
         with told_if_unwritable(arguments.save, "--save="):
             write_json(arguments.save, [numbers(way) for way in ways])

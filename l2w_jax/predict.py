@@ -34,6 +34,7 @@ from l2w_jax.data import walk
 from l2w_jax.errors import Incomplete, UserError
 from l2w_jax.evaluation import results
 from l2w_jax.evaluation.policy import choose_policy
+from l2w_jax.standard_output import in_one_line
 
 # How many files are read, classified and printed together.
 FILES_AT_ONCE = 256
@@ -76,7 +77,7 @@ def main(argv: Sequence[str]) -> None:
     found = failed = 0
     for answer in answers(itertools.chain(first, files), config, predictor, evaluation):
         if "error" in answer and not arguments.json:
-            standard_output.tell(answer["error"])
+            standard_output.tell(in_one_line(answer["error"]))
         elif arguments.json:
             print(json.dumps(answer))
         else:
@@ -173,9 +174,9 @@ def answers(
 def table_rows(answer: dict[str, Any], evaluation: results.Evaluation) -> list[str]:
     """One line of the table, under TABLE_HEADER, and one for each further class."""
     of_exits = f"{answer['exit']}/{len(evaluation.mul_adds)}"
-    file = answer["file"].replace("\n", "\\n")
+    file = in_one_line(answer["file"])
     first, *further = (
-        f"{of_class['class']:<20} {100 * of_class['confidence']:>9.1f}%"
+        f"{in_one_line(of_class['class']):<20} {100 * of_class['confidence']:>9.1f}%"
         for of_class in answer.get("top", [answer])
     )
     return [f"{first}  {of_exits:>5}  {100 * answer['saved']:>5.0f}%  {file}", *further]

@@ -11,6 +11,9 @@ from typing import NoReturn, TextIO
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
+# What a terminal obeys instead of showing it, such as "\x1b[2J", and how it is written in Python.
+_CONTROLS = {code: ascii(chr(code))[1:-1] for code in (*range(32), *range(127, 160))}
+
 
 def prepare() -> None:
     """Makes standard output take any letter; what is printed to a closed stream goes nowhere.
@@ -30,10 +33,18 @@ def prepare() -> None:
     sys.stdout.reconfigure(errors="surrogateescape" if is_utf8 else "backslashreplace")
 
 
-def tell(line: str) -> None:
-    """Prints a line on standard error; where it cannot be written, the program goes on without."""
+def in_one_line(text: str) -> str:
+    """The text with its control characters, which the name of a file or a class may hold, spelled.
+
+    A terminal would obey them, and what follows a line break would pass for a line of the program.
+    """
+    return text.translate(_CONTROLS)
+
+
+def tell(lines: str) -> None:
+    """Prints lines on standard error; where they cannot be written, the program goes on without."""
     with contextlib.suppress(OSError):
-        print(line, file=sys.stderr, flush=True)
+        print("\n".join(map(in_one_line, lines.split("\n"))), file=sys.stderr, flush=True)
 
 
 def end_at_once(line: str, status: int) -> NoReturn:

@@ -35,6 +35,15 @@ def test_table_has_mean_and_deviation_over_the_seeds(workdirs, capsys):
     assert plain.startswith("| plain | 2 | 51.00 ± 1.41 | 60.00 ± 0.00 |")
 
 
+def test_a_name_is_one_row_and_moves_no_cursor(tmp_path, capsys):
+    folders = [write_run(tmp_path / "plain-0", 0, "none", (50.0, 60.0))]
+    folders.append(write_run(tmp_path / "a\n\x1b[2J-0", 0, "meta", (50.0, 61.0)))
+    compare.main(list(map(str, folders)))
+    _, _, _, row, _, _, _, gain = capsys.readouterr().out.splitlines()
+    assert row.startswith(r"| a\n\x1b[2J | 1 | ")
+    assert gain.startswith(r"| a\n\x1b[2J | 1 | ")
+
+
 def test_gains_are_paired_by_seed_with_the_interval_of_student(tmp_path, capsys):
     # The seeds alone differ by more than the ways do, and come in another order.
     plain = [

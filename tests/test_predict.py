@@ -123,9 +123,10 @@ def test_the_table_names_class_confidence_exit_and_savings(command, folder, caps
 
 
 def test_a_file_is_one_row_whatever_its_name(evaluation):
-    answer = {"file": "a\nb.png", "class": "cat", "confidence": 1.0, "exit": 1, "saved": 0.5}
+    answer = {"file": "a\n\x1b[2J.png", "class": "c\rt", "confidence": 1.0, "exit": 1, "saved": 0.5}
     (row,) = predict.table_rows(answer, evaluation)
-    assert row.endswith("  a\\nb.png")
+    assert row.startswith("c\\rt ")
+    assert row.endswith("  a\\n\\x1b[2J.png")
 
 
 @pytest.mark.parametrize("count", [1, 4])

@@ -8,6 +8,8 @@ import sys
 import pytest
 from programs import ENVIRONMENT
 
+from l2w_jax import standard_output
+
 
 def run(lines, output):
     """The status of a program that prints to an open file, and what it says of it."""
@@ -66,6 +68,12 @@ def test_the_fault_of_a_file_is_not_taken_for_one_of_the_output():
     lines = "raise OSError(28, 'No space left on device', 'a.txt')"
     _, told = run(lines, subprocess.DEVNULL)
     assert told.endswith("No space left on device: 'a.txt'\n")
+
+
+def test_a_terminal_is_told_nothing_that_it_would_obey(capsys):
+    standard_output.tell("a\x1b[2J\x07\r\x9b1m\nb \u732b\u00e9")
+    assert capsys.readouterr().err == "a\\x1b[2J\\x07\\r\\x9b1m\nb \u732b\u00e9\n"
+    assert standard_output.in_one_line("a\nb") == "a\\nb"
 
 
 def test_what_is_closed_is_not_given_to_the_next_file():

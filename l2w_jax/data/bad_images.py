@@ -4,6 +4,7 @@ import logging
 import math
 
 from l2w_jax.errors import UserError
+from l2w_jax.standard_output import in_one_line
 
 _logger = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ class BadImages:
             self._cut.add(name)
             _logger.warning(
                 "used although its last bytes are missing: %s (%d so far)",
-                _in_one_line(name),
+                in_one_line(name),
                 len(self._cut),
             )
 
@@ -45,15 +46,12 @@ class BadImages:
         if name in self._names:
             return
         self._names.add(name)
-        _logger.warning("skipped a bad image: %s: %s", _in_one_line(name), reason)
+        # TensorFlow's errors quote the name.
+        reason = in_one_line(reason)
+        _logger.warning("skipped a bad image: %s: %s", in_one_line(name), reason)
         if len(self._names) > math.ceil(self._max_share * self._total):
             raise UserError(
                 f"data set: at least {len(self._names):,} of {self._total:,} images cannot be "
                 f"read, more than config.dataset.max_bad_share {self._max_share} allows, so "
-                f"reading stopped at {_in_one_line(name)}: {reason}"
+                f"reading stopped at {in_one_line(name)}: {reason}"
             )
-
-
-def _in_one_line(name: str) -> str:
-    """The name of a file, which may hold line breaks, for a message."""
-    return name if name.isprintable() else repr(name)

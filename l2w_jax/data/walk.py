@@ -7,6 +7,7 @@ from pathlib import Path
 
 from l2w_jax.data.formats import image_endings
 from l2w_jax.errors import UserError
+from l2w_jax.standard_output import in_one_line
 
 
 def entries(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
@@ -90,7 +91,7 @@ def is_image(entry: os.DirEntry[str]) -> bool:
 
 def ending(name: str) -> str:
     """Returns the ending of a file's name for people to read."""
-    return os.path.splitext(name)[1].lower() or "without an ending"
+    return in_one_line(os.path.splitext(name)[1].lower()) or "without an ending"
 
 
 def skipped_line(skipped: Counter[str]) -> str:

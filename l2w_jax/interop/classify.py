@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import standard_output
+from standard_output import in_one_line
 
 BATCH = 256
 
@@ -30,7 +31,7 @@ def main(network_class):
         try:
             sys.exit((classify_array if an_array else classify_files)(network_class(), paths))
         except ValueError as error:
-            sys.exit(str(error))
+            sys.exit(in_one_line(str(error)))
 
 
 def classify_files(network, paths):
@@ -50,12 +51,13 @@ def classify_files(network, paths):
                 images.append((path, read_image(path, *about)))
             except Exception as error:  # Pillow raises many kinds
                 reason = getattr(error, "strerror", None) or error
-                standard_output.tell(f"{path}: cannot be read as an image: {reason}")
+                fault = f"{path}: cannot be read as an image: {reason}"
+                standard_output.tell(in_one_line(fault))
                 status = 1
         if images:
             lines = answers(network, np.stack([image for _, image in images]))
             for line, (path, _) in zip(lines, images, strict=True):
-                print(f"{line}\t{path}")
+                print(f"{line}\t{in_one_line(path)}")
     return status
 
 
@@ -81,4 +83,4 @@ def answers(network, images):
     """A line of class, confidence and exit for each image."""
     names = network.description["class_names"]
     for label, exit_index, confidence in zip(*network(images), strict=True):
-        yield f"{names[label]}\t{100 * confidence:.1f}%\texit {exit_index + 1}"
+        yield f"{in_one_line(names[label])}\t{100 * confidence:.1f}%\texit {exit_index + 1}"

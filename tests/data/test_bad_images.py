@@ -116,6 +116,14 @@ def test_a_name_with_a_line_break_is_told_in_one_line(folder, caplog):
     assert r"two\nlines.jpg" in message
 
 
+def test_neither_name_nor_reason_moves_a_cursor(folder, caplog):
+    (folder / "train" / "red" / "a\x1b[2J.jpg").symlink_to("nowhere.jpg")
+    open_source(folder_config(folder, augmentation="crop", max_bad_share=0.05))
+    (message,) = caplog.messages
+    assert message.isprintable()
+    assert r"a\x1b[2J.jpg" in message
+
+
 def test_too_many_broken_images_stop_with_one_line(folder):
     for path in (folder / "train" / "red").iterdir():
         path.write_bytes(b"no image")

@@ -28,6 +28,10 @@ def test_folders_are_walked_to_the_bottom_in_alphabetical_order(folder):
     assert found(folder) == ["a/d.webp", "a/deep/er/c.PNG", "b.jpg"]
 
 
+def test_an_ending_is_shown_in_one_line_and_moves_no_cursor():
+    assert walk.ending("a.\n\x1b[2J") == r".\n\x1b[2j"
+
+
 def test_what_is_no_image_is_counted_by_its_ending(folder):
     (folder / "more.TXT").touch()
     skipped = Counter()

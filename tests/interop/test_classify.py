@@ -58,6 +58,17 @@ def test_an_array_of_other_numbers_than_bytes_is_refused(classify, tmp_path):
     assert network.batches == []
 
 
+def test_names_are_shown_in_one_line_and_move_no_cursor(classify, tmp_path, capsys):
+    network = BrightnessNetwork()
+    network.description["class_names"] = ["bl\x1b[2Jack", "white"]
+    good, bad = tmp_path / "a\nb.png", tmp_path / "c\x1b[1m.png"
+    Image.new("RGB", (8, 8)).save(good)
+    assert classify.classify_files(network, [str(good), str(bad)]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == f"bl\\x1b[2Jack\t50.0%\texit 1\t{tmp_path}/a\\nb.png\n"
+    assert printed.err.startswith(f"{tmp_path}/c\\x1b[1m.png: cannot be read")
+
+
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no archive", b"\x93NUMPY\1\0\2\0{"])
 def test_what_is_no_array_is_told(content, classify, tmp_path):
     (tmp_path / "images.npy").write_bytes(content)
