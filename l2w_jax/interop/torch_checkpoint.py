@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from l2w_jax.errors import UserError
+from l2w_jax.errors import UserError, first_line
 from l2w_jax.files import told_if_unwritable, write_atomically
 
 _PREFIX = "module."
@@ -94,10 +94,17 @@ def _arrays(tensors: Any, where: str) -> dict[str, np.ndarray]:
     ]
     if faults:
         raise UserError("\n".join(faults))
-    return {
-        name: (tensor.float() if tensor.is_floating_point() else tensor).detach().cpu().numpy()
-        for name, tensor in tensors.items()
-    }
+    arrays = {}
+    for name, tensor in tensors.items():
+        try:
+            tensor = tensor.float() if tensor.is_floating_point() else tensor
+            arrays[name] = tensor.detach().cpu().numpy()
+        except (TypeError, RuntimeError) as error:
+            # A sparse or quantized one, one without data, or one that no memory holds.
+            raise UserError(
+                f"{where}: {name!r} must be a tensor that NumPy can hold: {first_line(error)}"
+            ) from error
+    return arrays
 
 
 def _import_torch() -> ModuleType:

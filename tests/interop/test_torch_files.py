@@ -215,6 +215,23 @@ def test_file_that_is_no_checkpoint_is_refused_without_advice_to_trust_it(tmp_pa
 
 
 @pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.eye(3).to_sparse(),
+        torch.empty(3, device="meta"),
+        # One number, that stands for 20 TB of them.
+        torch.as_strided(torch.zeros(1, dtype=torch.float16), (10**7, 10**6), (0, 0)),
+    ],
+    ids=["sparse", "without data", "huge"],
+)
+def test_a_tensor_that_numpy_cannot_hold_is_named(tensor, tmp_path):
+    file = tmp_path / "tensor.pth.tar"
+    torch.save({"state_dict": {"weight": tensor}}, file)
+    with pytest.raises(UserError, match=r"state_dict: 'weight' must be a tensor that NumPy can"):
+        read_torch_checkpoint(file)
+
+
+@pytest.mark.parametrize(
     ("content", "fault"),
     [
         ({"state_dict": {"epoch": 3}}, "state_dict: 'epoch' must be a tensor, not int"),
