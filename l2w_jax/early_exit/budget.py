@@ -39,8 +39,8 @@ def confidences_of(probs: ArrayLike) -> NDArray[np.float32]:
         float32[K, N].
 
     Raises:
-        ValueError: if probs has another number of dimensions or is narrower than float32, or a
-            confidence is NaN or infinite.
+        ValueError: if probs has another number of dimensions, is empty or is narrower than float32,
+            or a confidence is NaN or infinite.
     """
     return _checked_confidences(_checked_probs(probs).max(axis=-1))
 
@@ -56,7 +56,7 @@ def correctness_of(probs: ArrayLike, labels: ArrayLike) -> NDArray[np.bool_]:
         bool[K, N].
 
     Raises:
-        ValueError: if the shapes do not match.
+        ValueError: if the shapes do not match, or probs is empty.
     """
     probs, labels = _checked_probs(probs), np.asarray(labels)
     if labels.shape != probs.shape[1:2]:
@@ -118,8 +118,8 @@ def first_exits(confidences: ArrayLike, thresholds: ArrayLike) -> NDArray[np.int
         int[N], exits counted from 0.
 
     Raises:
-        ValueError: if the shapes do not match, or a confidence is NaN or infinite, or a threshold
-            is NaN.
+        ValueError: if the shapes do not match, a confidence is NaN, infinite or less precise than
+            float32, or a threshold is NaN.
     """
     confidences = _checked_confidences(confidences)
     thresholds = checked_thresholds(thresholds, len(confidences))
@@ -146,6 +146,29 @@ def checked_thresholds(thresholds: ArrayLike, num_exits: int) -> NDArray[np.floa
         raise ValueError(f"thresholds are {thresholds.tolist()}; NaN is not a threshold")
     thresholds[-1] = EVERYBODY_LEAVES
     return thresholds
+
+
+def check_shapes(
+    confidences: ArrayLike, correct: ArrayLike, costs: ArrayLike, name_of_costs: str = "costs"
+) -> None:
+    """Checks that what samples are judged by is of the samples and exits of the confidences.
+
+    NumPy would index without an error where there are samples or exits too many.
+
+    Args:
+        confidences: [K, N].
+        correct: whether each exit classifies each sample correctly, [K, N].
+        costs: of stopping at each exit, [K].
+        name_of_costs: what the caller's user calls them.
+
+    Raises:
+        ValueError: one has another shape.
+    """
+    shape = np.shape(confidences)
+    if np.shape(correct) != shape:
+        raise ValueError(f"correctness has shape {np.shape(correct)}, confidences {shape}")
+    if np.shape(costs) != shape[:1]:
+        raise ValueError(f"{name_of_costs} have shape {np.shape(costs)} for {shape[0]} exits")
 
 
 class OperatingPoint(NamedTuple):
@@ -205,21 +228,16 @@ def budgeted_curve_from_confidences(
         share_K (0 to 1).
 
     Raises:
-        ValueError: if the shapes do not match or a confidence is NaN or infinite.
+        ValueError: if the shapes do not match, or a confidence is NaN, infinite or less precise
+            than float32.
     """
     val_confidences = _checked_confidences(val_confidences)
     test_confidences = _checked_confidences(test_confidences)
     test_correct = np.asarray(test_correct, dtype=bool)
-    mul_adds = np.asarray(mul_adds, dtype=np.float64)
     num_exits = len(test_confidences)
     if len(val_confidences) != num_exits:
         raise ValueError(f"{len(val_confidences)} exits set thresholds for {num_exits} exits")
-    if test_correct.shape != test_confidences.shape:
-        raise ValueError(
-            f"correctness has shape {test_correct.shape}, confidences {test_confidences.shape}"
-        )
-    if mul_adds.shape != (num_exits,):
-        raise ValueError(f"mul_adds have shape {mul_adds.shape} for {num_exits} exits")
+    check_shapes(test_confidences, test_correct, mul_adds, "mul_adds")
 
     curve = []
     for q in CURVE_QS:
@@ -245,7 +263,8 @@ def budgeted_curve(
         (percent, 0 to 100) and share_1 to share_K (share of the samples that leave there, 0 to 1).
 
     Raises:
-        ValueError: if the shapes do not match or a probability is NaN or infinite.
+        ValueError: if the shapes do not match, or a probability is NaN, infinite or less precise
+            than float32.
     """
     return budgeted_curve_from_confidences(
         confidences_of(val_probs),

@@ -23,7 +23,7 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from l2w_jax.early_exit.budget import first_exits
+from l2w_jax.early_exit.budget import check_shapes, first_exits
 from l2w_jax.early_exit.selection import SEARCH_QS, thresholds_of
 
 # The part of the held-out images that sets thresholds; the others test them.
@@ -103,8 +103,10 @@ def guaranteed_thresholds(
 
     Raises:
         ValueError: risk or confidence is out of range, the images are too few to pass even if
-            stopping early changed no answer, or the shapes do not match.
+            stopping early changed no answer, the shapes do not match, or a confidence is NaN,
+            infinite or less precise than float32.
     """
+    check_shapes(confidences, correct, costs)
     if not SMALLEST_RISK <= risk < 1:
         raise ValueError(f"risk is {risk}; it must be at least {SMALLEST_RISK} and below 1")
     if not 0 < confidence < 1:

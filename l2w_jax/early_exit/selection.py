@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from l2w_jax.early_exit.budget import (
     EVERYBODY_LEAVES,
+    check_shapes,
     find_thresholds,
     first_exits,
     operating_point,
@@ -85,8 +86,10 @@ def candidates(
         qs: which members of the family.
 
     Raises:
-        ValueError: the shapes do not match, or a confidence is NaN or infinite.
+        ValueError: the shapes do not match, or a confidence is NaN, infinite or less precise than
+            float32.
     """
+    check_shapes(confidences, correct, costs)
     found = []
     for q in qs:
         thresholds = thresholds_of(q, confidences)
@@ -116,6 +119,9 @@ def cheapest_without_loss(
         confidences: held-out confidences [K, N].
         correct: whether each exit classifies each sample correctly [K, N].
         costs: of stopping at each exit [K], in any unit.
+
+    Raises:
+        ValueError: as by `candidates`.
     """
     full_network, *others = candidates(confidences, correct, costs)
     return cheapest_reaching([full_network, *others], full_network.top1)

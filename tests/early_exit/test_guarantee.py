@@ -235,3 +235,17 @@ def test_where_early_exits_are_wrong_the_full_network_is_chosen():
 def test_impossible_promises_are_refused(risk, confidence):
     with pytest.raises(ValueError, match=r"must be (between 0|at least 1e-300)"):
         guaranteed_thresholds(np.ones((2, 9)), np.ones((2, 9), bool), [1, 2], risk, confidence)
+
+
+@pytest.mark.parametrize("shape", [(3, 2999), (3, 3001), (2, 3000), (4, 3000)])
+def test_nothing_is_promised_by_the_correctness_of_other_samples_or_exits(shape):
+    correct = np.ones(shape, bool)
+    with pytest.raises(ValueError, match="correctness has shape"):
+        guaranteed_thresholds(np.ones((3, 3000)), correct, COSTS, RISK, 0.95)
+
+
+@pytest.mark.parametrize("costs", [[1.0, 2.0], [1.0, 2.0, 4.0, 8.0]])
+def test_nothing_is_promised_by_the_costs_of_other_exits(costs):
+    ones = np.ones((3, 3000))
+    with pytest.raises(ValueError, match="costs have shape"):
+        guaranteed_thresholds(ones, ones.astype(bool), costs, RISK, 0.95)

@@ -1,6 +1,7 @@
 import dataclasses
 import itertools
 import math
+import re
 
 import numpy as np
 import pytest
@@ -94,3 +95,19 @@ def test_shares_reach_from_all_at_the_first_to_all_at_the_last(q, shares):
 def test_the_family_reaches_to_where_nearly_all_leave_at_one_end():
     dearest, cheapest = (shares_of(q, 5) for q in (SEARCH_QS[0], SEARCH_QS[-1]))
     assert dearest[-1] > 0.9 and cheapest[0] > 0.9
+
+
+@pytest.mark.parametrize("shape", [(3, 2999), (3, 3001), (2, 3000), (4, 3000)])
+def test_correctness_of_other_samples_or_exits_is_refused(held_out, shape):
+    confidences, _ = held_out
+    correct = np.ones(shape, bool)
+    message = re.escape(f"correctness has shape {correct.shape}, confidences (3, 3000)")
+    with pytest.raises(ValueError, match=message):
+        candidates(confidences, correct, COSTS)
+
+
+@pytest.mark.parametrize("costs", [[1.0, 2.0], [1.0, 2.0, 4.0, 8.0]])
+def test_costs_of_other_exits_are_refused(held_out, costs):
+    message = re.escape(f"costs have shape ({len(costs)},) for 3 exits")
+    with pytest.raises(ValueError, match=message):
+        candidates(*held_out, costs)
