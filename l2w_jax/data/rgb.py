@@ -87,7 +87,8 @@ def levels(image: Image.Image) -> Image.Image:
     """
     values = np.asarray(image)
     least, most = values.min(), values.max()
-    if least < 0 or most > 255 or (image.mode == "F" and 0 < most <= 1):
+    # NaN, which is then both the least and the most, fails the comparison too.
+    if not (least >= 0 and most <= 255) or (image.mode == "F" and 0 < most <= 1):
         raise WrongLevels(
             f"has pixels from {least:g} to {most:g}, must be of 8 or 16 bits or from 0 to 255"
         )

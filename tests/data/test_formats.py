@@ -69,6 +69,14 @@ def test_numbers_of_32_bits_are_levels_or_no_image(kind):
             read_upright(encoded(Image.fromarray(values), "TIFF"), MAX_PIXELS)
 
 
+def test_an_image_with_a_pixel_that_is_no_number_is_refused():
+    """As float32 images mark what was not measured; cast to 8 bits it would become black."""
+    levels = np.full((8, 8), 77, np.float32)
+    levels[2, 3] = np.nan
+    with pytest.raises(BadImage, match="has pixels from nan to nan, must be"):
+        read_upright(encoded(Image.fromarray(levels), "TIFF"), MAX_PIXELS)
+
+
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
 def test_grey_of_16_bits_keeps_its_upper_8(kind):
     values = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
