@@ -42,7 +42,11 @@ def variables_from_torch(model: MultiExitNetwork, tensors: Mapping[str, np.ndarr
 
 
 def variables_to_torch(model: MultiExitNetwork, variables: Variables) -> dict[str, np.ndarray]:
-    """The inverse of `variables_from_torch`; batch norm's counters are 0."""
+    """The inverse of `variables_from_torch`; batch norm's counters are 0.
+
+    Raises:
+        ValueError: the network is not one of the authors'.
+    """
     tensors = _to_torch(variables, module_namer(model))
     counters = {
         name.removesuffix("running_mean") + COUNTER: np.zeros((), np.int64)
@@ -64,6 +68,14 @@ def wpn_from_torch(tensors: Mapping[str, np.ndarray]) -> dict:
     missing = [name for name in (first, last) if name not in tensors]
     if missing:
         raise ValueError("\n".join(f"{name}: missing" for name in missing))
+    # The other shapes follow from these two.
+    faults = [
+        f"{name}: shape {np.shape(tensors[name])} is wrong, must be two numbers above 0"
+        for name in (first, last)
+        if np.ndim(tensors[name]) != 2 or 0 in np.shape(tensors[name])
+    ]
+    if faults:
+        raise ValueError("\n".join(faults))
     hidden, num_inputs = np.shape(tensors[first])
     deeper = sum(name.endswith("fc.weight") for name in tensors) - 1
     model = WeightPredictor(np.shape(tensors[last])[0], hidden, 1 + deeper)

@@ -1,5 +1,7 @@
 """The authors' tensors in and out."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -89,6 +91,16 @@ def test_weight_predictor_there_and_back_is_exact(num_layers):
 def test_weight_predictor_without_an_output_layer_is_refused():
     with pytest.raises(ValueError, match=r"^output_layer\.weight: missing$"):
         wpn_from_torch({"first_hidden_layer.fc.weight": np.zeros((3, 2))})
+
+
+@pytest.mark.parametrize("layer", ["first_hidden_layer.fc", "output_layer"])
+@pytest.mark.parametrize("shape", [(), (3,), (3, 2, 1), (0, 2), (3, 0)])
+def test_weight_predictor_whose_weights_are_no_matrix_is_refused(layer, shape):
+    tensors = {"first_hidden_layer.fc.weight": np.zeros((3, 2)), "output_layer.weight": np.eye(3)}
+    tensors[f"{layer}.weight"] = np.zeros(shape)
+    message = re.escape(f"{layer}.weight: shape {shape} is wrong, must be two numbers above 0")
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        wpn_from_torch(tensors)
 
 
 def test_network_of_two_scales_goes_there_and_back():
