@@ -70,7 +70,7 @@ class EarlyExitPredictor:
         top_k: int | None = None,
         image: jax.ShapeDtypeStruct | None = None,
     ):
-        """Puts the network on the default device.
+        """Copies the variables; the first images put them on the default device.
 
         Args:
             model: the network.

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.errors import ScopeParamShapeError
 from jax.extend import core
 
@@ -149,7 +150,8 @@ def folded_variables(
 class Stages:
     """A network's stages with their exits, on the default device, batch norms folded.
 
-    Threads may share them, from the first images on.
+    The variables are those that were given; they are folded and placed with the first images, whose
+    shape that takes. Threads may share the stages, from the first images on.
     """
 
     def __init__(
@@ -160,7 +162,10 @@ class Stages:
         rule: rules.Rule,
         answer: Answer = most_probable,
     ):
-        self._model, self._variables = model, variables
+        self._model = model
+        # Copies on the host, until the first images are there: by then the caller may have given
+        # the arrays to a training step, which reuses their memory.
+        self._variables = jax.tree.map(np.array, dict(variables))
         self._preprocess, self._rule, self._answer = preprocess, rule, answer
         self._compiled: list[_Stage] = []
         self._shapes: set[tuple[int, ...]] = set()

@@ -389,6 +389,23 @@ def test_convolutional_networks_exit_early_too(name):
     check_against_simulation(decisions, probs, [*thresholds[:-1], EVERYBODY_LEAVES])
 
 
+@pytest.mark.parametrize("is_used_before", [True, False])
+def test_a_predictor_keeps_the_variables_that_it_was_made_with(tiny_network, is_used_before):
+    """As where training goes on with the state that the variables are of, and donates it."""
+    model, variables = tiny_network
+    thresholds = [0.5, 0.5, 0]
+    expected = EarlyExitPredictor(model, variables, thresholds)(IMAGES[:4])
+    in_jax, in_numpy = jax.tree.map(jnp.copy, variables), jax.tree.map(np.array, variables)
+    predictors = [EarlyExitPredictor(model, given, thresholds) for given in (in_jax, in_numpy)]
+    if is_used_before:
+        for predictor in predictors:
+            predictor(IMAGES[:4])
+    jax.tree.map(lambda array: array.delete(), in_jax)
+    jax.tree.map(lambda array: array.fill(0), in_numpy)
+    for predictor in predictors:
+        jax.tree.map(np.testing.assert_array_equal, predictor(IMAGES[:4]), expected)
+
+
 def test_the_caller_keeps_its_thresholds(tiny_network):
     thresholds = np.float32([0.5, 0.5, 0.5])
     predictor = EarlyExitPredictor(*tiny_network, thresholds)
