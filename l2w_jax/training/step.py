@@ -118,7 +118,9 @@ def make_train_step(
     Raises:
         ValueError: a field of the configuration is not possible (`validate_training`), or its
             schedule is not for this network; or `total_steps` is not a whole number, 1 or more. The
-            function raises it where `apply_in_training` or `cross_entropy` does.
+            function raises it where `apply_in_training` or `cross_entropy` does, and where the
+            samples of a device have no two equal halves, a half cannot be divided into
+            `optimizer.accumulation` parts, or a "pipelined" step's batch lacks "previous".
     """
     validate_training(config)
     if not float(total_steps).is_integer() or total_steps < 1:
@@ -206,7 +208,7 @@ def weighted_step(
     state: TrainState,
     forward: TrainingForward,
     labels: jax.Array,
-    meta_loss: jax.Array,
+    meta_loss: jax.Array | float,
 ) -> tuple[TrainState, Metrics]:
     """w from the losses at θ, then θ's step, in which w is a constant.
 
@@ -244,7 +246,7 @@ def weighted_step(
     return state, metrics
 
 
-def half_of(batch: Batch, i: jax.Array) -> Batch:
+def half_of(batch: Batch, i: jax.Array | int) -> Batch:
     """The first half of the samples (i = 0) or the others (i = 1): [N, ...] -> [N/2, ...].
 
     Raises:
@@ -254,7 +256,8 @@ def half_of(batch: Batch, i: jax.Array) -> Batch:
     def of_array(x: jax.Array) -> jax.Array:
         if len(x) % 2:
             raise ValueError(f"a batch of {len(x)} samples on a device has no two equal halves")
-        return jnp.reshape(x, (2, len(x) // 2, *x.shape[1:]))[i]
+        # An array of NumPy's has no place that is known only when the step is compiled.
+        return jnp.asarray(x).reshape(2, len(x) // 2, *x.shape[1:])[i]
 
     return jax.tree.map(of_array, batch)
 

@@ -55,6 +55,14 @@ def test_images_that_nobody_has_normalised_are_refused(small_config, make_batch,
         compiled_step(small_config, 100)(state, batch)
 
 
+@pytest.mark.parametrize("kind", ["none", "meta"])
+def test_arrays_of_numpy_are_taken_without_compiling_the_step(small_config, make_batch, kind, x64):
+    small_config.weighting.kind = kind
+    state, batch = create_train_state(small_config, jax.random.key(0)), make_batch(0, 8)
+    found = make_train_step(small_config, 100)(state, batch)
+    assert_equal(found, compiled_step(small_config, 100)(state, batch))
+
+
 @pytest.mark.parametrize("total_steps", [0, -5, 2.5, float("inf")])
 def test_a_run_without_a_whole_number_of_iterations_is_refused(small_config, total_steps):
     message = f"^total_steps: {total_steps} is not allowed: must be a whole number >= 1$"
