@@ -77,7 +77,7 @@ def default_config(model: Any = None) -> ConfigDict:
             "kind": "meta",  # meta | none | allocation | fixed | frozen
             "input": "loss",  # loss | confidence | both
             "constraint": "col",  # the mean that is subtracted: row | col | mat
-            "magnitude": 0.8,  # the paper's delta; weights lie in 1 +- 2 delta
+            "magnitude": 0.8,  # the paper's delta; learned weights lie in 1 +- 2 delta
             "hidden": 500,
             "num_layers": 1,
             "q": 0.75,  # exit k is given a share proportional to q**k of the meta data

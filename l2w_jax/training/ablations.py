@@ -58,7 +58,7 @@ class HandSetWeights:
     needs the magnitude alone.
 
     Attributes:
-        magnitude: δ.
+        magnitude: δ; weights lie in 1 ± δ.
         axis_name: device axis over which the samples are ranked.
     """
 

@@ -72,7 +72,7 @@ class PredictedWeights:
         predictor: the weight-prediction network g.
         inputs: what g reads: "loss", "confidence" or "both".
         constraint: the mean that is subtracted: "row", "col" or "mat" (`centre`).
-        magnitude: δ, how far a weight may be from 1.
+        magnitude: δ; weights lie in 1 ± 2δ, as u and its mean are at most 2 apart.
         axis_name: device axis over which the batch is one; None for one device's samples.
     """
 
