@@ -113,7 +113,7 @@ _FOOTER_BYTES = 4
 
 
 def index_records(paths: Sequence[str]) -> ImageRecords:
-    """Finds every record of TFRecord files, in order, reading 12 bytes of each.
+    """Finds every record of TFRecord files, in order, reading 8 bytes of each.
 
     Raises:
         UserError: a file ends within a record.

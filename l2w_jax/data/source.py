@@ -140,7 +140,7 @@ class Source(abc.ABC):
                 yield batch
 
     def spacing(self, split: str, count: int) -> int:
-        """How many positions lie between two images of `spread_images`."""
+        """How far an image of `spread_images` is from the one before it, in positions."""
         num_images = {"train": self.num_train, "holdout": self.num_holdout, "test": self.num_test}
         return max(1, -(-num_images[split] // count))
 

@@ -35,7 +35,8 @@ def mul_adds_per_exit(model: MultiExitNetwork, image_size: int | Sequence[int]) 
         float64[K], increasing.
 
     Raises:
-        ValueError: the network has a loop whose number of iterations depends on data.
+        ValueError: the network has a loop whose number of iterations depends on data, or does not
+            take images of this size.
     """
     shape = (image_size, image_size, 3) if isinstance(image_size, int) else tuple(image_size)
     image = jax.ShapeDtypeStruct((1, *shape), parameter_dtype(model.dtype))

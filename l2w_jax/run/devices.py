@@ -140,7 +140,8 @@ def _checksums_of_copies(tree: Any, device: jax.Array) -> jax.Array:
     for array in jax.tree.leaves(tree):
         words = jnp.uint16 if array.dtype.itemsize == 2 else jnp.uint32
         bits = jax.lax.bitcast_convert_type(array, words).astype(jnp.uint32).ravel()
-        # Odd multipliers, so that any one changed bit changes the sum, and so do exchanged values.
+        # Odd multipliers, so that any one changed bit changes the sum; different ones, so that most
+        # exchanged values do.
         places = 2 * jnp.arange(bits.size, dtype=jnp.uint32) + 1
         checksum = 31 * checksum + (bits * places).sum(dtype=jnp.uint32)
     return jax.lax.all_gather(checksum, DEVICE_AXIS)

@@ -16,7 +16,7 @@ def allocate(confidences: jax.Array, shares: np.ndarray) -> jax.Array:
     most confident of those that are left; exit K the rest. In a tie the lower index goes first.
 
     Args:
-        confidences: [N, K].
+        confidences: [N, K], without NaN: a network that gives one has failed, and its loss says so.
         shares: p, float32 [K].
 
     Returns:
