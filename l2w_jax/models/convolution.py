@@ -18,6 +18,7 @@ as its transposed maps, so that derivatives of any order stay among the three:
 
 import functools
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -94,7 +95,7 @@ def convolve_in_layout(x: jax.Array, kernel: jax.Array, stride: int, padding: in
 
 def _output_of(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
     if _is_product(geometry):
-        return jnp.dot(_rows(x), kernel[0, 0]).reshape(*x.shape[:-1], -1)
+        return jnp.dot(_rows(x), kernel[0, 0]).reshape(*x.shape[:-1], kernel.shape[3])
     if _is_smaller(geometry.image_size, geometry.kernel_size):
         return jnp.dot(_windows(x, geometry), kernel.reshape(-1, kernel.shape[-1]))
     return _output_by_lax(x, kernel, geometry)
@@ -103,7 +104,7 @@ def _output_of(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array
 def _image_cotangent_of(kernel: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
     """g, with its pixels `stride` apart, convolved with the kernel turned by 180°."""
     if _is_product(geometry):
-        return _product(_rows(g), kernel[0, 0], 1).reshape(*g.shape[:-1], -1)
+        return _product(_rows(g), kernel[0, 0], 1).reshape(*g.shape[:-1], kernel.shape[2])
     if _is_smaller(geometry.output_size, geometry.kernel_size):
         x = jax.ShapeDtypeStruct((len(g), *geometry.image_size, kernel.shape[2]), g.dtype)
         to_image = jax.linear_transpose(functools.partial(_windows, geometry=geometry), x)
@@ -147,7 +148,8 @@ def _is_product(geometry: Geometry) -> bool:
 
 def _rows(x: jax.Array) -> jax.Array:
     """[N, H, W, C] -> [N·H·W, C]."""
-    return x.reshape(-1, x.shape[-1])
+    # Not -1, which says nothing where there are no images.
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 def _product(a: jax.Array, b: jax.Array, axis: int) -> jax.Array:

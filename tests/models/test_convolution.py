@@ -119,6 +119,16 @@ def test_many_kernels_and_images_at_once_are_those_of_lax():
     assert_close(gradients(convolve_in_layout), gradients(of_lax))
 
 
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_of_no_images_nothing_is_computed(size, stride):
+    x, kernel = jnp.zeros((0, 4, 4, 5)), jnp.ones((size, size, 5, 3))
+    y, pull_back = jax.vjp(functools.partial(convolve, stride=stride), x, kernel)
+    of_x, of_kernel = pull_back(y)
+    assert y.shape == (0, 4 // stride, 4 // stride, 3) and of_x.shape == x.shape
+    assert of_kernel.shape == kernel.shape and not of_kernel.any()
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
 def test_derivatives_have_the_type_of_the_computation(dtype):
     x, kernel = jnp.ones((1, 4, 4, 2), dtype), jnp.ones((3, 3, 2, 2), dtype)
