@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from typing_extensions import override
 
-from l2w_jax.config.choices import EXIT_SIZES
+from l2w_jax.config.choices import CHOICES, EXIT_SIZES, unknown_choice
 from l2w_jax.models.convolution import convolve
 from l2w_jax.models.initializers import (
     Constant,
@@ -269,7 +269,13 @@ class Stem(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
-        """[N, H, W, 3] -> [N, H, W, features]; for "imagenet" ceil(H/4) and ceil(W/4)."""
+        """[N, H, W, 3] -> [N, H, W, features]; for "imagenet" ceil(H/4) and ceil(W/4).
+
+        Raises:
+            ValueError: `kind` is neither.
+        """
+        if self.kind not in CHOICES["model.stem"]:
+            raise unknown_choice("model.stem", self.kind)
         if self.kind == "cifar":
             return ConvBNReLU(self.features, 3, self.options, name="scale_0")(images, train)
         bias_init = torch_default(7**2 * images.shape[-1])

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from typing_extensions import override
 
-from l2w_jax.config.choices import layers_per_block
+from l2w_jax.config.choices import CHOICES, layers_per_block, unknown_choice
 from l2w_jax.models.layers import (
     Branch,
     Classifier,
@@ -57,7 +57,12 @@ def plan_blocks(
     prune "max" drops a scale every ceil(L/S) layers, with a transition after each drop; "min" keeps
     all scales as long as the remaining layers can still reach the coarsest one, with transitions
     after a third and two thirds of the L layers.
+
+    Raises:
+        ValueError: `prune` is neither.
     """
+    if prune not in CHOICES["model.prune"]:
+        raise unknown_choice("model.prune", prune)
     total = sum(layer_counts)
     interval = math.ceil(total / num_scales)
     width = channels

@@ -2,12 +2,14 @@
 
 import re
 
+import jax
+import jax.numpy as jnp
 import pytest
 from flax import linen as nn
 from small_networks import ConvNetwork, OneLayer
 
 from l2w_jax.config import default_config
-from l2w_jax.models import create_network
+from l2w_jax.models import create_model, create_network
 
 
 class NoNumberOfClasses(OneLayer):
@@ -79,6 +81,20 @@ def test_what_a_network_cannot_follow_is_refused(model, fields, message):
     config.imta.update(fields)
     with pytest.raises(ValueError, match=re.escape(message)):
         create_network(config)
+
+
+@pytest.mark.parametrize(
+    ("field", "allowed"), [("stem", "'cifar', 'imagenet'"), ("prune", "'max', 'min'")]
+)
+def test_a_choice_that_a_network_does_not_know_is_not_taken_for_another(field, allowed):
+    """`create_model` takes a section that nobody has checked."""
+    config = default_config()
+    config.model[field] = "other"
+    message = f"config.model.{field}: 'other' is not allowed: must be one of {allowed}"
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    model = create_model(config.model)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
 
 
 def test_what_a_network_can_follow_is_not_refused():
