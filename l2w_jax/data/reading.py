@@ -3,7 +3,7 @@
 import atexit
 import itertools
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +24,7 @@ _GROUP_SIZE = 16
 _BATCHES_AHEAD = 2
 
 # What `_stop_reading` has to stop.
-_being_read: weakref.WeakSet[Iterator] = weakref.WeakSet()
+_being_read: weakref.WeakSet[Generator] = weakref.WeakSet()
 
 
 class Choice(NamedTuple):
@@ -92,7 +92,7 @@ def read_batches(
     size: int,
     max_pixels: int,
     choose_boxes: decode.ChooseBoxes,
-) -> Iterator[ReadBatch]:
+) -> Generator[ReadBatch]:
     """Yields a batch for each choice, all of one size. With an image that fails, its group fails.
 
     tf.data reads and decodes groups of images; the squares that the network sees are put straight
@@ -118,7 +118,7 @@ def _read_batches(
     size: int,
     max_pixels: int,
     choose_boxes: decode.ChooseBoxes,
-) -> Iterator[ReadBatch]:
+) -> Generator[ReadBatch]:
     if num_batches == 0:
         return
     key = next(_keys)

@@ -86,7 +86,7 @@ class CollaborativeExits(MultiExitNetwork):
     @override
     def stage(
         self, k: int, carry: CollaborationCarry, train: bool
-    ) -> tuple[jax.Array, CollaborationCarry]:
+    ) -> tuple[jax.Array, CollaborationCarry | tuple[()]]:
         logits, _, carry = self._stage_with_backbone(k, carry, train)
         return logits, carry
 
@@ -101,7 +101,7 @@ class CollaborativeExits(MultiExitNetwork):
 
     def _stage_with_backbone(
         self, k: int, carry: CollaborationCarry, train: bool
-    ) -> tuple[jax.Array, jax.Array, CollaborationCarry]:
+    ) -> tuple[jax.Array, jax.Array, CollaborationCarry | tuple[()]]:
         """Logits of the new classifier and of the backbone's, and what stage k + 1 starts from."""
         backbone_carry, previous = carry
         pooled, backbone_logits, backbone_carry = self.net.stage_with_features(

@@ -25,7 +25,7 @@ def channel_statistics(name: str) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(mean, np.float32), np.asarray(deviation, np.float32)
 
 
-def normalize(images: jax.Array, mean: jax.Array, deviation: jax.Array) -> jax.Array:
+def normalize(images: jax.Array, mean: np.ndarray, deviation: np.ndarray) -> jax.Array:
     """Turns uint8[N, H, W, 3] into float32 of mean 0 and deviation 1 per channel.
 
     Images that are floating-point already, in any precision, pass through unchanged: they have been

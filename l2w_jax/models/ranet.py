@@ -283,7 +283,7 @@ class RANet(MultiExitNetwork):
     @override
     def stage_with_features(
         self, k: int, carry: RANetCarry, train: bool
-    ) -> tuple[jax.Array, jax.Array, RANetCarry]:
+    ) -> tuple[jax.Array, jax.Array, RANetCarry | tuple[()]]:
         """The block of exit k and its classifier.
 
         Where a sub-network begins, all its fusing blocks run first.

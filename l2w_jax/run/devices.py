@@ -5,7 +5,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -73,7 +73,7 @@ def place_replicated(tree: Any) -> Any:
     )
 
 
-def device_batches(batches: Iterator[Mapping[str, np.ndarray]]) -> Iterator[dict[str, jax.Array]]:
+def device_batches(batches: Iterator[Mapping[str, np.ndarray]]) -> Generator[dict[str, jax.Array]]:
     """Yields the batches on the devices, made and sent by a thread while the devices compute.
 
     Args:
@@ -101,8 +101,8 @@ def device_batches(batches: Iterator[Mapping[str, np.ndarray]]) -> Iterator[dict
 
 
 def with_previous(
-    batches_from: Callable[[int], Iterator[dict[str, jax.Array]]], first_step: int
-) -> Iterator[dict[str, Any]]:
+    batches_from: Callable[[int], Generator[dict[str, jax.Array]]], first_step: int
+) -> Generator[dict[str, Any]]:
     """Yields the batches after `first_step` steps, each with the one before it as "previous".
 
     So a run that goes on has the batch that an uninterrupted one would have kept. The very first

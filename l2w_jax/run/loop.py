@@ -7,7 +7,7 @@ anywhere goes on from its last checkpoint to the very same end.
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -156,10 +156,10 @@ def _memory_advice(config: ConfigDict, workdir: Path, writer: checkpoints.Checkp
     )
 
 
-def _batches(config: ConfigDict, source: Source, first_step: int) -> Iterator[dict[str, Any]]:
+def _batches(config: ConfigDict, source: Source, first_step: int) -> Generator[dict[str, Any]]:
     """The batches of a run after `first_step` steps, on the devices."""
 
-    def batches_from(step: int) -> Iterator[dict[str, jax.Array]]:
+    def batches_from(step: int) -> Generator[dict[str, jax.Array]]:
         return device_batches(source.train_batches(step, jax.process_index(), jax.process_count()))
 
     if is_pipelined(config.weighting):

@@ -14,7 +14,8 @@ from l2w_jax.models import MultiExitNetwork
 from l2w_jax.models.multi_exit import apply_in_training
 from l2w_jax.models.precision import at_least_float32
 
-Batch = dict[str, jax.Array]
+# "image", [N, ...], and "label", [N]; with the pipelined schedule also "previous", another batch.
+Batch = dict[str, Any]
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
