@@ -6,12 +6,12 @@ from pathlib import Path
 
 _TESTS = Path(__file__).parent
 
+# Else a program would import what is installed, which may be another checkout.
+THIS_CHECKOUT = {"PYTHONPATH": f"{_TESTS.parent}{os.pathsep}{_TESTS}"}
+
 # What such a program is started with, unless a test has it run without the project.
 # It compiles as the tests do, see conftest.py.
-ENVIRONMENT = os.environ | {
-    "PYTHONPATH": f"{_TESTS.parent}{os.pathsep}{_TESTS}",
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-}
+ENVIRONMENT = os.environ | THIS_CHECKOUT | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 
 def left_unread(command, opened, text, **settings):

@@ -7,8 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import programs
 import pytest
+from programs import ENVIRONMENT
 
 from l2w_jax import command_line
 from l2w_jax.errors import UserError
@@ -77,7 +77,7 @@ def test_what_fails_without_devices_says_so_in_one_line(error, reason, monkeypat
 def test_commands_draw_whatever_display_a_notebook_has_handed_on(command):
     completed = subprocess.run(
         [sys.executable, "-c", f"import l2w_jax.{command}, matplotlib"],
-        env=programs.ENVIRONMENT | {"MPLBACKEND": "of_a_notebook"},
+        env=ENVIRONMENT | {"MPLBACKEND": "of_a_notebook"},
         capture_output=True,
         text=True,
     )
@@ -114,7 +114,9 @@ def test_the_status_of_a_fault_is_2_also_where_nobody_reads_the_line():
     reading, writing = os.pipe()
     os.close(reading)
     with open(writing, "wb") as unread:
-        completed = subprocess.run([sys.executable, "-c", program], stdout=unread, stderr=unread)
+        completed = subprocess.run(
+            [sys.executable, "-c", program], env=ENVIRONMENT, stdout=unread, stderr=unread
+        )
     assert completed.returncode == 2
 
 
@@ -123,7 +125,7 @@ def test_what_a_command_has_yet_to_print_to_a_full_disk_is_told():
     with open("/dev/full", "wb") as full:
         completed = subprocess.run(
             [sys.executable, "-c", program],
-            env=os.environ | {"PYTHONUNBUFFERED": ""},
+            env=ENVIRONMENT | {"PYTHONUNBUFFERED": ""},
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
@@ -145,7 +147,7 @@ def test_names_of_any_letters_are_printed_in_any_encoding(encoding, printed):
     program = f"from l2w_jax import command_line; command_line.run(lambda _: print('{name}'))"
     completed = subprocess.run(
         [sys.executable, "-c", program],
-        env=os.environ | {"PYTHONIOENCODING": encoding},
+        env=ENVIRONMENT | {"PYTHONIOENCODING": encoding},
         capture_output=True,
     )
     assert completed.stdout == printed, completed.stderr

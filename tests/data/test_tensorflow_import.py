@@ -1,6 +1,5 @@
 """TensorFlow comes alone, and memory of images is used again rather than mapped anew."""
 
-import os
 import platform
 import resource
 import subprocess
@@ -9,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from programs import ENVIRONMENT
 
 from l2w_jax.config import default_config
 from l2w_jax.data import open_source
@@ -19,7 +19,7 @@ VARIABLE = "TF_USE_LEGACY_KERAS"
 
 @pytest.mark.parametrize("of_user", [None, "0"])
 def test_nothing_comes_with_tensorflow_that_reading_does_not_need(of_user):
-    environment = {name: os.environ[name] for name in os.environ if name != VARIABLE}
+    environment = {name: value for name, value in ENVIRONMENT.items() if name != VARIABLE}
     if of_user is not None:
         environment[VARIABLE] = of_user
     program = (

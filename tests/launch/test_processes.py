@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from programs import THIS_CHECKOUT
 from tiny_restore import make_state
 from unreadable_files import let_reads_fail
 
@@ -21,6 +22,15 @@ from l2w_jax.run.checkpoints import CheckpointWriter
 from launch import processes
 
 ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _this_checkout():
+    """Also what the launcher starts imports it: its processes have what is set here."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in THIS_CHECKOUT.items():
+            patch.setenv(name, value)
+        yield
 
 
 def launch(processes, devices, workdir, **environment):

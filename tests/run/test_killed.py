@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from programs import THIS_CHECKOUT
 
 
 def newest_state(workdir):
@@ -25,6 +26,7 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(tmp_path):
         [sys.executable, str(tests / "killed_runs.py"), str(tmp_path), "20"],
         cwd=tests.parent,
         env=os.environ
+        | THIS_CHECKOUT
         | {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")},
         capture_output=True,
         text=True,
