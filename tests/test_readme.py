@@ -10,6 +10,7 @@ from programs import THIS_CHECKOUT
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+PAGES = [path for path in ROOT.glob("**/README.md") if ".venv" not in path.parts]
 
 
 def code_blocks(language):
@@ -46,17 +47,26 @@ def test_first_two_blocks_run_and_test_it():
 
 
 def test_every_file_that_is_named_exists():
-    pages = [path.read_text() for path in ROOT.glob("**/README.md") if ".venv" not in path.parts]
     name = r"(?:configs|launch|tests|l2w_jax)/[\w/]+\.(?:py|sh|sbatch|yaml)"
-    named = re.findall(name, "".join(pages))
+    named = re.findall(name, "".join(page.read_text() for page in PAGES))
     assert len(named) > 40
     missing = {name for name in named if not (ROOT / name).is_file()}
     assert missing == {"configs/NAME.py"}
 
 
+def anchors(page):
+    """What GitHub calls the headings of a page in links."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
 def test_every_link_leads_somewhere():
-    for page in ROOT.glob("**/README.md"):
-        if ".venv" in page.parts:
-            continue
-        for target in re.findall(r"\]\(([\w./-]+\.\w+)\)", page.read_text()):
-            assert (page.parent / target).exists(), target
+    links = [
+        (page.parent / target, heading)
+        for page in PAGES
+        for target, heading in re.findall(r"\]\(([\w./-]+\.\w+)(?:#([\w-]+))?\)", page.read_text())
+    ]
+    assert len({heading for _, heading in links}) > 5, "some lead to a heading"
+    for path, heading in links:
+        assert path.exists(), path
+        assert not heading or heading in anchors(path), f"{path}#{heading}"
