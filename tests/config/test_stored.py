@@ -44,7 +44,7 @@ def test_any_values_survive_the_disk(classes, q, factors):
 def test_a_configuration_of_before_a_field_existed_gets_its_default():
     text = to_json(default_config()).replace('"interval": 1,', "")
     assert "interval" not in text
-    validate(from_json(text))
+    assert changes(default_config(), from_json(text)) == []
 
 
 @pytest.mark.parametrize(
@@ -90,3 +90,10 @@ def test_changes_name_the_fields():
         "optimizer.schedule: 'cosine' -> 'multistep'",
         "weighting.kind: 'meta' -> 'none'",
     ]
+
+
+def test_a_field_that_one_of_two_lacks_is_a_change_either_way():
+    whole, without = default_config(), default_config()
+    del without.imta["temperature"]
+    assert [*map(str, changes(whole, without))] == ["imta.temperature: 1.0 -> (absent)"]
+    assert [*map(str, changes(without, whole))] == ["imta.temperature: (absent) -> 1.0"]
