@@ -40,6 +40,8 @@ def test_rows_are_those_counted_image_by_image(evaluation):
 
 def test_a_long_tail_is_told_by_how_often_classes_were_seen(evaluation):
     assert classes.leaving_by_shots(evaluation) == []
+    of_all_kinds = dataclasses.replace(evaluation, class_counts=[7, 500, 7])
+    assert classes.leaving_by_shots(of_all_kinds) == [], "no tail was trained on"
     shots = [{"exit": 1, "many": 1.0, "medium": None, "few": 2.0}]
     tailed = dataclasses.replace(evaluation, class_counts=[7, 500, 7], shots=shots)
     rows = classes.leaving_by_shots(tailed)

@@ -49,6 +49,9 @@ def test_a_file_of_other_than_thresholds_is_named_with_its_fault(tmp_path):
         path.write_text(content)
         with pytest.raises(UserError, match=fault):
             read_policy(path, evaluation)
+    path.write_bytes(b'{"thresholds": [0.5, 0.5, 0], "rule": "\xff"}')
+    with pytest.raises(UserError, match=f"^{path}: not a file of thresholds: is no text$"):
+        read_policy(path, evaluation)
     with pytest.raises(UserError, match=r"l2w_jax\.thresholds"):
         read_policy(tmp_path / "none.json", evaluation)
     with pytest.raises(UserError, match="Is a directory"):

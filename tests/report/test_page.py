@@ -240,6 +240,7 @@ def test_damaged_and_unwritable_files_are_named(two_runs, tmp_path):
     for latency in (
         [],
         {"step": step},
+        whole | {"device": 3},
         whole | {"batch_sizes": [3]},
         whole | {"batch_sizes": [{"full_ms": 1.0}]},
         whole | {"batch_sizes": [entry | {"exits": [{"exit": 1, "ms": 1.0}]}]},
