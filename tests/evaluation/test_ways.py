@@ -1,15 +1,13 @@
 """Runs that differ in the seed alone are one way of training, kept or read anew."""
 
-import dataclasses
 import json
 
 import numpy as np
 import pytest
 from compared_runs import evaluate_with, write_run, write_ways
-from written_runs import made_predictions
+from written_runs import made_evaluation, made_predictions, write_config
 
 from l2w_jax.errors import UserError
-from l2w_jax.evaluation.results import Evaluation
 from l2w_jax.evaluation.ways import numbers, read_ways
 
 
@@ -91,16 +89,31 @@ def test_runs_evaluated_with_other_thresholds_are_not_one_way(workdirs):
     assert len(read_ways(workdirs)) > len(before)
 
 
-@pytest.mark.parametrize("num_images", [0, 1, 2])
-def test_held_out_images_too_few_to_halve_are_refused(num_images, workdirs):
+def test_the_curve_of_held_out_images_goes_from_the_first_of_all_exits_to_the_last(tmp_path):
+    write_config(tmp_path)
+    evaluation = made_evaluation()
+    evaluation.save(tmp_path)
+    (way,) = read_ways([tmp_path], "holdout")
+    first, last = way.budgeted[0][[0, -1]].tolist()
+    top1 = evaluation.held_out.top1
+    assert first == [1.5e6, pytest.approx(top1[0])]
+    assert last == [4.5e6, pytest.approx(top1[-1])]
+
+
+def hold_out(workdir, num_images):
+    """Leaves a run as if it had been evaluated with so many held-out images."""
     held_out = made_predictions(np.full((2, num_images), 0.5), np.full((2, num_images), True))
-    few = dataclasses.replace(
-        Evaluation.load(workdirs[1]), held_out=held_out if num_images else None
-    )
-    few.save(workdirs[1])
-    if num_images == 2:
-        assert read_ways(workdirs, "holdout")
-        return
+    evaluate_with(workdir, held_out=held_out if num_images else None)
+
+
+def test_two_held_out_images_can_be_halved(workdirs):
+    hold_out(workdirs[1], 2)
+    assert read_ways(workdirs, "holdout")
+
+
+@pytest.mark.parametrize("num_images", [0, 1])
+def test_held_out_images_too_few_to_halve_are_refused(num_images, workdirs):
+    hold_out(workdirs[1], num_images)
     with pytest.raises(UserError) as caught:
         read_ways(workdirs, "holdout")
     assert str(caught.value) == (
