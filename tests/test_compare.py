@@ -174,7 +174,9 @@ def test_some_ways_are_compared_in_another_order(workdirs, capsys):
     compare.main(runs[::-1])
     assert chosen.splitlines()[-1] == capsys.readouterr().out.splitlines()[-1]
     compare.main([*runs, "--ways=plain"])
-    assert "weighted" not in capsys.readouterr().out
+    alone = capsys.readouterr().out
+    assert "| plain |" in alone
+    assert "weighted" not in alone and "gain over" not in alone
     for names in ("plane", "plain,plain", ""):
         with pytest.raises(UserError, match=r"--ways: .* one or more of weighted, plain, none"):
             compare.main([*runs, f"--ways={names}"])
@@ -215,7 +217,7 @@ def test_ways_that_were_evaluated_on_other_images_are_told(workdirs, capsys):
     assert capsys.readouterr().err.endswith(" of other data: other class names\n")
 
 
-def test_ways_with_as_many_held_out_images_are_not_of_other_data(workdirs, tmp_path, capsys):
+def test_ways_with_as_many_held_out_images_are_not_of_other_data(workdirs, capsys):
     """Of a folder with a val/ of its own, the field says nothing."""
     runs = [workdirs[0], workdirs[2]]
     set_holdout(runs[0], 60)
