@@ -129,7 +129,8 @@ def test_where_nothing_can_be_removed_the_line_says_what_to_do(folder, caplog, m
     assert kept(folder) == {name: b""}
 
 
-def test_other_warnings_are_shown_as_ever(folder, capsys, monkeypatch, caplog):
+@pytest.mark.usefixtures("folder")
+def test_other_warnings_are_shown_as_ever(monkeypatch, caplog):
     shown = []
     monkeypatch.setattr(compiled_programs, "_show_other_warning", lambda *seen: shown.append(seen))
     warnings.warn("something else", UserWarning, stacklevel=1)

@@ -271,7 +271,7 @@ def test_a_promise_says_what_it_rests_on(run, capsys):
     assert not read_policy(of_file, run[1]).has_promise
 
 
-def test_a_promise_that_allows_no_early_exit_says_so(run, tmp_path, capsys):
+def test_a_promise_that_allows_no_early_exit_says_so(tmp_path, capsys):
     evaluation = write_run(tmp_path / "hopeless")
     evaluation.held_out.correct[:2] = False
     evaluation.save(tmp_path / "hopeless")

@@ -33,7 +33,7 @@ def test_a_folder_that_finds_no_room_is_told_in_one_line(monkeypatch):
         input_benchmark.benchmark_input(num_batches=2, rounds=1, num_images=80)
 
 
-def test_decoding_meets_the_crops_of_the_pipeline(tmp_path, monkeypatch):
+def test_decoding_meets_the_crops_of_the_pipeline(monkeypatch):
     calls = []
     monkeypatch.setattr(input_benchmark.augment, "draw_resized_crops", noting(calls))
     input_benchmark.benchmark_input(num_batches=2, rounds=1, num_images=80)

@@ -42,7 +42,7 @@ def calibration(run):
     return calibrate(*run)
 
 
-def test_temperatures_are_fitted_on_images_that_set_no_threshold(run, calibration, tiny_network):
+def test_temperatures_are_fitted_on_images_that_set_no_threshold(calibration, tiny_network):
     rest = calibration.evaluation.held_out
     assert (calibration.fitting_images, len(rest.labels)) == (30, 60)
     fitting = np.setdiff1d(np.arange(90), rest.positions)

@@ -105,7 +105,7 @@ def test_a_network_is_not_given_other_classes_than_it_was_trained_on(new_name, f
     images.check_to_train_on(reopened(), workdir, 0)
 
 
-def test_the_classes_of_a_run_are_known_from_its_checkpoints(folder, workdir):
+def test_the_classes_of_a_run_are_known_from_its_checkpoints(workdir):
     assert images.known_classes(workdir) is None
     for step, identity in ((1, {}), (2, {"class_names": ["cat", "dog"]})):
         writer = checkpoints.CheckpointWriter(workdir, 2, identity)
