@@ -151,3 +151,13 @@ def test_a_long_tail_applies_to_training_images_only(source):
     np.testing.assert_array_equal(
         everything(tailed, "test")["image"], everything(source, "test")["image"]
     )
+
+
+def test_held_out_images_are_taken_from_the_long_tail_and_add_none_to_it():
+    def images(split, holdout):
+        tailed = open_source(digits_config(imbalance_factor=10, holdout=holdout))
+        return {image.tobytes() for image in everything(tailed, split)["image"]}
+
+    trained, held_out = images("train", 50), images("holdout", 50)
+    assert len(held_out) == 50 and not trained & held_out
+    assert trained | held_out == images("train", 0)
