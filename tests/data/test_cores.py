@@ -59,20 +59,6 @@ def test_a_process_bound_to_one_core_has_one():
     assert completed.stdout == "1\n", completed.stderr
 
 
-@pytest.mark.parametrize("message", ["", "[[x]]", "{{node a}} "])
-def test_an_error_that_says_nothing_is_told_by_its_kind(message):
-    from l2w_jax.data.tensorflow_import import explain, tf
-
-    assert explain(tf.errors.UnknownError(None, None, message)) == "UnknownError"
-
-
-def test_tensorflow_starts_threads_for_these_cores_only():
-    from l2w_jax.data.tensorflow_import import tf
-
-    assert tf.config.threading.get_inter_op_parallelism_threads() == max(2, available_cores())
-    assert tf.config.threading.get_intra_op_parallelism_threads() == available_cores()
-
-
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux binds processes")
 def test_one_core_does_not_wait_for_itself():
     program = [sys.executable, Path(__file__).with_name("decode_when_bound.py")]

@@ -1,4 +1,7 @@
-"""TensorFlow comes alone, and memory of images is used again rather than mapped anew."""
+"""TensorFlow comes alone and takes no more cores than there are; its errors are told in one line.
+
+Memory of images is used again rather than mapped anew.
+"""
 
 import platform
 import resource
@@ -12,6 +15,8 @@ from programs import ENVIRONMENT
 
 from l2w_jax.config import default_config
 from l2w_jax.data import open_source
+from l2w_jax.data.cores import available_cores
+from l2w_jax.data.tensorflow_import import explain, tf
 
 SIZE = 224
 VARIABLE = "TF_USE_LEGACY_KERAS"
@@ -63,3 +68,13 @@ def test_images_get_the_memory_of_those_before(tmp_path):
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
     pages_of_an_image = SIZE * SIZE * 3 / resource.getpagesize()
     assert faults / (16 * 32) < pages_of_an_image / 4
+
+
+@pytest.mark.parametrize("message", ["", "[[x]]", "{{node a}} "])
+def test_an_error_that_says_nothing_is_told_by_its_kind(message):
+    assert explain(tf.errors.UnknownError(None, None, message)) == "UnknownError"
+
+
+def test_tensorflow_starts_threads_for_these_cores_only():
+    assert tf.config.threading.get_inter_op_parallelism_threads() == max(2, available_cores())
+    assert tf.config.threading.get_intra_op_parallelism_threads() == available_cores()

@@ -22,7 +22,6 @@ from l2w_jax.early_exit.budget import (
     first_exits,
 )
 from l2w_jax.early_exit.predictor import BATCH_SIZES
-from l2w_jax.early_exit.stages import most_probable, most_probable_classes
 from l2w_jax.models import create_model, initial_variables
 
 IMAGES = np.random.default_rng(0).normal(0, 1, (512, 8, 8, 3)).astype(np.float32)
@@ -92,20 +91,6 @@ def test_several_classes_come_by_falling_probability_at_the_exit_where_an_image_
     of_image = probs[one.exits, np.arange(40)]
     np.testing.assert_array_equal(three.labels, np.argsort(-of_image, axis=-1)[:, :3])
     np.testing.assert_allclose(three.confidences, np.sort(of_image)[:, :-4:-1], rtol=1e-5)
-
-
-# The last rules out every class.
-@pytest.mark.parametrize(
-    "broken", [[1, np.nan, 2, 0], [1, np.inf, 2, 0], [-np.inf] * 4], ids=["nan", "inf", "none"]
-)
-def test_probabilities_are_none_where_logits_are_no_answer(broken):
-    logits = jnp.array([[1.0, 2.0, 2.0, -jnp.inf], broken])
-    _, confidence = most_probable(logits)
-    assert np.isnan(confidence).tolist() == [False, True]
-    labels, confidences = most_probable_classes(logits, 4)
-    assert labels[0].tolist() == [1, 2, 0, 3]
-    np.testing.assert_allclose(confidences[0], jax.nn.softmax(logits[0])[labels[0]], rtol=1e-6)
-    assert np.isnan(confidences[1]).all()
 
 
 def test_equal_images_get_equal_answers(predictor, probs):

@@ -1,4 +1,4 @@
-"""What a network's stages may be, for who runs them one by one."""
+"""What a network's stages may be, for who runs them one by one, and what their logits say."""
 
 import copy
 import pickle
@@ -12,6 +12,7 @@ from flax import linen as nn
 
 from l2w_jax.early_exit import EarlyExitPredictor
 from l2w_jax.early_exit.budget import NOBODY_LEAVES
+from l2w_jax.early_exit.stages import most_probable, most_probable_classes
 from l2w_jax.interop.export import exported_stages
 from l2w_jax.models import MultiExitNetwork
 
@@ -70,3 +71,17 @@ def test_an_array_without_an_axis_of_images_cannot_be_exported_either():
     model = TwoExits(more=jnp.ones((8, 2)))
     with pytest.raises(ValueError, match="its first axis must be the images'"):
         exported_stages(model, variables_of(model), jnp.float32, 4, lambda logits: logits[..., 0])
+
+
+# The last rules out every class.
+@pytest.mark.parametrize(
+    "broken", [[1, np.nan, 2, 0], [1, np.inf, 2, 0], [-np.inf] * 4], ids=["nan", "inf", "none"]
+)
+def test_probabilities_are_none_where_logits_are_no_answer(broken):
+    logits = jnp.array([[1.0, 2.0, 2.0, -jnp.inf], broken])
+    _, confidence = most_probable(logits)
+    assert np.isnan(confidence).tolist() == [False, True]
+    labels, confidences = most_probable_classes(logits, 4)
+    assert labels[0].tolist() == [1, 2, 0, 3]
+    np.testing.assert_allclose(confidences[0], jax.nn.softmax(logits[0])[labels[0]], rtol=1e-6)
+    assert np.isnan(confidences[1]).all()

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from l2w_jax.models.collectives import gathered, mean_over
+from l2w_jax.models.collectives import gather_rows, gathered, mean_over
 
 TREE = {"a": jnp.arange(12.0).reshape(4, 3), "b": jnp.array([1.0, -1.0, 5.0, 2.0])}
 
@@ -42,3 +42,12 @@ def test_nothing_is_computed_after_an_exchange():
     exchanges = [name.startswith("psum") for name in operations]
     assert any(exchanges)
     assert exchanges == sorted(exchanges)
+
+
+def test_rows_are_gathered_by_a_sum_which_compilers_join_with_others():
+    def gather(x):
+        return gather_rows("device", x)
+
+    traced = jax.make_jaxpr(gather, axis_env=[("device", 8)])(jnp.ones((4, 3)))
+    assert traced.out_avals[0].shape == (32, 3)
+    assert "psum" in str(traced) and "all_gather" not in str(traced)

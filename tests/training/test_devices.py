@@ -13,7 +13,6 @@ from programs import ENVIRONMENT
 
 from l2w_jax.config import default_config
 from l2w_jax.models import create_model
-from l2w_jax.models.collectives import gather_rows
 from l2w_jax.models.layers import BatchNorm
 
 
@@ -59,15 +58,6 @@ def test_scope_device_is_the_mean_of_what_each_device_learns_by_itself(result):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_batch_norm_takes_one_exchange_and_its_gradient_two(result, dtype):
     assert result["exchanges"][dtype] == [1, 2]
-
-
-def test_rows_are_gathered_by_a_sum_which_compilers_join_with_others():
-    def gather(x):
-        return gather_rows("device", x)
-
-    traced = jax.make_jaxpr(gather, axis_env=[("device", 8)])(jnp.ones((4, 3)))
-    assert traced.out_avals[0].shape == (32, 3)
-    assert "psum" in str(traced) and "all_gather" not in str(traced)
 
 
 @pytest.mark.parametrize("name", ["msdnet", "ranet"])
