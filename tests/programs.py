@@ -1,5 +1,6 @@
 """Programs that tests start, with this checkout and its tests to import from."""
 
+import contextlib
 import os
 import subprocess
 from pathlib import Path
@@ -12,6 +13,15 @@ THIS_CHECKOUT = {"PYTHONPATH": f"{_TESTS.parent}{os.pathsep}{_TESTS}"}
 # What such a program is started with, unless a test has it run without the project.
 # It compiles as the tests do, see conftest.py.
 ENVIRONMENT = os.environ | THIS_CHECKOUT | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+
+
+@contextlib.contextmanager
+def unread(opened=os.pipe):
+    """A file that nobody reads, for a program to print to; `opened` as for `left_unread`."""
+    reading, writing = opened()
+    os.close(reading)
+    with open(writing, "wb") as file:
+        yield file
 
 
 def left_unread(command, opened, text, **settings):

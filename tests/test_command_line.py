@@ -2,13 +2,12 @@
 
 import argparse
 import math
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from programs import ENVIRONMENT
+from programs import ENVIRONMENT, unread
 
 from l2w_jax import command_line
 from l2w_jax.errors import UserError
@@ -111,11 +110,9 @@ def test_the_status_of_a_fault_is_2_also_where_nobody_reads_the_line():
         "def fail(argv): raise errors.UserError('a: wrong')\n"
         "command_line.run(fail)"
     )
-    reading, writing = os.pipe()
-    os.close(reading)
-    with open(writing, "wb") as unread:
+    with unread() as output:
         completed = subprocess.run(
-            [sys.executable, "-c", program], env=ENVIRONMENT, stdout=unread, stderr=unread
+            [sys.executable, "-c", program], env=ENVIRONMENT, stdout=output, stderr=output
         )
     assert completed.returncode == 2
 

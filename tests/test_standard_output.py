@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from programs import ENVIRONMENT
+from programs import ENVIRONMENT, unread
 
 from l2w_jax import standard_output
 
@@ -45,10 +45,8 @@ def test_a_full_disk_is_told_in_one_line(lines):
     ],
 )
 def test_where_nobody_reads_any_more_a_program_ends_without_a_word(lines, status):
-    reading, writing = os.pipe()
-    os.close(reading)
-    with open(writing, "wb") as unread:
-        assert run(lines, unread) == (status, "")
+    with unread() as output:
+        assert run(lines, output) == (status, "")
 
 
 def test_a_closed_output_takes_all_that_is_printed():
@@ -102,13 +100,11 @@ def test_a_status_stays_where_nobody_reads_what_is_said_of_it(lines, status, ope
     program = (
         "import logging, sys; from l2w_jax import standard_output; standard_output.prepare(); "
     )
-    reading, writing = opened()
-    os.close(reading)
-    with open(writing, "wb") as unread:
+    with unread(opened) as output:
         completed = subprocess.run(
             [sys.executable, "-c", program + lines],
             env=ENVIRONMENT | {"PYTHONUNBUFFERED": ""},
-            stdout=unread,
-            stderr=unread,
+            stdout=output,
+            stderr=output,
         )
     assert completed.returncode == status

@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from programs import unread
 
 from launch import processes
 
@@ -60,10 +61,8 @@ def test_a_full_disk_or_a_closed_output_keeps_no_process_from_ending(redirection
 
 
 def test_neither_does_a_pipe_that_nobody_reads():
-    reading, writing = os.pipe()
-    os.close(reading)
-    with open(writing, "wb") as unread:
-        assert launched(MANY_LINES, unread).returncode == 3
+    with unread() as output:
+        assert launched(MANY_LINES, output).returncode == 3
 
 
 @pytest.mark.parametrize("opened", [os.pipe, pty.openpty])
@@ -75,11 +74,9 @@ def test_the_status_is_that_of_the_process_where_nobody_reads_whose_it_was(opene
         "import sys; from launch import processes; "
         f'sys.exit(processes.run(2, [sys.executable, "-c", "{lines}"]))'
     )
-    reading, writing = opened()
-    os.close(reading)
-    with open(writing, "wb") as unread:
+    with unread(opened) as output:
         completed = subprocess.run(
-            [sys.executable, "-c", program], cwd=ROOT, stdout=unread, stderr=unread, timeout=60
+            [sys.executable, "-c", program], cwd=ROOT, stdout=output, stderr=output, timeout=60
         )
     assert completed.returncode == 75
 
