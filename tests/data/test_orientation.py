@@ -93,8 +93,9 @@ def test_the_graph_finds_what_may_have_to_be_turned(place):
 
 def test_python_is_not_asked_about_files_without_such_headers():
     with mock.patch.object(orientation, "of_jpeg") as asked:
-        are_upright_jpegs(tf.constant([jpeg(), b"no image"]))
+        found = are_upright_jpegs(tf.constant([jpeg(), b"no image"]))
     asked.assert_not_called()
+    assert found.numpy().tolist() == [True, False]
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
@@ -107,7 +108,9 @@ def test_python_is_not_asked_about_files_without_such_headers():
         b"\xff\xd8\xff\xe1\0\0",
         b"\xff\xd8\xff\xe1\xff\xffExif\0\0broken",
         with_headers(jpeg(), segment(0xE1, b"Exif\0\0MM\0*\0\0\0\x08\xff\xff")),
+        with_headers(jpeg(), exif(0)),
+        with_headers(jpeg(), exif(9)),
     ],
 )
-def test_broken_headers_say_nothing(file):
+def test_headers_that_are_broken_or_say_no_orientation_there_is_say_nothing(file):
     assert orientation.of_jpeg(file) == orientation.UPRIGHT
