@@ -137,6 +137,16 @@ def test_a_folder_of_images_may_bring_its_own_to_hold_out():
     validate(config)
 
 
+def test_a_size_of_images_that_does_not_pool_to_one_pixel_is_told_with_those_that_do():
+    config = default_config()
+    config.dataset.update(name="image_folder", data_dir="/data", image_size=49)
+    (line,) = faults_of(config)
+    assert line.startswith(
+        "config.dataset.image_size: 49 is not allowed: must be from 17 to 48 for 3 scales with the "
+        "'cifar' stem"
+    )
+
+
 @pytest.mark.parametrize("q", [-1.0, 0.0, 1e-4, 1e8, float("inf")])
 def test_a_fault_names_the_field_its_value_and_all_that_is_allowed(q):
     config = default_config()
