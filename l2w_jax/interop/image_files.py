@@ -1,4 +1,7 @@
-"""Image files as the network exported to this folder sees them; needs numpy and Pillow."""
+"""Image files as the network exported to this folder sees them; needs numpy and Pillow.
+
+Before version 11.2.1 Pillow does not see which way up a JPEG is that says so in XMP only.
+"""
 
 import io
 import math

@@ -49,10 +49,14 @@ def test_every_kind_is_read(kind):
     np.testing.assert_array_equal(seen, np.asarray(photo()))
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr"])
-def test_every_mode_becomes_what_pillow_converts_it_to(mode):
+# Before version 13 Pillow cannot read the YCbCr that it writes into a TIFF.
+@pytest.mark.parametrize(
+    ("mode", "kind"),
+    [("1", "TIFF"), ("L", "TIFF"), ("P", "TIFF"), ("CMYK", "TIFF"), ("YCbCr", "IM")],
+)
+def test_every_mode_becomes_what_pillow_converts_it_to(mode, kind):
     image = photo().convert(mode)
-    seen = read_upright(encoded(image, "TIFF"), MAX_PIXELS)
+    seen = read_upright(encoded(image, kind), MAX_PIXELS)
     np.testing.assert_array_equal(seen, np.asarray(image.convert("RGB")))
 
 
