@@ -38,7 +38,7 @@ def mul_adds_per_exit(model: MultiExitNetwork, image_size: int | Sequence[int]) 
         ValueError: the network has a loop whose number of iterations depends on data, or does not
             take images of this size.
     """
-    shape = (image_size, image_size, 3) if isinstance(image_size, int) else tuple(image_size)
+    shape = tuple(image_size) if np.ndim(image_size) else (image_size, image_size, 3)
     image = jax.ShapeDtypeStruct((1, *shape), parameter_dtype(model.dtype))
     variables = jax.eval_shape(
         lambda rng, x: model.init(rng, x, train=False), jax.random.key(0), image

@@ -43,11 +43,12 @@ class OwnNetwork(MultiExitNetwork):
         return self.heads[k](pooled), carry
 
 
-def test_an_own_network_is_counted_by_its_operations():
+@pytest.mark.parametrize("image_size", [16, np.int64(16), (16, 16, 3), np.array([16, 16, 3])])
+def test_an_own_network_is_counted_by_its_operations(image_size):
     conv, relu, pool, linear = 8 * 8 * 6 * 9 * 3, 8 * 8 * 6, 2 * 2 * 6 * 16, 6 * 5 + 5
     first = conv + relu + pool + linear
     second = first + 8 * 8 * 6 * 9 * 2 + pool + 6 * 5
-    counted = mul_adds_per_exit(OwnNetwork(dtype=jnp.float32), 16)
+    counted = mul_adds_per_exit(OwnNetwork(dtype=jnp.float32), image_size)
     np.testing.assert_array_equal(counted, [first, second])
 
 
