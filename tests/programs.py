@@ -24,6 +24,12 @@ def unread(opened=os.pipe):
         yield file
 
 
+def ended(running):
+    """The statuses and the outputs of programs that run side by side, once all have ended."""
+    outputs = [process.communicate(timeout=300)[0] for process in running]
+    return [process.returncode for process in running], outputs
+
+
 def left_unread(command, opened, text, **settings):
     """Starts a program whose output nobody reads any more once it has printed a text.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from programs import ENVIRONMENT
+from programs import ENVIRONMENT, THIS_CHECKOUT, ended
 
 from l2w_jax.config import default_config
 from l2w_jax.models.preprocessing import channel_statistics
@@ -42,10 +42,11 @@ def test_diverged_copies_are_found_on_four_devices():
 
 
 def test_placing_a_state_exchanges_nothing_between_processes(monkeypatch):
-    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    for name, value in {**THIS_CHECKOUT, "JAX_PLATFORMS": "cpu"}.items():
+        monkeypatch.setenv(name, value)
     command = [sys.executable, str(Path(__file__).with_name("place_unlike.py"))]
-    both = list(processes.start(2, command))
-    outputs = [process.communicate(timeout=300)[0] for process in both]
+    statuses, outputs = ended(list(processes.start(2, command)))
+    assert statuses == [0, 0], outputs
     # Had they compared it, they would have found that it is not the same.
     assert [output.splitlines()[-1] for output in outputs] == [
         "placed 0 on 2 devices",
