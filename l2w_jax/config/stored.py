@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from l2w_jax.config.defaults import default_config
-from l2w_jax.errors import UserError
+from l2w_jax.errors import UserError, first_line
 
 # Fields that change no number in training, as long as the images are the same.
 FREE_FIELDS = (
@@ -57,7 +57,7 @@ def from_json(text: str) -> ConfigDict:
     try:
         config.update(_with_tuples(stored))
     except (TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"config.json: not what a run wrote: {error}") from error
+        raise UserError(f"config.json: not what a run wrote: {first_line(error)}") from error
     return config
 
 
