@@ -63,6 +63,8 @@ def _builder(name: str, root: Path):
     # Where there is a dataset_info.json, TFDS reads it, and may raise anything if it is damaged.
     except Exception as error:
         folder = root / name / str(tfds.builder_cls(name).VERSION)
+        if not (folder / "dataset_info.json").exists():
+            raise
         raise UserError(f"{folder}: dataset_info.json is damaged: {_ADVICE}") from error
     if own.data_path.exists():
         return own

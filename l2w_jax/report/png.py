@@ -5,6 +5,7 @@ needed and no figure outlives its function.
 """
 
 import io
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,6 +39,9 @@ _MARKS = ("s", "^", "D")
 # Width of a chart by itself, and its height without the legend.
 _WIDTH, _HEIGHT = 7.5, 4.2
 _MOST_COLUMNS = 3
+
+# Letters of a title that the width of a chart beside others has room for.
+_TITLE_LENGTH = 24
 
 # The files of an evaluation's figures, for those that it has the data of.
 FIGURES = ("accuracy", "exits", "weights")
@@ -85,6 +89,9 @@ def figure(charts: Sequence[Chart], title: str = "") -> Figure:
         for axes, chart in zip(grid, charts, strict=False):
             for label, artists in _draw(axes, chart).items():
                 told.setdefault(label, artists)
+            if columns > 1:
+                # Else it would run into the neighbour's.
+                axes.set_title(textwrap.fill(chart.title, _TITLE_LENGTH))
             if columns > 1 and not chart.x.logarithmic:
                 # The numbers of neighbours would run into each other.
                 axes.locator_params(axis="x", nbins=4)

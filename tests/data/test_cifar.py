@@ -173,6 +173,15 @@ def test_a_half_prepared_folder_is_named(data_dir, tmp_path):
         open_source(cifar_config("cifar10", tmp_path))
 
 
+def test_a_fault_of_tfds_is_not_taken_for_damage_of_files_that_are_not_there(tmp_path, monkeypatch):
+    def fails(name, data_dir):
+        raise ValueError("no such builder")
+
+    monkeypatch.setattr(prepared.tfds, "builder", fails)
+    with pytest.raises(ValueError, match=r"^no such builder$"):
+        open_source(cifar_config("cifar10", tmp_path))
+
+
 def test_a_folder_that_cannot_be_written_to_or_found_is_one_line(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("mine")
     monkeypatch.setattr(prepared, "_check_archives", lambda builder: None)

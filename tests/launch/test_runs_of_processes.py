@@ -50,6 +50,16 @@ def finish(process):
     return output
 
 
+def disturbed(process, disturb):
+    """The output of a launched run to its end; `disturb` is called when it tells of step 15."""
+    output = []
+    for line in process.stdout:
+        output.append(line)
+        if " step 15/" in line:
+            disturb()
+    return "".join(output)
+
+
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory):
     """The folder of a run on one process with four devices."""
@@ -90,13 +100,9 @@ def test_any_layout_gives_the_same_parameters_and_curves(processes, devices, one
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_run_goes_on_in_another_layout(number, one_process, tmp_path):
     process = launch(2, 2, tmp_path / "run", TINY_DELAY="0.2")
-    output = []
-    for line in process.stdout:
-        output.append(line)
-        if " step 15/" in line:
-            process.send_signal(number)
-    assert process.wait(60) == 75, "".join(output)
-    stopped_after = int(re.search(r"stopped by SIGTERM after step (\d+)", "".join(output))[1])
+    output = disturbed(process, lambda: process.send_signal(number))
+    assert process.wait(60) == 75, output
+    stopped_after = int(re.search(r"stopped by SIGTERM after step (\d+)", output)[1])
     output = finish(launch(1, 4, tmp_path / "run"))
     assert f"goes on after step {stopped_after}/60" in output
     assert_same_run(tmp_path / "run", one_process)
@@ -105,29 +111,25 @@ def test_a_stopped_run_goes_on_in_another_layout(number, one_process, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_joined_process_that_is_alone_saves_when_it_is_stopped(number, tmp_path):
     process = launch(1, 1, tmp_path / "run", TINY_DELAY="0.2")
-    output = []
-    for line in process.stdout:
-        output.append(line)
-        if " step 15/" in line:
-            process.send_signal(number)
-    assert process.wait(60) == 75, "".join(output)
-    assert re.search(rf"stopped by {number.name} after step \d+, which is saved", "".join(output))
+    output = disturbed(process, lambda: process.send_signal(number))
+    assert process.wait(60) == 75, output
+    assert re.search(rf"stopped by {number.name} after step \d+, which is saved", output)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_dead_process_takes_the_others_with_it_and_the_run_goes_on(victim, one_process, tmp_path):
     process = launch(2, 2, tmp_path / "run", TINY_DELAY="0.2")
-    killed_at = None
-    output = []
-    for line in process.stdout:
-        output.append(line)
-        if " step 15/" in line:
-            os.kill(child_of(process.pid, victim), signal.SIGKILL)
-            killed_at = time.monotonic()
+    killed_at = []
+
+    def kill():
+        os.kill(child_of(process.pid, victim), signal.SIGKILL)
+        killed_at.append(time.monotonic())
+
+    output = disturbed(process, kill)
     assert process.wait() == 128 + signal.SIGKILL
-    assert time.monotonic() - killed_at < 60
-    assert f"process {victim} ended with status 137; the others are ended too" in "".join(output)
+    assert time.monotonic() - killed_at[0] < 60
+    assert f"process {victim} ended with status 137; the others are ended too" in output
     output = finish(launch(2, 2, tmp_path / "run"))
     assert re.search(r"goes on after step 1[2-9]/60", output)
     assert_same_run(tmp_path / "run", one_process)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 from written_runs import made_evaluation
 
 from l2w_jax.evaluation.results import SampleWeights
@@ -170,6 +171,17 @@ def test_each_chart_has_a_panel_and_each_column_a_labelled_axis(num_panels):
     columns = {axes.get_subplotspec().colspan.start for axes in panels}
     labelled = [axes for axes in panels if axes.get_xlabel()]
     assert {axes.get_subplotspec().colspan.start for axes in labelled} == columns
+
+
+@pytest.mark.parametrize("num_panels", [2, 3, 7])
+def test_a_title_stays_above_its_own_chart(num_panels):
+    titles = [f"Batch of {k} in ONNX Runtime with one thread" for k in range(32, 32 + num_panels)]
+    drawn = png.figure([Chart(title, X, Y, [Series("a", [(1, 1)])]) for title in titles])
+    drawn.draw_without_rendering()
+    for axes, title in zip(drawn.axes, titles, strict=False):
+        (written,) = (text for text in axes.findobj(Text) if text.get_text().startswith("Batch"))
+        assert written.get_text().split() == title.split()
+        assert written.get_window_extent().x1 <= axes.get_window_extent().x1
 
 
 def test_a_run_has_the_figures_that_its_evaluation_allows():
