@@ -48,8 +48,8 @@ _M_MMAP_THRESHOLD = -3
 def _keep_freed_memory() -> None:
     """Makes glibc keep freed memory for the next image, up to 64 MiB at the end of each heap.
 
-    By default it returns the memory of images and batches to the system again and again, and
-    mapping it anew takes a third of the time in which images are read.
+    By default it returns the memory of images and batches to the system again and again. Not to map
+    it anew saves a twentieth of the time in which JPEGs are read in batches of 32.
     """
     if platform.libc_ver()[0] == "glibc":
         c_library = ctypes.CDLL(None)
