@@ -1,5 +1,6 @@
 """One checkpoint: a state, and the record by which it is verified."""
 
+import asyncio
 import contextlib
 import errno
 import hashlib
@@ -7,7 +8,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +80,21 @@ def read_state(step_directory: Path, template: PyTree) -> PyTree:
     host_template = jax.tree.map(lambda array: np.empty(array.shape, array.dtype), template)
     with (
         _reading(step_directory, "state"),
-        ocp.StandardCheckpointer(multiprocessing_options=_this_process_alone()) as checkpointer,
+        ocp.Checkpointer(
+            ocp.PyTreeCheckpointHandler(
+                multiprocessing_options=_this_process_alone(),
+                type_handler_registry=ocp.type_handlers.create_type_handler_registry(
+                    (np.ndarray, _ReadToTheEnd()),
+                    (jax.Array, ocp.type_handlers.ArrayHandler()),  # else Orbax warns
+                ),
+            )
+        ) as checkpointer,
     ):
-        state = checkpointer.restore(step_directory / "state", host_template)
+        restore_args = ocp.checkpoint_utils.construct_restore_args(host_template)
+        state = checkpointer.restore(
+            step_directory / "state",
+            args=ocp.args.PyTreeRestore(host_template, restore_args=restore_args),
+        )
     for name, array in named_arrays(state).items():
         if array_checksum(array) != recorded[name]["sha256"]:
             raise DamagedCheckpoint(f"array {name} differs from what was saved")
@@ -107,6 +120,30 @@ def read_record(step_directory: Path) -> dict[str, Any]:
     if checksum != saved_checksum:
         raise DamagedCheckpoint("its record of checksums differs from what was saved")
     return record
+
+
+class _ReadToTheEnd(ocp.type_handlers.NumpyHandler):
+    """Waits for all arrays before it raises the error of one.
+
+    Orbax closes its event loop at the first error, and each array that is still being read then
+    prints a traceback.
+    """
+
+    async def deserialize(
+        self,
+        infos: Sequence[ocp.type_handlers.ParamInfo],
+        args: Sequence[ocp.RestoreArgs] | None = None,
+    ) -> list[np.ndarray]:
+        args = args or [ocp.RestoreArgs()] * len(infos)
+        read_one = super().deserialize
+        outcomes = await asyncio.gather(
+            *(read_one([info], [arg]) for info, arg in zip(infos, args, strict=True)),
+            return_exceptions=True,
+        )
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+        return [array for (array,) in outcomes]
 
 
 def _this_process_alone() -> ocp.options.MultiprocessingOptions:

@@ -7,11 +7,6 @@ from unreadable_files import let_reads_fail
 from l2w_jax.errors import RunFailed
 from l2w_jax.run import checkpoints
 
-# Orbax closes its event loop before all that it has begun there has ended.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning"
-)
-
 
 @pytest.fixture
 def workdir(tmp_path):
