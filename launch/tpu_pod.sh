@@ -29,6 +29,7 @@ while [ $# -gt 0 ]; do
         --bucket=*)
             bucket=${1#*=}
             bucket=${bucket#gs://}
+            bucket=${bucket%/}
             ;;
         --version=*) version=${1#*=} ;;
         --spot) spot=(--spot) ;;
@@ -49,6 +50,8 @@ done
 for required in name zone type bucket; do
     [ -n "${!required}" ] || fail "--$required=... is required"
 done
+[[ $bucket =~ ^[a-z0-9._-]+$ ]] ||
+    fail "--bucket=$bucket: must be a whole bucket's name, of small letters, digits, '-', '_' and '.'"
 [ $# -gt 0 ] || fail "-- --config=configs/NAME.py is required"
 $dry_run || command -v gcloud >/dev/null || fail "gcloud is not on PATH: install the Google Cloud CLI"
 

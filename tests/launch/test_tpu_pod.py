@@ -117,7 +117,7 @@ def test_every_host_gets_the_clone_without_what_is_of_this_machine(pod, tmp_path
     assert not [name for name in names if name.startswith(("runs", ".venv", ".git"))]
 
 
-@pytest.mark.parametrize("bucket", ["mine", "gs://mine"])
+@pytest.mark.parametrize("bucket", ["mine", "gs://mine", "gs://mine/"])
 def test_hosts_write_to_the_bucket_and_this_machine_reads_from_it(bucket, pod):
     _, calls = pod(*SLICE_FLAGS, f"--bucket={bucket}", *TRAIN)
     installing, training, fetching = (
@@ -198,6 +198,8 @@ def test_help_is_the_whole_description(pod):
     [
         ((*SLICE_FLAGS[1:], *TRAIN), "--name=... is required"),
         (SLICE_FLAGS, "-- --config=configs/NAME.py is required"),
+        ((*SLICE_FLAGS, "--bucket=gs://mine/runs", *TRAIN), "must be a whole bucket's name"),
+        ((*SLICE_FLAGS, "--bucket=mine; reboot", *TRAIN), "must be a whole bucket's name"),
         ((*SLICE_FLAGS, "--config=x"), "main's arguments follow --"),
     ],
 )
