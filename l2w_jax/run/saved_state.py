@@ -87,7 +87,8 @@ def read_state(step_directory: Path, template: PyTree) -> PyTree:
                     (np.ndarray, _ReadToTheEnd()),
                     (jax.Array, ocp.type_handlers.ArrayHandler()),  # else Orbax warns
                 ),
-            )
+            ),
+            multiprocessing_options=_this_process_alone(),
         ) as checkpointer,
     ):
         restore_args = ocp.checkpoint_utils.construct_restore_args(host_template)
