@@ -6,9 +6,11 @@ Slurm), L2W_DISTRIBUTED=auto. All processes need the same view of the run folder
 """
 
 import contextlib
+import ipaddress
 import json
 import os
 import re
+import socket
 import traceback
 from collections.abc import Iterator
 from typing import Any
@@ -28,6 +30,9 @@ _HEARTBEAT_TIMEOUT = 30
 _FAILED_COMPUTATION = re.compile(
     "(ABORTED|CANCELLED|DATA_LOSS|DEADLINE_EXCEEDED|INTERNAL|UNAVAILABLE|UNKNOWN): "
 )
+
+# Of Gloo, which connects CPUs: processes find each other by the names of their hosts.
+_GLOO_FAILED = "Gloo context initialization failed"
 
 _LAUNCHERS_SETTINGS = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
@@ -66,6 +71,12 @@ def joined() -> Iterator[None]:
 def _last_words(error: Exception) -> str:
     if isinstance(error, UserError):
         return str(error)
+    if _GLOO_FAILED in str(error) and (address := _loopback_of_this_host()):
+        return (
+            f"process {jax.process_index()}: the name of this host, {socket.gethostname()!r}, "
+            f"stands for {address} here (see /etc/hosts), where CPUs of other hosts do not reach "
+            f"it; it must stand for an address that they reach ({first_line(error)})"
+        )
     if _is_of_devices(error):
         return (
             f"process {jax.process_index()}: another process is gone, or a device failed "
@@ -73,6 +84,15 @@ def _last_words(error: Exception) -> str:
             "checkpoint"
         )
     return "".join(traceback.format_exception(error)).rstrip()
+
+
+def _loopback_of_this_host() -> str:
+    """The address that this host's name stands for, if only the host itself reaches it; or ""."""
+    try:
+        address = socket.gethostbyname(socket.gethostname())
+    except OSError:
+        return ""
+    return address if ipaddress.ip_address(address).is_loopback else ""
 
 
 def _is_of_devices(error: Exception) -> bool:

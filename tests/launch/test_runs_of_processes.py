@@ -136,6 +136,25 @@ def test_a_dead_process_takes_the_others_with_it_and_the_run_goes_on(victim, one
 
 
 @pytest.mark.slow
+def test_a_process_that_freezes_is_not_waited_for_and_the_run_goes_on(tmp_path):
+    """As when a host's network is gone: nobody hears that the connection is."""
+    process = launch(2, 1, tmp_path / "run", TINY_DELAY="0.2")
+    frozen_at = []
+
+    def freeze():
+        os.kill(child_of(process.pid, 1), signal.SIGSTOP)
+        frozen_at.append(time.monotonic())
+
+    output = disturbed(process, freeze)
+    assert process.wait() == 128 + signal.SIGABRT
+    assert time.monotonic() - frozen_at[0] < 120
+    assert "another task died" in output
+    assert "process 0 ended with status 134; the others are ended too" in output
+    output = finish(launch(2, 1, tmp_path / "run"))
+    assert re.search(r"goes on after step 1[2-9]/60", output)
+
+
+@pytest.mark.slow
 def test_processes_with_other_images_than_the_rest_do_not_begin(tmp_path):
     process = launch(2, 1, tmp_path / "run", TINY_POORER="1")
     output, _ = process.communicate(timeout=300)

@@ -1,6 +1,7 @@
 """What processes say that cannot join a run, or lose it: the setting, or the cause, in one line."""
 
 import io
+import socket
 import sys
 
 import jax
@@ -106,6 +107,23 @@ def test_only_what_a_computation_raises_is_told_as_the_end_of_another_process(
     told = capsys.readouterr().err
     assert told.startswith("process 0: another process is gone") == is_of_another
     assert told.startswith("Traceback") != is_of_another
+
+
+@pytest.mark.parametrize(("address", "is_told"), [("127.0.1.1", True), ("10.9.0.1", False)])
+def test_a_host_whose_name_leads_back_to_itself_is_told_so(
+    address, is_told, statuses, capsys, monkeypatch
+):
+    monkeypatch.setattr(socket, "gethostname", lambda: "node7")
+    monkeypatch.setattr(socket, "gethostbyname", {"node7": address}.get)
+    with processes.joined():
+        raise jax.errors.JaxRuntimeError(
+            "UNKNOWN: Gloo context initialization failed: timed out connecting"
+        )
+    assert statuses == [1]
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert (f"'node7', stands for {address} here (see /etc/hosts)" in told) == is_told
+    assert ("another process is gone" in told) != is_told
 
 
 class _Unread(io.StringIO):
