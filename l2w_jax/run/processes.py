@@ -5,6 +5,7 @@ process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID, or, where JAX finds these out 
 Slurm), L2W_DISTRIBUTED=auto. All processes need the same view of the run folder.
 """
 
+import collections
 import contextlib
 import ipaddress
 import json
@@ -49,12 +50,13 @@ def joined() -> Iterator[None]:
     the others notice within a minute. In an orderly end JAX would wait for them, and they for it.
 
     Raises:
-        UserError: the launcher's settings are incomplete, the other processes do not answer, or JAX
-            cannot use its devices.
+        UserError: the launcher's settings are incomplete, the other processes do not answer, JAX
+            cannot use its devices, or not all processes have equally many.
     """
     _join()
     try:
         check_devices()
+        _check_numbers_of_devices()
         # Again, though the command may have done so: JAX has put its own handler in place.
         with stop_signals.ending_at_once():
             yield
@@ -214,6 +216,17 @@ def check_devices() -> None:
         raise UserError(
             f"JAX cannot use the devices of this process, with {settings}: {reason}"
         ) from error
+
+
+def _check_numbers_of_devices() -> None:
+    """Raises UserError unless all processes have equally many, as where one of a host's failed."""
+    numbers = collections.Counter(device.process_index for device in jax.devices())
+    fewest, most = (choose(numbers, key=numbers.__getitem__) for choose in (min, max))
+    if numbers[fewest] != numbers[most]:
+        raise UserError(
+            "the processes of this run must have equally many devices: "
+            f"process {fewest} has {numbers[fewest]}, process {most} has {numbers[most]}"
+        )
 
 
 def _settings_of_cluster() -> dict[str, Any]:

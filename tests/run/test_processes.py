@@ -3,6 +3,7 @@
 import io
 import socket
 import sys
+import types
 
 import jax
 import pytest
@@ -68,6 +69,18 @@ def test_devices_that_jax_cannot_use_are_one_line_with_the_settings(monkeypatch)
         processes.joined(),
     ):
         pytest.fail("joined without a device")
+
+
+def test_processes_with_more_devices_than_others_are_refused(monkeypatch):
+    monkeypatch.delenv("L2W_DISTRIBUTED")
+    monkeypatch.delenv("JAX_NUM_PROCESSES", raising=False)
+    devices = [types.SimpleNamespace(process_index=index) for index in (0, 0, 1, 2, 2)]
+    monkeypatch.setattr(jax, "devices", lambda: devices)
+    with (
+        pytest.raises(UserError, match="devices: process 1 has 1, process 0 has 2"),
+        processes.joined(),
+    ):
+        pytest.fail("joined them")
 
 
 def test_settings_of_a_launcher_that_lack_some_are_refused(monkeypatch):
