@@ -84,11 +84,12 @@ def _train_or_evaluate(arguments: Arguments) -> None:
 
     from l2w_jax.evaluation import evaluate
     from l2w_jax.report.write import write_report
-    from l2w_jax.run import log, loop, parts, restore
+    from l2w_jax.run import log, loop, parts, restore, start
 
     if mode == "train":
         config = parts.with_parts_that_fit(config, loop.total_steps(config, source))
     with processes.held_by_first(run_folder.exclusive_use(config, workdir)):
+        start.check_seen_by_all_processes(workdir)
         if mode == "train":
             loop.train(config, source, workdir)
         else:

@@ -1,5 +1,6 @@
 """The state that a run goes on from: its newest checkpoint, an earlier run's, or a new one."""
 
+import time
 from collections.abc import Set
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,29 @@ from l2w_jax.run.log import say
 from l2w_jax.run.restore import restore_best
 from l2w_jax.training import TrainState
 from l2w_jax.training.state import untrained_state
+
+# A network's file system may keep for a minute that a file is not there.
+_LOOKS_FOR_THE_FOLDER = 90
+_SECONDS_BETWEEN_LOOKS = 1
+
+
+def check_seen_by_all_processes(workdir: Path) -> None:
+    """Checks that all processes of a run see the folder whose config.json the first has written.
+
+    Raises:
+        UserError: in every process, if one does not, as where each host has a disk of its own.
+    """
+    for look in range(_LOOKS_FOR_THE_FOLDER):
+        if look:
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        seen = processes.of_all((workdir / "config.json").exists())
+        if all(seen):
+            return
+    blind = ", ".join(str(index) for index, sees in enumerate(seen) if not sees)
+    raise UserError(
+        f"--workdir={workdir}: process {blind} does not see what process 0 has written there; it "
+        "must be a folder that all hosts of the run share"
+    )
 
 
 def create_or_restore(config: ConfigDict, workdir: Path) -> TrainState:

@@ -85,6 +85,35 @@ def top1(config, state, source):
     return answers.top1.max()
 
 
+class _OtherProcess:
+    """Process 1, which sees a file from its third look on, or never."""
+
+    def __init__(self, monkeypatch, ever):
+        self.looks = 0
+        self.ever = ever
+        monkeypatch.setattr(start.processes, "of_all", lambda here: [here, self.look()])
+        monkeypatch.setattr(start.time, "sleep", lambda seconds: None)
+
+    def look(self):
+        self.looks += 1
+        return self.ever and self.looks > 2
+
+
+def test_a_folder_that_another_process_sees_late_is_waited_for(tmp_path, monkeypatch):
+    (tmp_path / "config.json").touch()
+    other = _OtherProcess(monkeypatch, ever=True)
+    start.check_seen_by_all_processes(tmp_path)
+    assert other.looks == 3
+
+
+def test_a_folder_that_another_process_does_not_see_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "config.json").touch()
+    other = _OtherProcess(monkeypatch, ever=False)
+    with pytest.raises(UserError, match=r"process 1 does not see .* that all hosts of the run sha"):
+        start.check_seen_by_all_processes(tmp_path)
+    assert other.looks > 60
+
+
 def test_fine_tuning_to_twice_the_classes_is_better_than_starting_anew(config, tmp_path, capsys):
     source = digits_below(10)
     tuned = loop.train(config, source, tmp_path / "tuned")
