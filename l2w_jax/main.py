@@ -69,9 +69,10 @@ def _train_or_evaluate(arguments: Arguments) -> None:
     import jax
 
     from l2w_jax import data
-    from l2w_jax.run import checkpoints, images, processes
+    from l2w_jax.run import checkpoints, images, processes, start
 
     config, workdir, mode = arguments
+    start.check_same_config_in_all_processes(config)
     validate(config, jax.device_count(), jax.process_count())
     if mode == "evaluate" and not checkpoints.has_checkpoint(workdir):
         raise UserError(f"--workdir={workdir}: no checkpoint to evaluate; train first")
@@ -84,7 +85,7 @@ def _train_or_evaluate(arguments: Arguments) -> None:
 
     from l2w_jax.evaluation import evaluate
     from l2w_jax.report.write import write_report
-    from l2w_jax.run import log, loop, parts, restore, start
+    from l2w_jax.run import log, loop, parts, restore
 
     if mode == "train":
         config = parts.with_parts_that_fit(config, loop.total_steps(config, source))

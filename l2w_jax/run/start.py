@@ -16,6 +16,7 @@ from l2w_jax.arrays import (
     tree_checksum,
 )
 from l2w_jax.config import stored
+from l2w_jax.config.choices import EARLIER_RUNS
 from l2w_jax.errors import UserError
 from l2w_jax.models import create_network
 from l2w_jax.run import checkpoints, processes
@@ -24,9 +25,28 @@ from l2w_jax.run.restore import restore_best
 from l2w_jax.training import TrainState
 from l2w_jax.training.state import untrained_state
 
+# Where each host may have its own copy.
+_PATHS = ("dataset.data_dir", *EARLIER_RUNS)
+
 # A network's file system may keep for a minute that a file is not there.
 _LOOKS_FOR_THE_FOLDER = 90
 _SECONDS_BETWEEN_LOOKS = 1
+
+
+def check_same_config_in_all_processes(config: ConfigDict) -> None:
+    """Checks that all processes of a run were given the same configuration, but for paths.
+
+    Raises:
+        UserError: in every process, if one was given another, as from a clone that is older.
+    """
+    first, *others = map(stored.from_json, processes.of_all(stored.to_json(config)))
+    for index, other in enumerate(others, 1):
+        changes = [c for c in stored.changes(first, other) if c.field not in _PATHS]
+        if changes:
+            raise UserError(
+                f"process {index} was given another config than process 0, and all must be given "
+                "the same: " + ", ".join(map(str, changes))
+            )
 
 
 def check_seen_by_all_processes(workdir: Path) -> None:

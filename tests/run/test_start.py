@@ -85,6 +85,26 @@ def top1(config, state, source):
     return answers.top1.max()
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("optimizer.learning_rate", 0.5, "optimizer.learning_rate: 0.8 -> 0.5"),
+        ("log.every_steps", 7, "log.every_steps: 20 -> 7"),
+        ("dataset.data_dir", "/elsewhere", None),
+        ("init.checkpoint", "/elsewhere", None),
+    ],
+)
+def test_processes_with_another_config_are_refused_but_for_paths(field, value, told, monkeypatch):
+    config, other = default_config(), default_config()
+    other.update_from_flattened_dict({field: value})
+    monkeypatch.setattr(start.processes, "of_all", lambda here: [here, here, to_json(other)])
+    if told is None:
+        start.check_same_config_in_all_processes(config)
+    else:
+        with pytest.raises(UserError, match=f"process 2 was given .* the same: {told}$"):
+            start.check_same_config_in_all_processes(config)
+
+
 class _OtherProcess:
     """Process 1, which sees a file from its third look on, or never."""
 
