@@ -8,6 +8,8 @@ import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 
+from matplotlib.ticker import Locator, LogLocator, MaxNLocator
+
 # Share of an axis's span that is left free at each end, so that no mark is cut.
 MARGIN = 0.09
 
@@ -17,8 +19,11 @@ SERIES_COLOURS = 6
 # Patterns of lines, named as in CSS and in matplotlib.
 PATTERNS = ("solid", "dashed", "dotted")
 
-# Share of an axis's span above the highest possible value: room for half a mark.
-ROOM_ABOVE = 0.03
+# Share of an axis's span beyond the highest and the lowest possible value: room for half a mark.
+ROOM = 0.03
+
+# Multiples of powers of ten that stand along a logarithmic axis: the first set that yields two.
+_MULTIPLES = ((1,), (1, 2, 5), (1, 2, 3, 5, 7))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +37,8 @@ class Axis:
         logarithmic: whether equal ratios stand at equal distances; values must be positive.
         from_zero: whether it begins at 0.
         least_range: what it spans at least.
-        highest: what no value exceeds; the axis ends just above it.
+        lowest: what no value is below; the axis begins just below it or higher.
+        highest: what no value exceeds; the axis ends just above it or lower.
         shown: values that it reaches in any case, so that several charts can be compared.
         note: on its values, in a line of its own.
     """
@@ -43,6 +49,7 @@ class Axis:
     logarithmic: bool = False
     from_zero: bool = False
     least_range: float = 0.0
+    lowest: float = -math.inf
     highest: float = math.inf
     shown: tuple[float, ...] = ()
     note: str = ""
@@ -70,10 +77,30 @@ class Axis:
             low = min(low, 0.0)
         missing = max(self.least_range - (high - low), 0) or (0 if high > low else 1)
         border = MARGIN * (high - low) + missing / 2
-        span = high - low + 2 * border
-        above = max(high + border - (self.highest + ROOM_ABOVE * span), 0)
-        bottom = low - border - above
-        return (max(bottom, 0.0) if self.from_zero else bottom), high + border - above
+        bottom, top = low - border, high + border
+        room = ROOM * (top - bottom)
+        above = max(top - (self.highest + room), 0)
+        bottom, top = bottom - above, top - above
+        below = max(self.lowest - room - bottom, 0)
+        bottom, top = bottom + below, min(top + below, self.highest + room)
+        return (max(bottom, 0.0) if self.from_zero else bottom), top
+
+    def ticks(self, limits: tuple[float, float]) -> list[tuple[float, str]]:
+        """The values that stand along it between these limits, and how they are written."""
+        low, high = limits
+        slack = 1e-9 * (high - low)
+        found: list[float] = []
+        for locator in self._locators():
+            found = [v for v in locator.tick_values(low, high) if low - slack <= v <= high + slack]
+            if len(found) > 1:
+                break
+        return [(value, f"{value:g}") for value in found]
+
+    def _locators(self) -> Sequence[Locator]:
+        """What finds its ticks, the first that finds two."""
+        if not self.logarithmic:
+            return [MaxNLocator(5, min_n_ticks=3)]
+        return [LogLocator(subs=subs, numticks=5 * len(subs)) for subs in _MULTIPLES]
 
 
 @dataclasses.dataclass(frozen=True)

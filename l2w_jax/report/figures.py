@@ -28,10 +28,12 @@ SMALLEST_LOSS_SHOWN = 1e-4
 LOSS_RANGES = 12
 LEAST_SAMPLES = 3
 
-ACCURACY = Axis("top-1 on test images", "%", ".2f", least_range=LEAST_ACCURACY_RANGE, highest=100.0)
+# Between these lies what is told in percent.
+_OF_PERCENT = {"lowest": 0.0, "highest": 100.0}
 
+ACCURACY = Axis("top-1 on test images", "%", ".2f", least_range=LEAST_ACCURACY_RANGE, **_OF_PERCENT)
 
-_TOP1 = Axis("top-1", "%", ".2f", highest=100.0)
+_TOP1 = Axis("top-1", "%", ".2f", **_OF_PERCENT)
 
 # Fields of metrics.jsonl, lists of a number for each exit, and how the last one is shown.
 TRAINING = (
@@ -134,7 +136,7 @@ def _reliability(title: str, points: Iterable[Sequence[Sequence[float]]]) -> Cha
     calibrated = Series(
         "perfectly calibrated", [(0.0, 0.0), (100.0, 100.0)], len(series), dashed=True
     )
-    percent = {"unit": "%", "digits": ".1f", "highest": 100.0}
+    percent = {"unit": "%", "digits": ".1f", **_OF_PERCENT}
     return Chart(
         title,
         Axis("confidence", **percent),

@@ -179,6 +179,11 @@ def _draw(axes: Axes, chart: Chart) -> dict[str, tuple[Artist, ...]]:
         if any(series.ranges for series in chart.series):
             _draw_key_of_ranges(axes, sorted({series.turn for series in chart.series}))
     axes.set_xlim(chart.x_limits)
+    if chart.x.logarithmic:
+        # Matplotlib's own numbers between powers of ten run into each other.
+        values, texts = zip(*chart.x.ticks(chart.x_limits), strict=True)
+        axes.set_xticks(values, texts)
+        axes.set_xticks([], minor=True)
     return {label: artists for label, artists in told.items() if label}
 
 

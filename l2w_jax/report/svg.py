@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from markupsafe import Markup
-from matplotlib.ticker import LogLocator, MaxNLocator
 
 from l2w_jax.report.charts import Axis, Chart, Series
 from l2w_jax.report.templating import render
@@ -42,14 +41,7 @@ class Scale:
     @property
     def ticks(self) -> list[tuple[str, float]]:
         """The values that stand along the axis, and where."""
-        low, high = self.limits
-        locator = LogLocator(numticks=6) if self.axis.logarithmic else MaxNLocator(5, min_n_ticks=3)
-        slack = 1e-9 * (high - low)
-        found = [v for v in locator.tick_values(low, high) if low - slack <= v <= high + slack]
-        if self.axis.logarithmic and len(found) < 2:
-            finer = LogLocator(subs=(1, 2, 3, 5, 7), numticks=12).tick_values(low, high)
-            found = [v for v in finer if low - slack <= v <= high + slack]
-        return [(f"{value:g}", self.place(value)) for value in found]
+        return [(text, self.place(value)) for value, text in self.axis.ticks(self.limits)]
 
 
 def svg(chart: Chart) -> Markup:

@@ -36,6 +36,16 @@ def test_an_axis_hardly_reaches_beyond_what_can_be():
     assert high - low >= 2
 
 
+@pytest.mark.parametrize("values", [[0.0, 0.0], [0.0, 0.4], [0.0, 30.0], [0.0, 100.0]])
+def test_an_axis_hardly_begins_below_what_can_be(values):
+    axis = Axis("top-1", least_range=2.0, lowest=0.0, highest=100.0)
+    low, high = axis.limits(values)
+    span = high - low
+    assert -0.04 * span < low < 0
+    assert values[1] < high < 100 + 0.04 * span
+    assert span >= 2
+
+
 def test_an_axis_from_zero_begins_there():
     assert Axis("time", from_zero=True).limits([5.0, 6.0])[0] == 0
 

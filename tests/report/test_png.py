@@ -65,6 +65,24 @@ def test_names_cross_no_line_and_no_other_name(top1):
     assert all(axes.bbox.contains(*corner) for box in boxes for corner in box.corners())
 
 
+@pytest.mark.parametrize(
+    "losses", [(1e-4, 1e-4), (1e-4, 6e-4), (1e-4, 9.0), (0.02, 0.9), (0.69, 0.69), (1.2, 8.0)]
+)
+def test_numbers_of_logarithmic_axes_side_by_side_do_not_run_into_each_other(losses):
+    x = Axis("loss", logarithmic=True)
+    points = [(loss, 1) for loss in losses]
+    drawn = png.figure([Chart(f"exit {k}", x, Y, [Series("a", points)]) for k in range(3)])
+    drawn.draw_without_rendering()
+    boxes = [
+        text.get_window_extent()
+        for axes in drawn.axes
+        for text in axes.get_xticklabels(which="both")
+        if text.get_text()
+    ]
+    assert len(boxes) >= 6
+    assert [box.count_overlaps(boxes) for box in boxes] == [1] * len(boxes)
+
+
 def test_rules_cross_the_chart():
     rules = [Rule("full", x=3.0), Rule("plain", y=75.0)]
     axes = axes_of(Series("a", [(1, 70), (2, 80)]), rules=rules)
