@@ -96,9 +96,14 @@ def exits_above_curve(evaluation: Evaluation) -> list[int]:
     return above
 
 
-def exit_shares(evaluation: Evaluation) -> Chart:
-    """Share of the test images that leave at each exit, over their mean cost along the curve."""
+def exit_shares(evaluation: Evaluation) -> Chart | None:
+    """Share of the test images that leave at each exit, over their mean cost along the curve.
+
+    None where there is no curve, or a single exit, whose curve is a point.
+    """
     curve = evaluation.curve
+    if not curve or len(evaluation.anytime) == 1:
+        return None
     divisor, unit = _mul_adds_unit(evaluation.mul_adds[-1])
     bands = [
         Series(
@@ -209,14 +214,16 @@ def _weights_of_exit(
     ]
 
 
-def mean_weights(sampled: SampleWeights) -> Chart:
-    """The means of `weight_panels` in one chart, to compare the exits."""
+def mean_weights(sampled: SampleWeights) -> Chart | None:
+    """The means of `weight_panels` in one chart, to compare the exits; None without any."""
     panels = weight_panels(sampled)
     series = [
         Series(panel.title, panel.series[-1].points, k, marked=True)
         for k, panel in enumerate(panels)
         if panel.series[-1].points
     ]
+    if not series:
+        return None
     first = panels[0]
     return Chart("Mean weight over loss", first.x, first.y, series, rules=first.rules)
 

@@ -64,8 +64,8 @@ STYLE = {
 def of_run(evaluation: Evaluation) -> dict[str, Figure]:
     """Those of FIGURES that an evaluation has, by name."""
     drawn = {"accuracy": figure([figures.accuracy({"": evaluation})])}
-    if evaluation.curve:
-        drawn["exits"] = figure([figures.exit_shares(evaluation)])
+    if shares := figures.exit_shares(evaluation):
+        drawn["exits"] = figure([shares])
     if evaluation.sample_weights is not None:
         panels = figures.weight_panels(evaluation.sample_weights)
         drawn["weights"] = figure(panels, "What the method learned: weight over loss")

@@ -8,13 +8,13 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from written_runs import made_evaluation, random_predictions, write_config, write_run
+from written_runs import anytime_rows, made_evaluation, random_predictions, write_config, write_run
 
 from l2w_jax.config import default_config, to_json
 from l2w_jax.early_exit.selection import cheapest_without_loss
 from l2w_jax.errors import UserError
 from l2w_jax.evaluation.classes import leaving_by_class, leaving_by_shots
-from l2w_jax.evaluation.results import Evaluation
+from l2w_jax.evaluation.results import Evaluation, SampleWeights
 from l2w_jax.files import write_json
 from l2w_jax.report.__main__ import main
 from l2w_jax.report.write import read_runs, write_report
@@ -204,6 +204,27 @@ def test_an_evaluation_without_images_for_thresholds_is_shown(two_runs):
     text = (folder / "report.html").read_text()
     assert text.count("evaluated without held-out images") == 4
     assert [path.name for path in (folder / "plots").iterdir()] == ["accuracy.png"]
+
+
+def test_no_chart_is_empty(tmp_path):
+    one = random_predictions(np.random.default_rng(0), 40, num_exits=1)
+    row = {"q": 1.0, "mul_adds": 1e6, "top1": 50.0, "share_1": 1.0}
+    of_one_exit = made_evaluation(
+        anytime=anytime_rows([1e6], [50.0]), budgeted=[row], test=one, held_out=one
+    )
+    losses = np.float32([[1.0, 2.0, 3.0], [10.0, 20.0, 30.0]])
+    of_few_images = made_evaluation(sample_weights=SampleWeights(losses, losses))
+    for evaluation, section, told, picture in (
+        (of_one_exit, "Where images leave", "All images leave at the only exit.", "exits.png"),
+        (of_few_images, "What the weights depend on", "so there is no mean", None),
+    ):
+        folder = tmp_path / section
+        write_config(folder)
+        evaluation.save(folder)
+        page = write_report([folder]).read_text()
+        shown = page.split(f"<h2>{section}</h2>")[1].split("</section>")[0]
+        assert told in shown and "<svg" not in shown
+        assert picture not in [path.name for path in (folder / "plots").iterdir()]
 
 
 def test_a_run_without_metrics_is_shown(two_runs):
