@@ -222,15 +222,13 @@ def _examples(evaluation: Evaluation) -> list[list[list[dict[str, Any]]]]:
 
 
 def _example(examples: ExitExamples, row: int, names: Sequence[str]) -> dict[str, Any]:
-    label, predicted = names[examples.labels[row]], names[examples.predicted[row]]
-    wrong = examples.labels[row] != examples.predicted[row]
     buffer = io.BytesIO()
     Image.fromarray(examples.images[row]).save(buffer, format="PNG")
     return {
-        "label": label,
-        "caption": f"{predicted} {100 * examples.confidences[row]:.0f}%"
-        + (f" ({label})" if wrong else ""),
-        "wrong": wrong,
+        "label": names[examples.labels[row]],
+        "predicted": names[examples.predicted[row]],
+        "percent": f"{100 * examples.confidences[row]:.0f}%",
+        "wrong": examples.labels[row] != examples.predicted[row],
         "png": base64.b64encode(buffer.getvalue()).decode(),
     }
 
