@@ -66,7 +66,7 @@ def style_of(series: Series, stacked: bool = False) -> str:
     """The CSS classes that say how a series looks, in the chart and in its legend."""
     if stacked:
         return f"band e{series.colour}"
-    return f"s{series.hue} {series.pattern}"
+    return f"s{series.hue} {series.pattern}" + (" marked" if series.marked else "")
 
 
 def _rules(chart: Chart, x: Scale, y: Scale) -> list[dict[str, Any]]:

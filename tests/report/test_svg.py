@@ -4,7 +4,9 @@ import math
 import xml.etree.ElementTree as ElementTree
 
 import pytest
+from written_runs import made_evaluation
 
+from l2w_jax.report import figures
 from l2w_jax.report.charts import Axis, Chart, Rule, Series
 from l2w_jax.report.svg import (
     BOTTOM,
@@ -127,6 +129,12 @@ def test_series_of_one_colour_are_told_apart_by_patterns():
     assert len(set(styles)) == 18
     assert (styles[0], styles[6], styles[12]) == ("s0 solid", "s0 dashed", "s0 dotted")
     assert style_of(Series("a", [], 0, dashed=True)) == "s0 dashed"
+
+
+def test_exits_and_curves_of_many_runs_are_told_apart():
+    runs = {f"run {i}": made_evaluation() for i in range(18)}
+    styles = [style_of(series) for series in figures.accuracy(runs).series]
+    assert len(set(styles)) == len(styles) == 36
 
 
 @pytest.mark.parametrize("limits", [(4.0, 9.0), (0.2, 0.8), (1.2, 2.5), (0.01, 100.0)])
