@@ -1,5 +1,6 @@
 """The report in a browser shows its figures, fits phone and desktop, and reads well in the dark."""
 
+import dataclasses
 import html
 import json
 import re
@@ -9,6 +10,7 @@ import subprocess
 import pytest
 from written_runs import write_run
 
+from l2w_jax.evaluation.results import Evaluation
 from l2w_jax.files import write_json
 from l2w_jax.report.write import write_report
 
@@ -38,8 +40,8 @@ frame.onload = () => {
     while (channels(style(e).backgroundColor)[3] === 0) e = e.parentElement;
     return style(e).backgroundColor;
   }
-  function contrast(e, property) {
-    const [one, other] = [style(e)[property], background(e.closest("svg") || e)].map(luminance);
+  function contrast(e, property, behind = e.closest("svg") || e) {
+    const [one, other] = [style(e)[property], background(behind)].map(luminance);
     return (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
   }
   const texts = all("body *").filter(e => !["title", "SCRIPT"].includes(e.tagName)
@@ -94,6 +96,10 @@ frame.onload = () => {
       .filter(([ratio]) => ratio < LEAST_TEXT).map(([ratio, e]) => [ratio, e.outerHTML]),
     faint_lines: all("svg .line").filter(e => contrast(e, "stroke") < LEAST_LINE)
       .map(e => e.getAttribute("class")),
+    swatches: all(".legend i.band").map(e => ({
+      contrast: contrast(e, "borderTopColor", e.parentElement),
+      printed: style(e).printColorAdjust})),
+    breaks: all("h2, h3").map(e => style(e).breakAfter),
     num_texts: texts.length,
     pointed: at(0, "pointermove", 3), tapped: at(1, "pointerdown", 20),
     beside: at(0, "pointermove", 90),
@@ -121,6 +127,8 @@ def page(tmp_path_factory):
         write_run(folder / "a_run_with_a_long_name_for_a_phone"),
         write_run(folder / "plain", 1, kind="none"),
     ]
+    long_names = dataclasses.replace(Evaluation.load(runs[1]), class_names=["a_class" * 30, "dog"])
+    long_names.save(runs[1])
     rows = [{"exit": k, "ms": 0.5 * k, "top1": 70.0 + k} for k in (1, 2, 3)]
     entry = {"batch_size": 32, "full_ms": 1.25, "exits": rows, "budgeted": rows}
     write_json(runs[0] / "latency.json", {"device": "some cpu", "step": 40, "batch_sizes": [entry]})
@@ -214,6 +222,19 @@ def test_texts_and_lines_stand_out_from_what_is_behind_them(shown):
     assert seen["num_texts"] > 100
     assert seen["faint_texts"] == []
     assert seen["faint_lines"] == []
+
+
+def test_swatches_of_bands_stand_out_whatever_their_colour_and_are_printed(shown):
+    _, _, seen = shown
+    assert len(seen["swatches"]) == 6
+    for swatch in seen["swatches"]:
+        assert swatch["contrast"] >= LEAST_LINE_CONTRAST
+        assert swatch["printed"] == "exact"
+
+
+def test_no_heading_is_the_last_of_a_printed_page(shown):
+    _, _, seen = shown
+    assert set(seen["breaks"]) == {"avoid"}
 
 
 def test_the_mark_that_is_pointed_at_or_tapped_says_its_values(shown):
