@@ -21,6 +21,7 @@ from matplotlib.transforms import ScaledTranslation
 from l2w_jax.evaluation.results import Evaluation
 from l2w_jax.report import figures, labels
 from l2w_jax.report.charts import Chart, Series
+from l2w_jax.standard_output import in_one_line
 
 # Okabe and Ito's colours, distinct for every kind of colour vision, the first two in grey too. The
 # page has them in its own style.
@@ -42,6 +43,9 @@ _MOST_COLUMNS = 3
 
 # Letters of a title that the width of a chart beside others has room for.
 _TITLE_LENGTH = 24
+
+# Letters of a name that a line of the legend has room for.
+_NAME_LENGTH = 60
 
 # The files of an evaluation's figures, for those that it has the data of.
 FIGURES = ("accuracy", "exits", "weights")
@@ -107,8 +111,7 @@ def figure(charts: Sequence[Chart], title: str = "") -> Figure:
             axes.set_ylabel(chart.y.label)
         drawn.suptitle(title, fontweight="bold")
         handles = list(told.values())
-        # Between dollars matplotlib sets mathematics.
-        told_as = [label.replace("$", r"\$") for label in told]
+        told_as = list(map(_as_drawn, told))
         if charts[0].stacked:
             # The first is the lowest band: reversed, the legend reads in the order of the bands.
             drawn.legend(handles[::-1], told_as[::-1], loc="outside right upper")
@@ -116,6 +119,14 @@ def figure(charts: Sequence[Chart], title: str = "") -> Figure:
             _draw_legend(drawn, handles, told_as, _MOST_COLUMNS if len(charts) == 1 else columns)
         _place_names(drawn)
     return drawn
+
+
+def _as_drawn(name: str) -> str:
+    """A name in lines that the legend has room for, of letters that can be drawn."""
+    # The name of a folder need not be UTF-8.
+    text = in_one_line(name.encode(errors="replace").decode())
+    # Between dollars matplotlib sets mathematics.
+    return textwrap.fill(text, _NAME_LENGTH).replace("$", r"\$")
 
 
 def _draw_legend(

@@ -1,5 +1,7 @@
 """A chart as PNG has its series, names and limits, and is the same file each time."""
 
+import os
+
 import numpy as np
 import pytest
 from matplotlib.text import Text
@@ -162,6 +164,19 @@ def test_a_name_of_any_letters_stands_in_the_legend():
     (legend,) = drawn.legends
     assert [text.get_text().replace(r"\$", "$") for text in legend.get_texts()] == names
     assert png.png(drawn).startswith(b"\x89PNG")
+
+
+def test_names_that_differ_at_their_ends_only_do_so_in_the_legend_too():
+    drawn = drawn_ways([f"{'a_way_of_training_' * 10}{end}" for end in "ab"])
+    (legend,) = drawn.legends
+    assert legend.get_window_extent().x1 <= drawn.bbox.width
+    texts = [text.get_text().replace("\n", "") for text in legend.get_texts()]
+    assert texts == [f"{'a_way_of_training_' * 10}{end}" for end in "ab"]
+
+
+def test_a_name_that_cannot_be_drawn_is_drawn_with_what_can_be():
+    (legend,) = drawn_ways([os.fsdecode(b"caf\xe9"), "a\tb"]).legends
+    assert [text.get_text() for text in legend.get_texts()] == ["caf?", r"a\tb"]
 
 
 def test_bands_fill_the_figure():
