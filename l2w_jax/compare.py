@@ -18,6 +18,8 @@ which the other half is measured, and the other way round. --ways takes only the
 order.
 """
 
+import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -85,12 +87,29 @@ def main(argv: Sequence[str]) -> None:
         with told_if_unwritable(arguments.save, "--save="):
             write_json(arguments.save, [numbers(way) for way in ways])
     if arguments.output:
-        # Imported here, since Matplotlib takes long to import, and tables do without.
-        from l2w_jax.report import figures, png
+        _draw(ways, arguments.output)
 
+
+def _draw(ways: Sequence[Way], path: Path) -> None:
+    # Imported here, since Matplotlib takes long to import, and tables do without.
+    from l2w_jax.report import figures, png
+
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
         picture = png.png(png.figure([figures.comparison(ways)]))
-        with told_if_unwritable(arguments.output, "--output="):
-            write_atomically(arguments.output, picture)
+    with told_if_unwritable(path, "--output="):
+        write_atomically(path, picture)
+    letters: dict[str, None] = {}
+    for each in warned:
+        if found := re.match(r"Glyph (\d+)", str(each.message)):
+            letters[chr(int(found[1]))] = None
+        else:
+            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+    if letters:
+        standard_output.tell(
+            f"--output={path}: shows boxes for {''.join(letters)}, which Matplotlib's font lacks; "
+            "to read the names in it, give the runs' folders other ones"
+        )
 
 
 def _chosen(ways: Sequence[Way], names: Sequence[str]) -> list[Way]:

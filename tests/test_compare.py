@@ -142,6 +142,15 @@ def test_picture_is_written(workdirs, tmp_path):
         compare.main([*map(str, workdirs), f"--output={tmp_path / 'curves.svg'}"])
 
 
+def test_letters_that_a_picture_cannot_show_are_told_in_one_line(workdirs, tmp_path, capfd):
+    for run in workdirs[:2]:
+        run.rename(run.with_name(run.name.replace("weighted", "猫と犬と")))
+    runs = [str(path) for path in tmp_path.iterdir()]
+    compare.main([*runs, f"--output={tmp_path / 'curves.png'}"])
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "curves.png: shows boxes for 猫と犬, " in line
+
+
 def test_folder_that_is_no_run_is_one_line(tmp_path):
     with pytest.raises(UserError) as error:
         compare.main([str(tmp_path)])
