@@ -34,6 +34,7 @@ class Axis:
         name: what its values are.
         unit: of the values.
         digits: how a value is written, as a format of Python's.
+        whole: whether its values are whole numbers, and no others stand along it.
         logarithmic: whether equal ratios stand at equal distances; values must be positive.
         from_zero: whether it begins at 0.
         least_range: what it spans at least.
@@ -46,6 +47,7 @@ class Axis:
     name: str
     unit: str = ""
     digits: str = ".4g"
+    whole: bool = False
     logarithmic: bool = False
     from_zero: bool = False
     least_range: float = 0.0
@@ -99,7 +101,8 @@ class Axis:
     def _locators(self) -> Sequence[Locator]:
         """What finds its ticks, the first that finds two."""
         if not self.logarithmic:
-            return [MaxNLocator(5, min_n_ticks=3)]
+            least = 1 if self.whole else 3
+            return [MaxNLocator(5, min_n_ticks=least, integer=self.whole)]
         return [LogLocator(subs=subs, numticks=5 * len(subs)) for subs in _MULTIPLES]
 
 

@@ -166,7 +166,7 @@ def class_shares(rows: Sequence[Mapping[str, Any]]) -> Chart:
         )
         for k in range(1, num_exits + 1)
     ]
-    place = Axis("rank of the class, from the one that leaves earliest", digits=".0f")
+    place = Axis("rank of the class, from the one that leaves earliest", digits=".0f", whole=True)
     share = Axis("share of its test images", "%", ".1f")
     return Chart("Which classes leave where", place, share, bands, stacked=True)
 
@@ -286,7 +286,7 @@ def training(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Chart]:
             if (points := _logged(lines, field))
         ]
         if series:
-            charts.append(Chart(title, Axis("step", digits=".0f"), y, series))
+            charts.append(Chart(title, Axis("step", digits=".0f", whole=True), y, series))
     return charts
 
 

@@ -137,6 +137,13 @@ def test_exits_and_curves_of_many_runs_are_told_apart():
     assert len(set(styles)) == len(styles) == 36
 
 
+@pytest.mark.parametrize("last", [1, 2, 3, 7, 300])
+def test_between_whole_numbers_none_stand_along_an_axis(last):
+    points = [(x, 1.0) for x in range(1, last + 1)]
+    found = ticks(drawn(Series("a", points), x=Axis("rank", whole=True)), "middle")
+    assert found and all(value == round(value) for value, _ in found)
+
+
 @pytest.mark.parametrize("limits", [(4.0, 9.0), (0.2, 0.8), (1.2, 2.5), (0.01, 100.0)])
 def test_an_axis_of_any_range_has_numbers(limits):
     scale = Scale(Axis("loss", logarithmic=True), limits, 0, 100)
