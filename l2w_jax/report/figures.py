@@ -281,7 +281,8 @@ def training(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Chart]:
     charts = []
     for field, title, y in TRAINING:
         series = [
-            Series(run, points, i, marked=field == "holdout_top1")
+            # One point makes no line that could be seen.
+            Series(run, points, i, marked=field == "holdout_top1" or len(points) == 1)
             for i, (run, lines) in enumerate(metrics.items())
             if (points := _logged(lines, field))
         ]

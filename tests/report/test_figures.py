@@ -175,6 +175,12 @@ def test_training_shows_what_was_logged_and_nothing_where_nothing_was():
     assert figures.training({"b": []}) == []
 
 
+def test_what_was_logged_once_is_seen():
+    once, twice = [{"step": 20, "loss": [1.0]}], [{"step": k, "loss": [1.0]} for k in (20, 40)]
+    (chart,) = figures.training({"a": once, "b": twice})
+    assert [series.marked for series in chart.series] == [True, False]
+
+
 def test_a_loss_that_was_no_number_is_not_shown():
     lines = [{"step": 20, "loss": [1.0, None]}, {"step": 40, "loss": [0.5, 0.3]}]
     (chart,) = figures.training({"a": lines})
