@@ -45,7 +45,7 @@ class Reader(HTMLParser):
         where = self.open[-1] if self.open else ""
         if where in ("td", "th"):
             self.rows[-1].append(data)
-        elif where in ("h2", "h3"):
+        elif where in ("h2", "h3", "h4"):
             self.headings.append(data)
         elif "figcaption" in self.open:
             self.captions[-1] += data

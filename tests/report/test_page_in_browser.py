@@ -79,7 +79,9 @@ frame.onload = () => {
     scrolling: all("table").filter(e => box(e).width > box(e.parentElement).width).length,
     cut_off: all("table").filter(e => box(e).right > box(e.parentElement).right
       && style(e.parentElement).overflowX !== "auto").length,
-    headings: all("h1, h2, h3").map(e => e.innerText),
+    headings: all("h1, h2, h3, h4").map(e => e.innerText),
+    outlines: all(".card:has(h3):has(h4)").map(e =>
+      all("h3, h4", e).map(h => h.tagName)),
     rows: all("tr").map(row => [...row.cells].map(cell => cell.innerText)),
     captions: all("figcaption").map(e => e.innerText),
     images: all("img").map(e => e.complete && e.naturalWidth * box(e).width),
@@ -99,7 +101,7 @@ frame.onload = () => {
     swatches: all(".legend i.band").map(e => ({
       contrast: contrast(e, "borderTopColor", e.parentElement),
       printed: style(e).printColorAdjust})),
-    breaks: all("h2, h3").map(e => style(e).breakAfter),
+    breaks: all("h2, h3, h4").map(e => style(e).breakAfter),
     num_texts: texts.length,
     pointed: at(0, "pointermove", 3), tapped: at(1, "pointerdown", 20),
     beside: at(0, "pointermove", 90),
@@ -190,6 +192,14 @@ def test_every_figure_is_seen(shown):
     assert len(seen["images"]) == 8 and all(seen["images"])
     for section in ("Where images leave", "Measured latency", "Batch of 32", "Training"):
         assert section in seen["headings"]
+
+
+def test_what_belongs_to_a_run_is_below_its_name_in_the_outline_of_the_page(shown):
+    _, _, seen = shown
+    assert len(seen["outlines"]) == 3
+    for run, *parts in seen["outlines"]:
+        assert run == "H3"
+        assert set(parts) == {"H4"}
 
 
 def test_charts_place_what_they_say_within_them(shown):
