@@ -41,6 +41,9 @@ _MARKS = ("s", "^", "D")
 _WIDTH, _HEIGHT = 7.5, 4.2
 _MOST_COLUMNS = 3
 
+# Bands that the legend beside a chart has room for, one below the other.
+_BANDS_BESIDE = 16
+
 # Letters of a title that the width of a chart beside others has room for.
 _TITLE_LENGTH = 24
 
@@ -114,7 +117,9 @@ def figure(charts: Sequence[Chart], title: str = "") -> Figure:
         told_as = list(map(_as_drawn, told))
         if charts[0].stacked:
             # The first is the lowest band: reversed, the legend reads in the order of the bands.
-            drawn.legend(handles[::-1], told_as[::-1], loc="outside right upper")
+            columns = -(-len(told) // _BANDS_BESIDE)
+            place = "outside right upper"
+            drawn.legend(handles[::-1], told_as[::-1], loc=place, ncols=columns)
         else:
             _draw_legend(drawn, handles, told_as, _MOST_COLUMNS if len(charts) == 1 else columns)
         _place_names(drawn)

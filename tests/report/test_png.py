@@ -196,6 +196,18 @@ def test_the_legend_of_bands_names_them_from_the_top_down():
     assert list(zip(names, colours, strict=True)) == list(of_bands.items())[::-1]
 
 
+@pytest.mark.parametrize("num_bands", [2, 16, 40])
+def test_the_legend_of_any_number_of_bands_is_whole(num_bands):
+    share = 100 / num_bands
+    bands = [Series(f"exit {k}", [(1, share), (2, share)]) for k in range(num_bands)]
+    drawn = png.figure([Chart("Title", X, Y, bands, stacked=True)])
+    drawn.draw_without_rendering()
+    (legend,), (axes,) = drawn.legends, drawn.axes
+    written = [text.get_window_extent() for text in legend.get_texts()]
+    assert all(drawn.bbox.contains(*corner) for box in written for corner in box.corners())
+    assert not axes.bbox.count_overlaps(written)
+
+
 @pytest.mark.parametrize("num_panels", [1, 2, 4, 5, 7])
 def test_each_chart_has_a_panel_and_each_column_a_labelled_axis(num_panels):
     charts = [Chart(f"exit {k}", X, Y, [Series("a", [(1, k)])]) for k in range(num_panels)]
