@@ -20,6 +20,7 @@ from l2w_jax.config.choices import (
     PREDICTED_KINDS,
     blocks_per_sub_network,
     distillation_fault,
+    has_type,
     holdout_fault,
     image_sizes,
     is_network,
@@ -49,18 +50,25 @@ def validate(config: ConfigDict, device_count: int = 1, process_count: int = 1) 
     Raises:
         UserError: one line for each unknown, missing, mistyped or impossible field.
     """
-    faults = _faults_of_fields(config)
     # Relations between fields make sense only where each field does by itself.
-    if not faults and is_network(config.model):
-        faults = list(_training_faults(config))
-    elif not faults:
-        faults = [
-            *_dataset_faults(config.dataset),
-            *_batch_faults(config, device_count, process_count),
-            *_model_faults(config),
-            *_training_faults(config),
-            *_run_faults(config),
-        ]
+    faults = _faults_of_fields(config) or _relation_faults(config, device_count, process_count)
+    if faults:
+        raise UserError("\n".join(faults))
+
+
+def validate_trained(config: ConfigDict) -> None:
+    """Checks the configuration of a run that is there already, before its network is made.
+
+    The folders that it names may be on another machine, and are not checked.
+
+    Args:
+        config: what to check. The section `imta` may be missing, for its defaults.
+
+    Raises:
+        UserError: as by `validate`.
+    """
+    config = _with_imta(config)
+    faults = _form_faults(config) or list(_value_faults(config)) or _relation_faults(config, 1, 1)
     if faults:
         raise UserError("\n".join(faults))
 
@@ -74,25 +82,46 @@ def validate_training(config: ConfigDict) -> None:
     Raises:
         ValueError: one line for each unknown, missing, mistyped or impossible field.
     """
-    config = ConfigDict({"imta": default_config().imta, **dict(config)})
+    config = _with_imta(config)
     faults = _faults_of_fields(config) or list(_training_faults(config))
     if faults:
         raise ValueError("\n".join(faults))
 
 
+def _with_imta(config: ConfigDict) -> ConfigDict:
+    return ConfigDict({"imta": default_config().imta, **dict(config)})
+
+
 def _faults_of_fields(config: ConfigDict) -> list[str]:
     """What is wrong with fields by themselves."""
+    return _form_faults(config) or [*_value_faults(config), *path_faults(config)]
+
+
+def _relation_faults(config: ConfigDict, device_count: int, process_count: int) -> list[str]:
+    """What is wrong between fields that do by themselves."""
+    if is_network(config.model):
+        return list(_training_faults(config))
+    return [
+        *_dataset_faults(config.dataset),
+        *_batch_faults(config, device_count, process_count),
+        *_model_faults(config),
+        *_training_faults(config),
+        *_run_faults(config),
+    ]
+
+
+def _form_faults(config: ConfigDict) -> list[str]:
+    """Which fields are unknown, missing or mistyped."""
     reference = default_config()
     model = config.get("model", reference.model)
     if is_network(model):
         reference = default_config(model)
     elif not isinstance(model, ConfigDict):
         return [no_network(model)]
-    structure_faults = list(_structure_faults(config, reference, "config"))
-    return structure_faults or [*_value_faults(config), *path_faults(config)]
+    return list(_structure_faults(config, reference, "config"))
 
 
-def float64_fault(dtype: Any) -> str | None:
+def _float64_fault(dtype: Any) -> str | None:
     """The line that reports a `model.dtype` of float64 where JAX has none; else None."""
     # Imported here, since it takes a second and only this needs it.
     import jax
@@ -119,16 +148,8 @@ def _structure_faults(config: ConfigDict, reference: ConfigDict, path: str) -> I
                 yield from _structure_faults(config[name], default, field)
             else:
                 yield f"{field}: {config[name]!r} is not allowed: must be a section of fields"
-        elif not _has_type(config[name], default):
+        elif not has_type(config[name], default):
             yield f"{field}: {config[name]!r} is not allowed: must be {type_name(default)}"
-
-
-def _has_type(value: Any, default: Any) -> bool:
-    if isinstance(default, tuple):
-        return isinstance(value, tuple) and all(_has_type(item, default[0]) for item in value)
-    if isinstance(default, float):
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return type(value) is type(default)
 
 
 def _value_faults(config: ConfigDict) -> Iterator[str]:
@@ -218,7 +239,7 @@ def _model_faults(config: ConfigDict) -> Iterator[str]:
             model.bottleneck_factors,
             f"as long as model.growth_factors {model.growth_factors!r}",
         )
-    if fault := float64_fault(model.dtype):
+    if fault := _float64_fault(model.dtype):
         yield fault
     if fault := step_mode_fault(model.name, model.step_mode):
         yield fault

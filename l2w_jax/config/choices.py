@@ -77,6 +77,15 @@ def not_allowed(field: str, value: Any, allowed: str) -> str:
     return f"config.{field}: {value!r} is not allowed: must be {allowed}"
 
 
+def has_type(value: Any, default: Any) -> bool:
+    """Whether a value may stand where the default of a field is of this type."""
+    if isinstance(default, tuple):
+        return isinstance(value, tuple) and all(has_type(item, default[0]) for item in value)
+    if isinstance(default, float):
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value) is type(default)
+
+
 def type_name(default: Any) -> str:
     """What is allowed where the default of a field is of this type."""
     if isinstance(default, tuple):

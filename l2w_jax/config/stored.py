@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from l2w_jax.config.choices import has_type, type_name
 from l2w_jax.config.defaults import default_config
 from l2w_jax.errors import UserError, first_line
 
@@ -32,8 +33,7 @@ def from_json(text: str) -> ConfigDict:
     Fields unknown to `default_config` are kept, so that `validate` and `changes` can name them.
 
     Raises:
-        UserError: the text is no JSON object, or a field is null or has another type than by
-            default.
+        UserError: the text is no JSON object, or a field has another type than by default.
     """
     try:
         stored = json.loads(text)
@@ -46,14 +46,8 @@ def from_json(text: str) -> ConfigDict:
     if isinstance(stored.get("model"), dict):
         stored["model"].pop("num_classes", None)
     config = default_config()
-    defaults = dict(fields(config))
-    # A ConfigDict accepts None for a field of any type.
-    for field in _nulls(stored):
-        if defaults.get(field) is not None:
-            raise UserError(
-                f"config.json: {field}: null is not allowed: must be a value like "
-                f"{defaults[field]!r}, the default"
-            )
+    for fault in _mistyped(stored, config):
+        raise UserError(f"config.json: {fault}")
     try:
         config.update(_with_tuples(stored))
     except (TypeError, ValueError, AttributeError) as error:
@@ -114,13 +108,17 @@ def fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", value
 
 
-def _nulls(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yields the name of every field, such as "model.name", that is or has null."""
+def _mistyped(content: Mapping[str, Any], defaults: ConfigDict, prefix: str = "") -> Iterator[str]:
+    """Yields a line for each value, read from JSON, that has another type than by default."""
     for name, value in content.items():
-        if isinstance(value, dict):
-            yield from _nulls(value, f"{prefix}{name}.")
-        elif value is None or (isinstance(value, list) and None in value):
-            yield f"{prefix}{name}"
+        default = defaults.get(name)
+        if isinstance(default, ConfigDict) and isinstance(value, dict):
+            yield from _mistyped(value, default, f"{prefix}{name}.")
+        elif isinstance(default, ConfigDict):
+            yield f"{prefix}{name}: {json.dumps(value)} is not allowed: must be a section of fields"
+        elif default is not None and not has_type(_with_tuples(value), default):
+            allowed = type_name(default)
+            yield f"{prefix}{name}: {json.dumps(value)} is not allowed: must be {allowed}"
 
 
 def _with_tuples(value: Any) -> Any:

@@ -57,15 +57,29 @@ def test_a_broken_file_is_one_line(text):
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("null", [None, [2, None]])
-@pytest.mark.parametrize("field", ["seed", "optimizer.milestones", "dataset.data_dir"])
-def test_no_field_is_null(field, null):
+@pytest.mark.parametrize(
+    ("field", "value", "allowed"),
+    [
+        ("seed", None, "a whole number"),
+        ("seed", True, "a whole number"),
+        ("model.num_exits", 2.0, "a whole number"),
+        ("optimizer.momentum", "0.9", "a number"),
+        ("optimizer.milestones", None, "a tuple, each item a number"),
+        ("optimizer.milestones", [0.5, None], "a tuple, each item a number"),
+        ("dataset.data_dir", [], "a text"),
+        ("init.strict", 1, "True or False"),
+        ("model", "msdnet", "a section of fields"),
+    ],
+)
+def test_a_field_of_another_type_is_named_with_what_is_allowed(field, value, allowed):
     stored = json.loads(to_json(default_config()))
     *section, name = field.split(".")
     inner = stored[section[0]] if section else stored
-    inner[name] = null
-    with pytest.raises(UserError, match=f"^config.json: {field}: null is not allowed: must be a"):
+    inner[name] = value
+    with pytest.raises(UserError) as raised:
         from_json(json.dumps(stored))
+    told = f"config.json: {field}: {json.dumps(value)} is not allowed: must be {allowed}"
+    assert str(raised.value) == told
 
 
 def test_a_file_that_is_no_text_is_one_line(tmp_path):

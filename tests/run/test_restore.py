@@ -5,11 +5,11 @@ import re
 import jax
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 from scripted_run import metric_lines
 from written_runs import made_evaluation
 
 from l2w_jax.arrays import tree_checksum
+from l2w_jax.config import default_config
 from l2w_jax.errors import UserError
 from l2w_jax.evaluation.policy import choose_policy
 from l2w_jax.evaluation.results import Evaluation
@@ -46,12 +46,45 @@ def test_nothing_is_drawn_for_a_checkpoint_to_take_its_place(config, undisturbed
     assert jax.tree.leaves(restore.restore_best(config, workdir).params)
 
 
-def test_a_run_in_float64_names_what_jax_needs_for_it(config, undisturbed):
-    workdir, _ = undisturbed
-    in_float64 = ConfigDict({**config, "model": {"dtype": "float64"}})
-    message = rf"^{workdir}: config\.model\.dtype: 'float64' .*, unless JAX_ENABLE_X64=1 is set$"
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("model.dtype", "float64", "'float32' or 'bfloat16', unless JAX_ENABLE_X64=1 is set"),
+        ("model.step", 0, ">= 1"),
+        ("dataset.name", "mnist", "one of 'digits', 'cifar10'"),
+        ("dataset.image_size", 10**6, "32 for 'cifar10'"),
+    ],
+)
+def test_an_impossible_configuration_is_told_before_its_network_is_made(
+    tmp_path, field, value, told
+):
+    config = default_config()
+    config.dataset.update(name="cifar10", num_classes=10)
+    config.update_from_flattened_dict({field: value})
+    message = rf"^{tmp_path}: config\.{field}: {value!r} is not allowed: must be {told}"
     with pytest.raises(UserError, match=message):
-        restore.restore_best(in_float64, workdir)
+        restore.restore_best(config, tmp_path)
+
+
+def test_a_run_may_name_folders_of_another_machine(tmp_path):
+    config = default_config()
+    config.dataset.update(name="image_folder", data_dir="~somebody-elsewhere/images")
+    with pytest.raises(UserError, match="no checkpoint; train first"):
+        restore.restore_best(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("dataset.name", "image_folder"), ("dataset.num_classes", 3), ("model.num_exits", 10**9)],
+)
+def test_a_configuration_other_than_that_of_the_evaluation_is_refused(tmp_path, field, value):
+    config = default_config()
+    config.dataset.update(name="digits", num_classes=2)
+    config.model.num_exits = 3
+    config.update_from_flattened_dict({field: value})
+    message = rf"^{tmp_path}: config\.{field}: {value!r} is not allowed: .*of evaluation\.json$"
+    with pytest.raises(UserError, match=message):
+        restore.restore_evaluated(config, tmp_path, made_evaluation())
 
 
 def test_without_checkpoints_there_is_nothing_to_evaluate(config, tmp_path):
