@@ -71,12 +71,17 @@ def checked_temperatures(
     """The temperatures [K], or None where there are none.
 
     Raises:
-        ValueError: there are not K, or one is not positive.
+        ValueError: there are not K, or one is not among those that are fitted; with extreme ones
+            no answer would be finite.
     """
     if temperatures is None:
         return None
-    if len(temperatures) != num_exits or not all(0 < t < np.inf for t in temperatures):
-        raise ValueError(f"temperatures are {temperatures}; {num_exits} positive ones are expected")
+    least, largest = LEAST_TEMPERATURE, LARGEST_TEMPERATURE
+    if len(temperatures) != num_exits or not all(least <= t <= largest for t in temperatures):
+        raise ValueError(
+            f"temperatures are {temperatures}; {num_exits} from {least:g} to {largest:g} are "
+            "expected"
+        )
     return tuple(float(t) for t in temperatures)
 
 

@@ -193,7 +193,8 @@ def checked_rule(name: str) -> str:
     Raises:
         ValueError: it is not.
     """
-    if name not in RULES:
+    # A list, because what a file names need not be hashable.
+    if name not in [*RULES]:
         raise ValueError(f"rule {name!r} is not allowed: must be one of {', '.join(RULES)}")
     return name
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +62,9 @@ def read_policy(path: Path, evaluation: Evaluation) -> ExitPolicy:
         content = json.loads(path.read_bytes())
         if not isinstance(content, dict) or "thresholds" not in content:
             raise ValueError("must be an object that has 'thresholds'")
+        for name in ("thresholds", "temperatures"):
+            if not _may_be_numbers(content.get(name)):
+                raise ValueError(f"{name!r} must be a list of numbers")
         rule = rules.checked_rule(content.get("rule", rules.confidence.__name__))
         thresholds = rules.thresholds_for(rules.RULES[rule], content["thresholds"], num_exits)
         temperatures = checked_temperatures(content.get("temperatures"), num_exits)
@@ -73,7 +77,7 @@ def read_policy(path: Path, evaluation: Evaluation) -> ExitPolicy:
         raise UserError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError:
         raise UserError(f"{path}: not a file of thresholds: is no text") from None
-    except (TypeError, ValueError, RecursionError) as error:
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise UserError(
             f"{path}: not a file of thresholds for {num_exits} exits: {error}"
         ) from error
@@ -81,3 +85,9 @@ def read_policy(path: Path, evaluation: Evaluation) -> ExitPolicy:
         content.get("step", evaluation.step), content.get("network"), str(path)
     )
     return ExitPolicy(thresholds, rule, temperatures, has_promise)
+
+
+def _may_be_numbers(values: Any) -> bool:
+    """Whether a value read from JSON is null or a list of numbers, infinite ones included."""
+    is_list = isinstance(values, list) and all(type(value) in (int, float) for value in values)
+    return values is None or is_list

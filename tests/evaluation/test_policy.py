@@ -38,11 +38,17 @@ def test_a_file_of_other_than_thresholds_is_named_with_its_fault(tmp_path):
     path, evaluation = tmp_path / "thresholds.json", made_evaluation()
     for content, fault in {
         '{"thresholds": [0.5, 0.5, 0.5, 0.5]}': "for 3 exits",
-        '{"thresholds": "high"}': "not a file of thresholds",
+        '{"thresholds": "high"}': "'thresholds' must be a list of numbers",
+        '{"thresholds": [true, 0.5, 0]}': "'thresholds' must be a list of numbers",
+        f'{{"thresholds": [1{"0" * 400}, 0.5, 0]}}': "not a file .* int too large to convert",
         "[" * 100_000: "not a file of thresholds for 3 exits: maximum recursion depth",
-        '{"thresholds": [0.5, 0.5, 0], "temperatures": [1, 0, 1]}': "3 positive ones are expected",
+        '{"thresholds": [0.5, 0.5, 0], "temperatures": [1, 0, 1]}': "3 from 0.05 to 20 are",
+        '{"thresholds": [0.5, 0.5, 0], "temperatures": [1, 1e-40, 1]}': "are expected",
+        '{"thresholds": [0.5, 0.5, 0], "temperatures": [1, 1e300, 1]}': "are expected",
+        '{"thresholds": [0.5, 0.5, 0], "temperatures": ["1", 1, 1]}': "'temperatures' must be a",
         '{"thresholds": [0.5, 0.5, 0], "temperatures": [1, Infinity, 1]}': "are expected",
         '{"thresholds": [5, 5, 5], "rule": "luck"}': "rule 'luck' is not allowed: .* log_odds",
+        '{"thresholds": [5, 5, 5], "rule": ["log_odds"]}': r"rule \['log_odds'\] is not allowed",
         '{"thresholds": [5, 0.5, 0], "rule": "confidence"}': "threshold 5 of exit 1 is above 1",
         '{"thresholds": [0.5, 0.5, 0.5], "step": 1}': "of step 1, but .* evaluated at step",
     }.items():
