@@ -5,14 +5,16 @@ import hashlib
 import json
 import math
 import os
+import sys
 
 # The version of network.json and of what the stages take and give; programs read no other.
 FORMAT = 2
 
 
 def _is_number(value):
-    # In Python true and false are numbers too.
-    return type(value) in (int, float) and not math.isnan(value)
+    # In Python true and false are numbers too, and whole ones may be larger than any float.
+    is_whole = type(value) is int and abs(value) <= sys.float_info.max
+    return is_whole or (type(value) is float and not math.isnan(value))
 
 
 def _is_count(value):
@@ -97,6 +99,14 @@ def read_description(folder, fields, stage_fields):
     }
     check(path, "", description, one_each)
     return description
+
+
+def check_size(folder, description, shape):
+    """Refuses an image size other than that of the first stage's images, [n, size, size, 3]."""
+    size = description["image_format"]["size"]
+    if tuple(shape[1:]) != (size, size, 3):
+        taken = f"{shape[1]}, the size of the images that the first stage takes"
+        raise ValueError(f"{folder / 'network.json'}: 'image_format.size' must be {taken}")
 
 
 def check(path, place, values, fields):

@@ -46,6 +46,9 @@ class ExportedNetwork:
             function = load(
                 stage["file"], lambda content: export.deserialize(bytearray(content)), jax
             )
+            if not self._stages:
+                # What it takes last are the images.
+                exported_files.check_size(folder, self.description, function.in_avals[-1].shape)
             named = zip(stage["variables"], function.in_avals, strict=False)
             variables = jax.device_put([arrays[name].view(a.dtype) for name, a in named])
             compiled = jax.jit(function.call, compiler_options=options)

@@ -36,6 +36,7 @@ class ExportedNetwork:
             exported_files.load(folder / stage["file"], stage["sha256"], session, onnxruntime)
             for stage in self.description["stages"]
         ]
+        exported_files.check_size(folder, self.description, stages[0].get_inputs()[0].shape)
         takes = [[array.name for array in stage.get_inputs()] for stage in stages]
         gives = [[array.name for array in stage.get_outputs()] for stage in stages]
         later = [set().union(*takes[k + 1 :]) for k in range(len(stages))]

@@ -136,6 +136,7 @@ def test_each_variable_is_stored_once_and_for_the_stages_that_read_it(tiny_folde
         ("thresholds", [None, 1.0, 0.0], "'thresholds' must be 3 numbers, one for each stage"),
         ("thresholds", [float("nan"), 1, 0], "'thresholds' must be 3 numbers, one for each stage"),
         ("thresholds", [True, 1.0, 0.0], "'thresholds' must be 3 numbers, one for each stage"),
+        ("thresholds", [10**400, 1, 0], "'thresholds' must be 3 numbers, one for each stage"),
         ("thresholds", [0.5, 0.5], "'thresholds' must be 3 numbers, one for each stage"),
     ],
 )
@@ -150,6 +151,25 @@ def test_a_description_that_was_changed_wrongly_is_refused(
     (folder / "network.json").write_text(json.dumps(description))
     with pytest.raises(ValueError, match=rf"network\.json: {fault}$"):
         load(folder, export.LOADER)
+
+
+@pytest.mark.parametrize(
+    ("file_format", "loader"), [("stablehlo", export.LOADER), ("onnx", "run_onnx.py")]
+)
+def test_an_image_size_that_the_stages_do_not_take_is_refused(
+    file_format, loader, tiny_network, tmp_path
+):
+    if file_format == "onnx":
+        pytest.importorskip("onnxruntime")
+    write, _ = export.writer(file_format)
+    write(tmp_path, NetworkToExport(*tiny_network, [0, 0, 0], FORMAT, "abcd"))
+    description = json.loads((tmp_path / "network.json").read_text())
+    description["image_format"]["size"] = 10**9
+    (tmp_path / "network.json").write_text(json.dumps(description))
+    with pytest.raises(
+        ValueError, match=r"network\.json: 'image_format\.size' must be 8, the size"
+    ):
+        load(tmp_path, loader)
 
 
 def test_a_description_or_a_list_of_checksums_that_is_damaged_is_told(tiny_folder, tmp_path):
