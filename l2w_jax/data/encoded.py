@@ -30,6 +30,12 @@ class EncodedImages(Protocol):
     def name(self, position: int) -> str:
         """Returns what to call an image in a message."""
 
+    def fault(self, position: int) -> str:
+        """Returns why an image cannot be read, where TensorFlow's own error cannot be told.
+
+        It quotes a file's name or a record, whose bytes need not be text.
+        """
+
 
 class ImageFiles(NamedTuple):
     """One file for each image."""
@@ -56,6 +62,14 @@ class ImageFiles(NamedTuple):
     def name(self, position: int) -> str:
         """See `EncodedImages.name`."""
         return self.paths[position].decode(errors="replace")
+
+    def fault(self, position: int) -> str:
+        """See `EncodedImages.fault`."""
+        try:
+            Path(os.fsdecode(self.paths[position])).read_bytes()
+        except OSError as error:
+            return f"cannot be read: {error.strerror}"
+        return "cannot be read"
 
 
 class ImageRecords(NamedTuple):
@@ -94,6 +108,10 @@ class ImageRecords(NamedTuple):
         """See `EncodedImages.name`."""
         file, first, _ = self.places[position]
         return f"{self.paths[file]}, record at byte {first}"
+
+    def fault(self, position: int) -> str:
+        """See `EncodedImages.fault`."""
+        return "is no record that can be parsed"
 
     def _read_records(self, places: np.ndarray) -> np.ndarray:
         return np.array([self._read_record(*map(int, place)) for place in places], object)

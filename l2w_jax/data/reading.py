@@ -287,8 +287,7 @@ def read_one(
             encoded[0].numpy(), max_pixels, choose_boxes, *choice.arguments
         )
     except UnicodeDecodeError:
-        # TensorFlow's own error quotes the record that it cannot parse, whose bytes are not text.
-        bad.add(name, "is no record that can be parsed")
+        bad.add(name, images.fault(choice.positions[0]))
         return None
     except (BadImage, tf.errors.OpError, OSError) as error:
         bad.add(name, explain(error))

@@ -1,6 +1,7 @@
 """Images that cannot be used are named once and counted, and the run goes on without them."""
 
 import itertools
+import os
 import struct
 import zlib
 
@@ -122,6 +123,13 @@ def test_neither_name_nor_reason_moves_a_cursor(folder, caplog):
     (message,) = caplog.messages
     assert message.isprintable()
     assert r"a\x1b[2J.jpg" in message
+
+
+def test_a_link_to_nowhere_is_told_as_one_whatever_its_name(folder, caplog):
+    (folder / "train" / "red" / os.fsdecode(b"\xfc.jpg")).symlink_to("nowhere.jpg")
+    open_source(folder_config(folder, augmentation="crop", max_bad_share=0.05))
+    (message,) = caplog.messages
+    assert message.endswith("/\ufffd.jpg: cannot be read: No such file or directory")
 
 
 def test_too_many_broken_images_stop_with_one_line(folder):
