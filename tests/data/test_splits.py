@@ -52,6 +52,32 @@ def test_the_choices_are_those_that_runs_were_begun_with():
     assert tail[labels[tail] == 2].tolist() == [14, 35]
 
 
+class Compared(np.ndarray):
+    """Labels that count how many of them were compared with something."""
+
+    count = 0
+
+    def __eq__(self, other):
+        Compared.count += self.size
+        return np.asarray(self) == other
+
+
+@pytest.mark.parametrize("choice", [splits.stratified_choice, splits.long_tailed_choice])
+def test_the_work_for_a_choice_does_not_grow_with_images_times_classes(choice, monkeypatch):
+    monkeypatch.setattr(Compared, "count", 0)
+    choice((np.arange(2000) % 500).view(Compared), 100)
+    assert Compared.count <= 10 * 2000
+
+
+@given(labels=some_labels, more=st.integers(0, 3))
+def test_the_positions_of_classes_are_those_found_one_by_one(labels, more):
+    num_classes = int(labels.max()) + 1 + more
+    found = splits.positions_by_class(labels, num_classes)
+    assert len(found) == num_classes
+    for label, positions in enumerate(found):
+        np.testing.assert_array_equal(positions, np.flatnonzero(labels == label))
+
+
 def test_images_are_not_held_out_for_being_in_a_long_tail():
     """Drawn from the same numbers the tail's images would be those to hold out."""
     labels = np.arange(1000) % 2
