@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from l2w_jax.data.splits import positions_by_class
 from l2w_jax.early_exit.budget import first_exits, operating_point
 from l2w_jax.early_exit.rules import DEFAULT_RULE
 from l2w_jax.evaluation.results import Evaluation
@@ -33,9 +34,9 @@ def leaving_by_class(evaluation: Evaluation) -> list[dict[str, Any]]:
 
     Images leave as `leaving_by_group` says.
     """
-    labels = evaluation.test.labels
-    members = {name: labels == c for c, name in enumerate(evaluation.class_names)}
-    rows = leaving_by_group(evaluation, members)
+    names = evaluation.class_names
+    by_class = positions_by_class(evaluation.test.labels, len(names))
+    rows = leaving_by_group(evaluation, dict(zip(names, by_class, strict=True)))
     return sorted(rows, key=lambda row: row["mul_adds"])
 
 
@@ -44,17 +45,20 @@ def leaving_by_shots(evaluation: Evaluation) -> list[dict[str, Any]]:
     if evaluation.class_counts is None or evaluation.shots is None:
         return []
     counts = np.asarray(evaluation.class_counts)
-    return leaving_by_group(evaluation, shot_groups(evaluation.test.labels, counts))
+    groups = shot_groups(evaluation.test.labels, counts)
+    return leaving_by_group(
+        evaluation, {name: np.flatnonzero(members) for name, members in groups.items()}
+    )
 
 
 def leaving_by_group(
-    evaluation: Evaluation, members: Mapping[str, NDArray[np.bool_]]
+    evaluation: Evaluation, members: Mapping[str, NDArray[np.integer]]
 ) -> list[dict[str, Any]]:
     """How groups of test images fare when held-out images leave at each exit in equal numbers.
 
     Args:
         evaluation: with images that set thresholds.
-        members: of each group, which test images are in it [N].
+        members: of each group, the places of its images among the test images, ascending.
 
     Returns:
         For each group that is not empty: name; images, their number; top1 in percent, leaving
@@ -68,10 +72,10 @@ def leaving_by_group(
     return [
         {
             "name": name,
-            "images": int(np.count_nonzero(group)),
+            "images": len(group),
             "top1_last": 100 * float(test.correct[-1, group].mean()),
             **operating_point(exits[group], test.correct[:, group], evaluation.mul_adds).row(),
         }
         for name, group in members.items()
-        if group.any()
+        if len(group)
     ]

@@ -1,6 +1,7 @@
 """Which classes leave where, counted one by one."""
 
 import dataclasses
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -36,6 +37,18 @@ def test_rows_are_those_counted_image_by_image(evaluation):
         assert rows[name]["top1_last"] == pytest.approx(100 * test.correct[-1, images].mean())
         shares = [rows[name][f"share_{k}"] for k in (1, 2, 3)]
         np.testing.assert_allclose(shares, left / len(images))
+
+
+def test_memory_does_not_grow_with_images_times_classes(evaluation):
+    num_images, num_classes = len(evaluation.test.labels), 20_000
+    many = dataclasses.replace(evaluation, class_names=list(map(str, range(num_classes))))
+    tracemalloc.start()
+    try:
+        assert len(classes.leaving_by_class(many)) == 2
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < num_images * num_classes / 2
 
 
 def test_a_long_tail_is_told_by_how_often_classes_were_seen(evaluation):
