@@ -21,18 +21,23 @@ from l2w_jax.errors import UserError
 _logger = logging.getLogger(__name__)
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
+def write_atomically(path: Path, content: str | bytes | Iterator[str]) -> None:
     """Replaces a file by new content, or leaves it as it was if anything fails.
 
     The content goes to a temporary file in the same folder, which is then renamed: a run that is
     killed half-way leaves the old file. Missing folders are made. If the path is a link, the file
     that it leads to is replaced. A pipe or a device such as /dev/null is written into.
 
+    Args:
+        path: of the file.
+        content: all of it, or its parts, of which only one is in memory at a time.
+
     Raises:
         OSError: the file cannot be written.
     """
     if path.exists() and not path.is_file():
-        path.write_bytes(_encoded(content))
+        with open(path, "wb") as file:
+            file.writelines(_encoded(content))
         return
     path = Path(os.path.realpath(path))
     temporary = _write_temporary(path, content)
@@ -73,24 +78,26 @@ def replace_together(contents: Mapping[Path, str | bytes | None]) -> None:
             os.unlink(temporary)
 
 
-def _write_temporary(path: Path, content: str | bytes) -> Path:
+def _write_temporary(path: Path, content: str | bytes | Iterator[str]) -> Path:
     """The path of a new file beside `path`, which holds the content."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = _encoded(content)
     # Not a file of `tempfile`, which only its owner may read: the umask says what others may do.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            file.writelines(_encoded(content))
     except BaseException:
         os.unlink(temporary)
         raise
     return temporary
 
 
-def _encoded(content: str | bytes) -> bytes:
-    return content.encode() if isinstance(content, str) else content
+def _encoded(content: str | bytes | Iterator[str]) -> Iterator[bytes]:
+    if isinstance(content, bytes):
+        yield content
+    else:
+        yield from (part.encode() for part in ([content] if isinstance(content, str) else content))
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -21,8 +21,7 @@ from ml_collections import ConfigDict
 from l2w_jax import standard_output
 from l2w_jax.data import Source
 from l2w_jax.errors import RunFailed, RunInterrupted, first_line
-from l2w_jax.files import write_atomically
-from l2w_jax.run import processes
+from l2w_jax.run import metrics_file, processes
 
 HostMetrics = Mapping[str, np.ndarray]
 
@@ -89,7 +88,7 @@ class RunLog(SilentLog):
         self._batch_size = config.dataset.batch_size
         self._steps_per_epoch = total_steps // config.optimizer.epochs
         self._total_steps = total_steps
-        self._json_lines = _reopen_json_lines(workdir / "metrics.jsonl", first_step)
+        self._json_lines = _opened_metrics(workdir / "metrics.jsonl", first_step)
         # In the background, while the first step compiles: clu imports TensorFlow, which takes
         # seconds.
         self._background = concurrent.futures.ThreadPoolExecutor(max_workers=1)
@@ -327,37 +326,16 @@ def say(line: str) -> None:
             standard_output.discard(sys.stdout)
 
 
-def _reopen_json_lines(path: Path, first_step: int) -> Any:
+def _opened_metrics(path: Path, first_step: int) -> TextIO:
     """The file of metrics, to go on after a step; what came later is dropped.
 
     Raises:
         RunFailed: it cannot be read or written.
     """
     try:
-        if path.exists():
-            # A killed run may have left half a line at the end.
-            complete = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
-            steps = [_step_of(line) for line in complete]
-            if None in steps:
-                damaged = steps.count(None)
-                _logger.warning("%s: %d lines that cannot be read are dropped.", path, damaged)
-            kept = [
-                line
-                for line, step in zip(complete, steps, strict=True)
-                if step is not None and step <= first_step
-            ]
-            write_atomically(path, "".join(f"{line}\n" for line in kept))
-        return open(path, "a", encoding="utf-8")
+        return metrics_file.reopened(path, first_step)
     except OSError as error:
         raise RunFailed(f"{path}: cannot be written: {error.strerror}; {_GOES_ON}") from error
-
-
-def _step_of(line: str) -> int | None:
-    """The step of a line of metrics; None if the line is damaged, as by a loss of power."""
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
-        return None
 
 
 def _mean_of_finite(values: list[np.ndarray]) -> np.ndarray:
