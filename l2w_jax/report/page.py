@@ -33,7 +33,7 @@ class Run:
         name: of its folder, or the whole path where another run's folder has the same name.
         config: its configuration.
         evaluation: its last one.
-        metrics: the lines of its metrics.jsonl.
+        metrics: the lines of its metrics.jsonl, as far as `figures.training` shows them.
         latency: what its latency.json holds, if that network was measured.
     """
 

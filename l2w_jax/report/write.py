@@ -62,34 +62,42 @@ def read_runs(workdirs: Sequence[Path]) -> list[Run]:
                 name=names[i] if names.count(names[i]) == 1 else str(workdirs[i]),
                 config=stored.read_config(folder),
                 evaluation=evaluation,
-                metrics=_read_json_lines(lines) if lines.exists() else [],
+                metrics=_read_metrics(lines) if lines.exists() else [],
                 latency=results.read_latency(folder, evaluation),
             )
         )
     return runs
 
 
-def _read_json_lines(path: Path) -> list[dict[str, Any]]:
-    # A run that is still going on may be half-way through its last line.
-    complete = path.read_bytes().split(b"\n")[:-1]
+def _read_metrics(path: Path) -> list[dict[str, Any]]:
+    """What the page shows of metrics.jsonl, which may be larger than the memory: see `_shown`.
+
+    Raises:
+        UserError: a line is damaged.
+    """
     lines = []
-    for number, line in enumerate(complete, start=1):
-        try:
-            lines.append(_checked(json.loads(line.decode())))
-        except (ValueError, LookupError, TypeError, RecursionError) as error:
-            raise UserError(f"{path}: line {number} is damaged; take it out") from error
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            # A run that is still going on may be half-way through its last line.
+            if not line.endswith(b"\n"):
+                break
+            try:
+                lines.append(_shown(json.loads(line.decode())))
+            except (ValueError, LookupError, TypeError, RecursionError) as error:
+                raise UserError(f"{path}: line {number} is damaged; take it out") from error
     return lines
 
 
-def _checked(line: Any) -> dict[str, Any]:
-    """A line of metrics.jsonl, if it has numbers where `figures.training` looks for them.
+def _shown(line: Any) -> dict[str, Any]:
+    """The step of a line of metrics.jsonl and, in lists of one, what `figures.training` shows.
 
     Raises:
-        LookupError, TypeError: it does not.
+        LookupError, TypeError: one of these is no number.
     """
     fields = [field for field, _, _ in figures.TRAINING if field in line]
+    last = {field: [line[field][-1]] for field in fields}
     # None is what a run writes for NaN.
-    for value in (line["step"], *(line[field][-1] or 0.0 for field in fields)):
+    for value in (line["step"], *(value or 0.0 for (value,) in last.values())):
         if not is_number(value):
             raise TypeError(f"{value!r} is no finite number")
-    return line
+    return {"step": line["step"], **last}

@@ -1,7 +1,6 @@
 """The page holds the runs' figures, and nothing that it would have to fetch."""
 
 import dataclasses
-import json
 import os
 import re
 from html.parser import HTMLParser
@@ -234,12 +233,6 @@ def test_no_chart_is_empty(tmp_path):
 def test_a_run_without_metrics_is_shown(two_runs):
     (two_runs[0] / "metrics.jsonl").unlink()
     assert "No metrics.jsonl" in write_report(two_runs[:1]).read_text()
-
-
-def test_a_loss_that_was_no_number_is_no_damage(two_runs):
-    lines = [{"step": 20, "loss": [1.0, None]}, {"step": 40, "loss": [0.5, 0.3]}]
-    (two_runs[0] / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert read_runs(two_runs)[0].metrics == lines
 
 
 def test_damaged_and_unwritable_files_are_named(two_runs, tmp_path):

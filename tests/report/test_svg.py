@@ -96,6 +96,31 @@ def test_long_lines_have_only_so_many_marks():
     assert MOST_MARKS / 2 < len(marks) <= MOST_MARKS
 
 
+def columns(places):
+    """Where a line comes to, how high and how low it is, and where it goes on from, at each x."""
+    found = {}
+    for x, y in places:
+        found.setdefault(x, []).append(y)
+    return {x: (ys[0], min(ys), max(ys), ys[-1]) for x, ys in found.items()}
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_a_million_points_look_the_same_and_make_no_larger_page(stacked):
+    points = [(step, 50 + 40 * math.sin(step * step)) for step in range(30_000)]
+    series = Series("a", points, marked=True)
+    drawing = drawn(series, x=Axis("x", whole=True), stacked=stacked)
+    outline = places(next(drawing.iter("polygon" if stacked else "polyline")))
+    # The floor of the band is not what is looked at.
+    outline = [(x, y) for x, y in outline if y < LOWER_EDGE]
+    chart = Chart("Title", Axis("x", whole=True), Y, [series], stacked=stacked)
+    x = Scale(chart.x, chart.x_limits, LEFT, WIDTH - RIGHT)
+    y = Scale(chart.y, chart.y_limits, HEIGHT - BOTTOM, TOP)
+    assert columns(outline) == columns((x.place(a), y.place(b)) for a, b in points)
+    most = 10 * (WIDTH - LEFT - RIGHT) + 1
+    assert len(outline) <= 4 * most < len(points)
+    assert len(list(drawing.iter("title"))) <= most
+
+
 def test_rules_cross_the_chart():
     rules = [Rule("full", x=2.0), Rule("plain", y=15.0)]
     drawing = drawn(Series("a", [(1, 10), (3, 20)]), rules=rules)
