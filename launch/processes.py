@@ -66,30 +66,37 @@ def run(count: int, command: Sequence[str]) -> int:
 
 
 def start(count: int, command: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
-    """Starts the processes one by one, which find each other at a free port of this machine."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    for index in range(count):
-        environment = os.environ | {
-            "JAX_COORDINATOR_ADDRESS": address,
-            # By itself JAX takes whoever calls at this port of any of the machine's addresses.
-            "JAX_COORDINATOR_BIND_ADDRESS": address,
-            "JAX_NUM_PROCESSES": str(count),
-            "JAX_PROCESS_ID": str(index),
-            "PYTHONUNBUFFERED": "1",
-        }
-        yield subprocess.Popen(
-            command,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            # A file's name need not be UTF-8.
-            errors="backslashreplace",
-            # A Ctrl-C of the terminal reaches them through this process only.
-            start_new_session=True,
-        )
+    """Starts the processes one by one, which find each other at a free port of this machine.
+
+    The first holds the port from its start on: only seconds later JAX listens there, and the system
+    might give it to another program meanwhile.
+    """
+    with socket.socket() as port:
+        # JAX listens with gRPC, which shares a port with whoever agrees to that.
+        port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        port.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{port.getsockname()[1]}"
+        for index in range(count):
+            environment = os.environ | {
+                "JAX_COORDINATOR_ADDRESS": address,
+                # By itself JAX takes whoever calls at this port of any of the machine's addresses.
+                "JAX_COORDINATOR_BIND_ADDRESS": address,
+                "JAX_NUM_PROCESSES": str(count),
+                "JAX_PROCESS_ID": str(index),
+                "PYTHONUNBUFFERED": "1",
+            }
+            yield subprocess.Popen(
+                command,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                # A file's name need not be UTF-8.
+                errors="backslashreplace",
+                # A Ctrl-C of the terminal reaches them through this process only.
+                start_new_session=True,
+                pass_fds=[] if index else [port.fileno()],
+            )
 
 
 def print_prefixed(prefix: str, stream: IO[str]) -> None:

@@ -78,24 +78,27 @@ def test_processes_share_few_images_evenly(config, source):
 
 def evaluated_on(devices, processes):
     """What each of the processes finds."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     environment = ENVIRONMENT | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
     }
     # -P: from the program's own folder it would take this folder's conftest for that of all tests.
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-P", str(PROGRAM), *map(str, (devices, process, processes, port))],
-            env=environment,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for process in range(processes)
-    ]
-    outputs = [process.communicate(timeout=120)[0] for process in running]
+    program = [sys.executable, "-P", str(PROGRAM)]
+    with socket.socket() as probe:
+        # Held, and shared with JAX: see launch/processes.py.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+        running = [
+            subprocess.Popen(
+                [*program, *map(str, (devices, process, processes, port))],
+                env=environment,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for process in range(processes)
+        ]
+        outputs = [process.communicate(timeout=120)[0] for process in running]
     assert [process.returncode for process in running] == [0] * processes
     return [[float(word) for word in output.splitlines()[-1].split()] for output in outputs]
 

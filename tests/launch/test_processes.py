@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -109,6 +110,18 @@ def test_no_other_machine_reaches_the_processes_of_one():
     addresses = re.findall("^at (.*)$", "".join(outputs), re.MULTILINE)
     assert addresses
     assert all(address.strip("0") for address in addresses), addresses
+
+
+def test_no_other_program_is_given_the_port_before_the_processes_listen_at_it():
+    both = list(processes.start(2, ["sh", "-c", "echo $JAX_COORDINATOR_ADDRESS; exec sleep 60"]))
+    try:
+        host, number = both[0].stdout.readline().split(":")
+        with socket.socket() as other, pytest.raises(OSError, match="Address already in use"):
+            other.bind((host, int(number)))
+    finally:
+        for process in both:
+            process.kill()
+            process.communicate()
 
 
 def started(commands):
