@@ -12,6 +12,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from l2w_jax import command_line
@@ -31,7 +32,7 @@ def main(argv: Sequence[str]) -> None:
 
     Raises:
         UserError: an argument is wrong, or the file does not hold the configuration's network: a
-            line for each tensor that is missing, extra or of the wrong shape.
+            line for each tensor that is missing, extra, of the wrong shape or type, or not finite.
     """
     from l2w_jax.config import flags, validate
     from l2w_jax.run import checkpoints
@@ -45,7 +46,11 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"--workdir={workdir}: has checkpoints already; choose another --workdir")
     checkpoint = read_torch_checkpoint(path)
     state = state_from_torch(config, checkpoint, path)
-    counters = {name: int(v) for name, v in checkpoint.network.items() if name.endswith(COUNTER)}
+    counters = {
+        name: _count(path, name, tensor)
+        for name, tensor in checkpoint.network.items()
+        if name.endswith(COUNTER)
+    }
     with run_folder.exclusive_use(config, workdir):
         extras = {
             "prefixed": checkpoint.prefixed,
@@ -66,6 +71,17 @@ def main(argv: Sequence[str]) -> None:
     )
 
 
+def _count(path: Path, name: str, tensor: np.ndarray) -> int:
+    """What a counter of batch norm holds.
+
+    Raises:
+        UserError: it is not one finite number.
+    """
+    if tensor.ndim or not np.isfinite(tensor):
+        raise UserError(f"{path}: {name}: must be one finite number")
+    return int(tensor)
+
+
 def state_from_torch(config: ConfigDict, checkpoint: TorchCheckpoint, path: Path) -> TrainState:
     """A training state at step 0 with the tensors of a checkpoint.
 
@@ -77,7 +93,8 @@ def state_from_torch(config: ConfigDict, checkpoint: TorchCheckpoint, path: Path
         path: where they come from, for messages.
 
     Raises:
-        UserError: a line for each tensor that is missing, extra or of the wrong shape.
+        UserError: a line for each tensor that is missing, extra, of the wrong shape or type, or
+            not finite.
     """
     import jax
 

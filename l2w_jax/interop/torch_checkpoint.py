@@ -53,12 +53,20 @@ def read_torch_checkpoint(path: Path) -> TorchCheckpoint:
     if not isinstance(content, Mapping) or not isinstance(content.get("state_dict"), Mapping):
         raise UserError(f"{path}: must hold a dictionary with 'state_dict'")
     network = _arrays(content["state_dict"], f"{path}: state_dict")
-    predictor = _arrays(content.get("meta_state_dict") or {}, f"{path}: meta_state_dict")
+    predictor = content.get("meta_state_dict")
+    predictor = _arrays({} if predictor is None else predictor, f"{path}: meta_state_dict")
     return TorchCheckpoint(
-        network={name.removeprefix(_PREFIX): array for name, array in network.items()},
-        predictor={name.removeprefix(_PREFIX): array for name, array in predictor.items()},
+        network=_without_prefix(network, f"{path}: state_dict"),
+        predictor=_without_prefix(predictor, f"{path}: meta_state_dict"),
         prefixed=bool(network) and all(name.startswith(_PREFIX) for name in network),
     )
+
+
+def _without_prefix(arrays: Mapping[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
+    named = {name.removeprefix(_PREFIX): array for name, array in arrays.items()}
+    if len(named) < len(arrays):
+        raise UserError(f"{where}: has tensors both with and without {_PREFIX!r} before their name")
+    return named
 
 
 def write_torch_checkpoint(path: Path, checkpoint: TorchCheckpoint) -> None:
@@ -91,6 +99,11 @@ def _arrays(tensors: Any, where: str) -> dict[str, np.ndarray]:
         f"{where}: {name!r} must be a tensor, not {type(value).__name__}"
         for name, value in tensors.items()
         if not isinstance(value, torch.Tensor)
+    ]
+    faults += [
+        f"{where}: {name!r} is not allowed: the names of tensors must be texts"
+        for name in tensors
+        if not isinstance(name, str)
     ]
     if faults:
         raise UserError("\n".join(faults))

@@ -33,8 +33,8 @@ def variables_from_torch(model: MultiExitNetwork, tensors: Mapping[str, np.ndarr
     Batch norm's counters (`num_batches_tracked`) are not needed and may be absent.
 
     Raises:
-        ValueError: the network is not one of the authors', or a tensor is missing, extra or of the
-            wrong shape; a line for each.
+        ValueError: the network is not one of the authors', or a tensor is missing, extra, of the
+            wrong shape or type, or not finite; a line for each.
     """
     name_module = module_namer(model)
     names = {name for name in tensors if not name.endswith(COUNTER)}
@@ -62,7 +62,8 @@ def wpn_from_torch(tensors: Mapping[str, np.ndarray]) -> dict:
     Its depth and widths are read off the tensors.
 
     Raises:
-        ValueError: a tensor is missing, extra or of the wrong shape; a line for each.
+        ValueError: a tensor is missing, extra, of the wrong shape or type, or not finite; a line
+            for each.
     """
     first, last = "first_hidden_layer.fc.weight", "output_layer.weight"
     missing = [name for name in (first, last) if name not in tensors]
@@ -120,6 +121,12 @@ def _from_torch(
             faults.append(
                 f"{name}: shape {tensor.shape} is wrong, must be {_torch_shape(leaf.shape)}"
             )
+            continue
+        if not jnp.issubdtype(tensor.dtype, jnp.floating):
+            faults.append(f"{name}: type {tensor.dtype} is wrong, must be a floating-point one")
+            continue
+        if not np.isfinite(tensor).all():
+            faults.append(f"{name}: has a number that is not finite")
             continue
         values[path] = tensor.transpose(_FROM_TORCH_AXES[tensor.ndim])
     faults += [f"{name}: not a tensor of this network" for name in sorted(offered)]

@@ -192,6 +192,15 @@ def test_faulty_tensors_are_named_and_nothing_is_written(tensors, config_path, t
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("counter", [torch.tensor(torch.nan), torch.zeros(3), torch.zeros(0)])
+def test_a_counter_that_counts_nothing_is_named(counter, tensors, config_path, tmp_path):
+    name = next(name for name in tensors if name.endswith(COUNTER))
+    file = tmp_path / "faulty.pth.tar"
+    torch.save({"state_dict": tensors | {name: counter}}, file)
+    with pytest.raises(UserError, match=rf"^{file}: {name}: must be one finite number$"):
+        run_import(file, config_path, tmp_path / "run")
+
+
 class Payload:
     """Unpickling this would run code."""
 
@@ -239,9 +248,18 @@ def test_a_tensor_that_numpy_cannot_hold_is_named(tensor, tmp_path):
             {"state_dict": {}, "meta_state_dict": [1]},
             "meta_state_dict: must be a dictionary of tensors, not list",
         ),
+        (
+            {"state_dict": {}, "meta_state_dict": torch.zeros(3)},
+            "meta_state_dict: must be a dictionary of tensors, not Tensor",
+        ),
+        ({"state_dict": {3: torch.zeros(3)}}, "state_dict: 3 is not allowed: the names of tensors"),
+        (
+            {"state_dict": {"a": torch.zeros(3), "module.a": torch.ones(3)}},
+            "state_dict: has tensors both with and without 'module.' before their name",
+        ),
     ],
 )
-def test_what_is_no_tensor_is_named(content, fault, tmp_path):
+def test_what_is_no_tensor_or_has_no_name_of_its_own_is_told(content, fault, tmp_path):
     file = tmp_path / "other.pth.tar"
     torch.save(content, file)
     with pytest.raises(UserError, match=fault):

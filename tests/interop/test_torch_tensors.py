@@ -61,6 +61,19 @@ def test_each_fault_gets_a_line_with_the_name_of_its_tensor(tiny):
     ]
 
 
+def test_a_tensor_of_another_type_or_not_finite_is_named(tiny):
+    model, tensors = tiny
+    name, other = "classifier.0.linear.bias", "classifier.1.linear.bias"
+    tensors[name] = np.full_like(tensors[name], np.nan)
+    tensors[other] = tensors[other].astype(np.int64)
+    with pytest.raises(ValueError) as error:
+        variables_from_torch(model, tensors)
+    assert str(error.value).splitlines() == [
+        f"{name}: has a number that is not finite",
+        f"{other}: type int64 is wrong, must be a floating-point one",
+    ]
+
+
 def test_network_of_ones_own_is_refused_either_way():
     model = OneLayer()
     for exchange in (variables_from_torch, variables_to_torch):
