@@ -34,6 +34,7 @@ from l2w_jax.data.source import (
 )
 from l2w_jax.data.streaming import StreamingSource
 from l2w_jax.errors import UserError, some
+from l2w_jax.progress import Progress
 
 _logger = logging.getLogger(__name__)
 
@@ -223,20 +224,23 @@ def _list_split(
     skipped: Counter[str],
 ) -> ImageFiles:
     numbers = {name: number for number, name in enumerate(class_names)}
+    progress = Progress(lambda count: f"{folder}: {count:,} images found so far")
     paths, labels = [], []
     for name, folders in sorted(classes.items()):
         if name not in numbers:
             raise UserError(f"{folders[0]}: class {name!r} is not allowed: not in train/")
-        files = [file for inside in folders for file in walk.image_files(inside, skipped)]
-        if not files:
+        files = (file for inside in folders for file in walk.image_files(inside, skipped))
+        of_class = np.array([*map(os.fsencode, progress.of(files))], "S")
+        if not len(of_class):
             raise UserError(
                 f"{folders[0]}: empty class: must hold images, such as .jpg, .png or .webp files"
             )
-        paths += files
-        labels += [numbers[name]] * len(files)
+        # A class at a time: as Python's objects, millions of paths would take five times as much.
+        paths.append(of_class)
+        labels.append(np.full(len(of_class), numbers[name], np.int32))
     if not paths:
         raise UserError(f"{folder}: empty split: must hold CLASS/*.jpg")
-    return ImageFiles(np.array([*map(os.fsencode, paths)]), np.array(labels, np.int32))
+    return ImageFiles(np.concatenate(paths), np.concatenate(labels))
 
 
 def complete_splits(config: ConfigDict, found: FoundImages) -> CompleteSplits:
@@ -296,7 +300,7 @@ def _read_into_memory(
     bad = BadImages(total, config.dataset.max_bad_share)
     read, used = {}, {}
     for split, images in complete.images.items():
-        read[split], used[split] = _read_split(images, size, max_pixels, bad)
+        read[split], used[split] = _read_split(split, images, size, max_pixels, bad)
         _check_none_is_lost(config, split, images, used[split], class_names)
     source = MemorySource(config, read, class_names, complete.origins)
     source.num_bad = len(bad)
@@ -319,12 +323,17 @@ def _check_none_is_lost(
 
 
 def _read_split(
-    images: ImageFiles, size: int, max_pixels: int, bad: BadImages
+    split: str, images: ImageFiles, size: int, max_pixels: int, bad: BadImages
 ) -> tuple[LabelledImages, ImageFiles]:
-    rows = list(order.evaluation_rows(len(images), max(1, min(_BATCH_SIZE, len(images)))))
-    pixels = np.empty((len(images), size, size, 3), np.uint8)
-    is_read = np.zeros(len(images), bool)
-    for batch in read_evaluation_batches(images, rows, size, max_pixels, bad, share=1.0):
+    total = len(images)
+    rows = list(order.evaluation_rows(total, max(1, min(_BATCH_SIZE, total))))
+    pixels = np.empty((total, size, size, 3), np.uint8)
+    is_read = np.zeros(total, bool)
+    progress = Progress(
+        lambda count: f"{split}: {min(count * _BATCH_SIZE, total):,} of {total:,} images read"
+    )
+    batches = read_evaluation_batches(images, rows, size, max_pixels, bad, share=1.0)
+    for batch in progress.of(batches):
         read = batch.choice.positions[batch.is_read]
         pixels[read] = batch.pixels[batch.is_read]
         is_read[read] = True

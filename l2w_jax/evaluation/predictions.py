@@ -22,6 +22,7 @@ from l2w_jax.errors import UserError, told_if_memory_is_short
 from l2w_jax.models import MultiExitNetwork
 from l2w_jax.models.compiler_options import cpu_compiler_options
 from l2w_jax.models.preprocessing import channel_statistics, normalize
+from l2w_jax.progress import Progress
 from l2w_jax.training.losses import cross_entropy
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -148,12 +149,13 @@ def predict_all(
     # Through the host: what training returns may lie on the devices of all processes.
     variables = jax.device_put(jax.device_get(dict(variables)), on_all)
     mean, std = channel_statistics(config.dataset.name)
-    batches = source.evaluation_batches(
-        split,
-        _batch_size(config, source, split, jax.process_count()),
-        jax.process_index(),
-        jax.process_count(),
-    )
+    batch_size = _batch_size(config, source, split, jax.process_count())
+    batches = source.evaluation_batches(split, batch_size, jax.process_index(), jax.process_count())
+    if jax.process_index() == 0:
+        of_all, total = batch_size * jax.process_count(), getattr(source, f"num_{split}")
+        batches = Progress(
+            lambda count: f"{split}: {min(count * of_all, total):,} of {total:,} images evaluated"
+        ).of(batches)
 
     smoothing = config.optimizer.label_smoothing
     collected: list[Arrays] = []

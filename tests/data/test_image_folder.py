@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from image_folders import (
 )
 from PIL import Image
 
+from l2w_jax import progress
 from l2w_jax.data import image_folder, open_source
 from l2w_jax.errors import UserError
 
@@ -308,6 +310,33 @@ def test_an_unreadable_folder_is_one_line(folder, monkeypatch):
     refuse_folder(monkeypatch, "green")
     with pytest.raises(UserError, match="green: cannot be read: Permission denied"):
         open_source(folder_config(folder))
+
+
+def test_of_millions_of_files_only_the_paths_are_kept_while_they_are_listed(tmp_path, monkeypatch):
+    def files(inside, skipped):
+        return (f"{inside}/{'long' * 20}{number:05d}.jpg" for number in range(1000))
+
+    for name in range(20):
+        (tmp_path / "train" / str(name)).mkdir(parents=True)
+    monkeypatch.setattr(image_folder.walk, "image_files", files)
+    tracemalloc.start()
+    try:
+        images = image_folder.list_images(tmp_path).splits["train"]
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(images) == 20_000
+    assert peak < 2.8 * images.paths.nbytes
+
+
+@pytest.mark.parametrize("augmentation", ["resized_crop", "crop"])
+def test_what_may_take_minutes_says_how_far_it_is(folder, augmentation, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0)
+    open_source(folder_config(folder, augmentation=augmentation))
+    lines = capsys.readouterr().err.splitlines()
+    assert f"{folder}/train: 30 images found so far" in lines
+    assert f"{folder}/test: 12 images found so far" in lines
+    assert ("test: 12 of 12 images read" in lines) == (augmentation == "crop")
 
 
 def test_the_digest_of_a_split_tells_other_images_and_other_labels(folder):

@@ -16,7 +16,7 @@ from small_networks import ConvNetwork, between, lively_variables
 from tiny_images import TEST, all_log_probs, open_tiny_source
 from written_runs import anytime_rows, made_evaluation, write_config
 
-from l2w_jax import thresholds
+from l2w_jax import progress, thresholds
 from l2w_jax.early_exit import EarlyExitPredictor, rules
 from l2w_jax.early_exit.budget import first_exits
 from l2w_jax.early_exit.selection import thresholds_of
@@ -68,6 +68,17 @@ def test_a_batch_has_no_more_rows_than_there_are_images(
         logits, _ = split_predictions.logits_of(config, *tiny_network, source, positions)
         assert rows[1:] == rows[:1]
         assert logits.shape[1] == source.num_holdout
+
+
+def test_an_evaluation_that_takes_minutes_says_how_far_it_is(
+    config, source, tiny_network, monkeypatch, capsys
+):
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0)
+    config.dataset.eval_batch_size = 16
+    split_predictions.predict_all(config, *tiny_network, source, "test")
+    assert capsys.readouterr().err.splitlines() == [
+        f"test: {count} of 37 images evaluated" for count in (16, 32, 37)
+    ]
 
 
 def test_processes_share_few_images_evenly(config, source):
