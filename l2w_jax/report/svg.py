@@ -103,9 +103,11 @@ def _bands(chart: Chart, x: Scale, y: Scale) -> list[dict[str, Any]]:
         path = _path(_outline(upper) + _outline(lower)[::-1])
         bands.append({"style": style, "path": path, "told": []})
         floor = ceiling
-    # Of what stands at one place only the last, which lies above the others, can be pointed at.
-    last_at = {place: i for i, place in enumerate(xs)}
-    bands[-1]["told"] = [(place, chart.told_at(i)) for place, i in last_at.items()]
+    # Of what stands at one place only the first can be pointed at, see values.js.
+    first_at: dict[float, int] = {}
+    for i, place in enumerate(xs):
+        first_at.setdefault(place, i)
+    bands[-1]["told"] = [(place, chart.told_at(i)) for place, i in first_at.items()]
     return bands
 
 
