@@ -120,26 +120,30 @@ def guaranteed_thresholds(
         )
     shuffled = np.random.default_rng(seed).permutation(num_images)
     num_design = _num_design(num_images)
-    design, test = shuffled[:num_design], shuffled[num_design:]
+    # Taken once: of a million images this takes longer than all that is done with them below.
+    design, test = (
+        (confidences[:, part], correct[:, part])
+        for part in (shuffled[:num_design], shuffled[num_design:])
+    )
 
     # The full network loses nothing against itself: the one candidate that needs no test.
     passed = [(math.inf, thresholds_of(math.inf, confidences), 0.0)]
     for q in SEARCH_QS:
-        thresholds = thresholds_of(q, confidences[:, design])
-        of_design = _lost(confidences[:, design], correct[:, design], thresholds)
-        of_test = _lost(confidences[:, test], correct[:, test], thresholds)
+        thresholds = thresholds_of(q, design[0])
+        of_design = _lost(*design, thresholds)
+        of_test = _lost(*test, thresholds)
         p_value = betting_p_value(of_test, risk, best_bet(of_design, risk))
         if p_value > 1 - confidence:
             break
         passed.append((q, thresholds, p_value))
 
     def cost_on_design(item: tuple[float, NDArray[np.float32], float]) -> float:
-        exits = first_exits(confidences[:, design], item[1])
+        exits = first_exits(design[0], item[1])
         return float(np.asarray(costs)[exits].mean())
 
     # All that passed are safe together, so any rule may choose among them.
     q, thresholds, p_value = min(passed, key=cost_on_design)
-    return Guarantee(thresholds, q, p_value, risk, confidence, len(design), len(test))
+    return Guarantee(thresholds, q, p_value, risk, confidence, num_design, num_images - num_design)
 
 
 def betting_p_value(lost: NDArray[np.integer], risk: float, bet: float) -> float:

@@ -57,6 +57,23 @@ def test_the_promise_is_broken_no_more_often_than_allowed(population):
     assert np.mean(costs) < 0.75 * COSTS[-1]
 
 
+class Gathered(np.ndarray):
+    """An array that counts how often samples are taken out of it."""
+
+    count = 0
+
+    def __getitem__(self, index):
+        Gathered.count += 1
+        return np.asarray(self)[index]
+
+
+def test_the_images_are_divided_once_and_not_for_each_candidate(population, monkeypatch):
+    monkeypatch.setattr(Gathered, "count", 0)
+    confidences, correct = (array[:, :3000].view(Gathered) for array in population)
+    guaranteed_thresholds(confidences, correct, COSTS, 0.3, 0.9)
+    assert 0 < Gathered.count < 10 < len(SEARCH_QS)
+
+
 def test_without_a_test_the_promise_would_be_broken_often(population):
     """So that the test above has something to find."""
     broken = 0
