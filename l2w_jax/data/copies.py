@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from l2w_jax.data.encoded import ImageFiles
+from l2w_jax.progress import Progress
 
 # Of each split to judge by. Copies that do not show among so many change no accuracy by much.
 MOST_LOOKED_AT = 1000
@@ -29,6 +30,7 @@ _TAIL_BYTES = 4096
 
 # In parallel, since the wait is for a disk or a network, not the processor.
 _AT_ONCE = 16
+_IN_A_PART = 10_000
 
 _SPLITS = {"holdout": "held-out", "test": "test"}
 
@@ -92,8 +94,14 @@ def _by_look(
         return shown
 
     by_look = defaultdict(list)
-    # In few parts, since handing over a single file takes longer than asking for its size.
-    for shown in pool.map(look_at, np.array_split(np.asarray(paths, bytes), _AT_ONCE)):
+    # In large parts, since handing over a single file takes longer than asking for its size.
+    parts = np.array_split(np.asarray(paths, bytes), max(_AT_ONCE, len(paths) // _IN_A_PART))
+    progress = Progress(
+        lambda count: (
+            f"looking for copies: {count * len(paths) // len(parts):,} of {len(paths):,} images"
+        )
+    )
+    for shown in progress.of(pool.map(look_at, parts)):
         for seen, path in shown:
             by_look[seen].append(path)
     return by_look

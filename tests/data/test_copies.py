@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from image_folders import folder_config, write_split
 
+from l2w_jax import progress
 from l2w_jax.data import copies, image_folder, open_source
 
 
@@ -45,6 +46,17 @@ def test_copies_on_both_sides_of_a_cut_are_one_line_and_the_cut_stays(folder, au
     assert f"12 of 12 held-out images and {test} of {test} test images are copies" in message
     one, other = re.search("such as '(.*)' of '(.*)': the network is trained", message).groups()
     assert one != other and (folder / one).read_bytes() == (folder / other).read_bytes()
+
+
+def test_a_search_that_takes_minutes_says_how_far_it_is(folder, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0)
+    monkeypatch.setattr(copies, "_IN_A_PART", 1)
+    paths = [os.fsencode(path) for path in sorted(folder.glob("train/*/*"))]
+    assert len(copies.find_copies(paths, paths)) == 18
+    lines = capsys.readouterr().err.splitlines()
+    expected = [f"looking for copies: {count} of 18 images" for count in range(1, 19)]
+    # At each look of the judged and of the trained.
+    assert lines == 3 * 2 * expected
 
 
 def test_copies_in_folders_of_their_own_are_told_too(folder):
