@@ -23,6 +23,9 @@ LEFT, RIGHT, TOP, BOTTOM = 60, 14, 10, 44
 # At most this many points of a series say their values: more would lie on each other.
 MOST_MARKS = 100
 
+# At most at this many places bands say their values: tenths of a unit are the least that is drawn.
+MOST_TOLD = 10 * WIDTH
+
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
@@ -103,11 +106,8 @@ def _bands(chart: Chart, x: Scale, y: Scale) -> list[dict[str, Any]]:
         path = _path(_outline(upper) + _outline(lower)[::-1])
         bands.append({"style": style, "path": path, "told": []})
         floor = ceiling
-    # Of what stands at one place only the first can be pointed at, see values.js.
-    first_at: dict[float, int] = {}
-    for i, place in enumerate(xs):
-        first_at.setdefault(place, i)
-    bands[-1]["told"] = [(place, chart.told_at(i)) for place, i in first_at.items()]
+    step = max(1, math.ceil(len(xs) / MOST_TOLD))
+    bands[-1]["told"] = [(xs[i], chart.told_at(i)) for i in range(0, len(xs), step)]
     return bands
 
 

@@ -13,6 +13,7 @@ from l2w_jax.report.svg import (
     HEIGHT,
     LEFT,
     MOST_MARKS,
+    MOST_TOLD,
     RIGHT,
     TOP,
     WIDTH,
@@ -118,7 +119,7 @@ def test_a_million_points_look_the_same_and_make_no_larger_page(stacked):
     assert columns(outline) == columns((x.place(a), y.place(b)) for a, b in points)
     most = 10 * (WIDTH - LEFT - RIGHT) + 1
     assert len(outline) <= 4 * most < len(points)
-    assert len(list(drawing.iter("title"))) <= most
+    assert len(list(drawing.iter("title"))) <= MOST_TOLD
 
 
 def test_rules_cross_the_chart():
