@@ -96,8 +96,10 @@ def _write_temporary(path: Path, content: str | bytes | Iterator[str]) -> Path:
 def _encoded(content: str | bytes | Iterator[str]) -> Iterator[bytes]:
     if isinstance(content, bytes):
         yield content
+    elif isinstance(content, str):
+        yield content.encode()
     else:
-        yield from (part.encode() for part in ([content] if isinstance(content, str) else content))
+        yield from map(str.encode, content)
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from l2w_jax.config import from_json
 from l2w_jax.data import open_source
 from l2w_jax.errors import UserError
 from l2w_jax.evaluation import evaluate
-from l2w_jax.run import checkpoints, images, log
+from l2w_jax.run import checkpoints, images, log, start
 from l2w_jax.run import workdir as run_folder
 from l2w_jax.training import create_train_state
 
@@ -279,6 +279,18 @@ def test_a_damaged_checkpoint_is_one_line_too(small_run):
     assert completed.returncode == 0, completed.stderr
     assert f"The checkpoint of step {evaluated} is not used" in completed.stderr
     assert len(completed.stderr.splitlines()) == 1
+
+
+def test_a_folder_that_not_all_processes_see_is_refused_before_training(
+    workdir, capsys, monkeypatch
+):
+    def refuse(folder):
+        raise UserError(f"{folder} is not seen")
+
+    monkeypatch.setattr(start, "check_seen_by_all_processes", refuse)
+    assert run_main(f"--config={DIGITS}", f"--workdir={workdir}", *SMALL) == 2
+    assert capsys.readouterr().err == f"{workdir} is not seen\n"
+    assert not (workdir / "checkpoints").exists()
 
 
 @pytest.fixture

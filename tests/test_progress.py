@@ -1,19 +1,14 @@
 """What takes minutes says how far it has come; what does not says nothing."""
 
-from types import SimpleNamespace
-
 import pytest
+from clocks import standing_clock
 
 from l2w_jax import progress
 
 
 @pytest.fixture
 def clock(monkeypatch):
-    """The clock that is read, which stands still until it is moved."""
-    clock = SimpleNamespace(seconds=1000.0)
-    clock.monotonic = lambda: clock.seconds
-    monkeypatch.setattr(progress, "time", clock)
-    return clock
+    return standing_clock(monkeypatch, progress)
 
 
 def test_a_line_comes_every_half_a_minute_and_counts_all_that_passed(clock, capsys):

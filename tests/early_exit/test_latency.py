@@ -1,7 +1,6 @@
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
+from clocks import standing_clock
 
 from l2w_jax.early_exit import latency
 from l2w_jax.early_exit.latency import milliseconds, milliseconds_per_exit
@@ -9,11 +8,7 @@ from l2w_jax.early_exit.latency import milliseconds, milliseconds_per_exit
 
 @pytest.fixture
 def clock(monkeypatch):
-    """The clock that times are read from, which stands still until it is moved."""
-    clock = SimpleNamespace(seconds=0.0)
-    clock.perf_counter = lambda: clock.seconds
-    monkeypatch.setattr(latency, "time", clock)
-    return clock
+    return standing_clock(monkeypatch, latency)
 
 
 def test_functions_take_turns_and_times_are_per_image_without_the_first_round(clock):

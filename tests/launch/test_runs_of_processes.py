@@ -155,21 +155,33 @@ def test_a_process_that_freezes_is_not_waited_for_and_the_run_goes_on(tmp_path):
 
 
 @pytest.mark.slow
-def test_processes_with_other_images_than_the_rest_do_not_begin(tmp_path):
-    process = launch(2, 1, tmp_path / "run", TINY_POORER="1")
+@pytest.mark.parametrize(
+    ("variable", "told"),
+    [
+        ("TINY_POORER", "has 47 training, 24 held-out and 43 test images, and not all"),
+        ("TINY_STRANGER", "would not begin with the network that process 0 begins with"),
+    ],
+)
+def test_processes_with_other_images_or_another_network_do_not_begin(variable, told, tmp_path):
+    process = launch(2, 1, tmp_path / "run", **{variable: "1"})
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 2, output
-    assert "process 1 has 47 training, 24 held-out and 43 test images, and not all" in output
+    assert f"process 1 {told}" in output
     assert "step " not in output
 
 
 @pytest.mark.slow
-def test_processes_with_another_network_than_the_rest_do_not_begin(tmp_path):
-    process = launch(2, 1, tmp_path / "run", TINY_STRANGER="1")
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 2, output
-    assert "process 1 would not begin with the network that process 0 begins with" in output
-    assert "step " not in output
+def test_processes_with_another_config_do_not_begin(tmp_path):
+    command = [sys.executable, "-m", "l2w_jax.main", f"--workdir={tmp_path}"]
+    config = f"--config={ROOT / 'configs' / 'digits_msdnet.py'}"
+    own_seed = 'exec "$@" --config.seed=$JAX_PROCESS_ID'
+    statuses, outputs = ended(
+        list(processes.start(2, ["sh", "-c", own_seed, "sh", *command, config]))
+    )
+    assert statuses == [2, 2], outputs
+    for output in outputs:
+        assert "process 1 was given another config than process 0" in output
+        assert "seed: 0 -> 1" in output
 
 
 @pytest.fixture

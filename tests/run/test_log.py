@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from clocks import standing_clock
 from programs import ENVIRONMENT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util import tensor_util
@@ -165,11 +166,7 @@ def test_a_run_too_short_for_a_profile_says_so_and_begins_none(
 
 @pytest.fixture
 def clock(monkeypatch):
-    """The clock that the log reads, which stands still until it is moved."""
-    clock = SimpleNamespace(seconds=1000.0)
-    clock.monotonic = lambda: clock.seconds
-    monkeypatch.setattr(log, "time", clock)
-    return clock
+    return standing_clock(monkeypatch, log)
 
 
 def test_speed_and_waiting_are_those_of_the_iterations_alone(config, tmp_path, clock, capsys):
