@@ -112,7 +112,7 @@ def test_the_table_names_class_confidence_exit_and_savings(command, folder, caps
     assert header.split() == ["class", "confidence", "exit", "saved", "file"]
     assert len(rows) == 5
     for row in rows:
-        name, confidence, of_exits, saved, _ = row.split()
+        name, confidence, of_exits, saved, _ = row.split(maxsplit=4)
         assert name in ("cat", "dog", "fox", "owl")
         assert 25 <= float(confidence.rstrip("%")) <= 100
         assert (of_exits, saved) in {("1/3", "75%"), ("2/3", "50%"), ("3/3", "0%")}
