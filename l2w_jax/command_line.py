@@ -111,6 +111,26 @@ def _told_if_without_devices() -> Iterator[None]:
         raise
 
 
+def add_top_k(parser: argparse.ArgumentParser) -> None:
+    """Adds --top-k, to be checked by `check_top_k`."""
+    parser.add_argument(
+        "--top-k", type=int, metavar="N", help="give the N most probable classes of each image"
+    )
+
+
+def check_top_k(top_k: int | None, class_names: Sequence[str]) -> None:
+    """Checks --top-k against the classes that there are.
+
+    Raises:
+        UserError: there are fewer, or it is not positive.
+    """
+    if top_k is not None and not 1 <= top_k <= len(class_names):
+        raise UserError(
+            f"--top-k={top_k} is not allowed: must be from 1 to {len(class_names)}, the classes of "
+            "the run"
+        )
+
+
 def positive(text: str) -> float:
     """A positive number.
 

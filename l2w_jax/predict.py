@@ -52,11 +52,7 @@ def main(argv: Sequence[str]) -> None:
     arguments = _parse(argv)
     config = stored.read_config(arguments.workdir)
     evaluation = results.Evaluation.load(arguments.workdir)
-    if arguments.top_k is not None and not 1 <= arguments.top_k <= len(evaluation.class_names):
-        raise UserError(
-            f"--top-k={arguments.top_k} is not allowed: must be from 1 to "
-            f"{len(evaluation.class_names)}, the classes of the run"
-        )
+    command_line.check_top_k(arguments.top_k, evaluation.class_names)
     policy = choose_policy(arguments.workdir, arguments.thresholds, evaluation)
     skipped: Counter[str] = Counter()
     unreadable: list[UserError] = []
@@ -186,9 +182,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = command_line.ArgumentParser("predict", __doc__)
     parser.add_argument("--workdir", type=Path, required=True, help="folder of an evaluated run")
     parser.add_argument("--thresholds", type=Path, help="a file that l2w_jax.thresholds wrote")
-    parser.add_argument(
-        "--top-k", type=int, metavar="N", help="give the N most probable classes of each image"
-    )
+    command_line.add_top_k(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument(
         "images", type=Path, nargs="+", metavar="IMAGE|FOLDER", help="what to classify"

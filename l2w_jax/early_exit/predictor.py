@@ -7,7 +7,6 @@ their rows: each stage is compiled once for each size, and never again.
 """
 
 import copy
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from l2w_jax.early_exit import rules
-from l2w_jax.early_exit.stages import Stages, most_probable, most_probable_classes
+from l2w_jax.early_exit.stages import Stages, answer_of
 from l2w_jax.models import MultiExitNetwork
 
 # On a CPU a stage's time is proportional to the rows of its batch, padding included, from two rows
@@ -98,9 +97,8 @@ class EarlyExitPredictor:
                 f"rule is {rule!r}; a function is expected, of l2w_jax.early_exit one of {allowed}"
             )
         self.thresholds = rules.thresholds_for(rule, thresholds, model.num_exits)
-        answer = functools.partial(most_probable_classes, count=top_k) if top_k else most_probable
         self._rule = rule
-        self._stages = Stages(model, variables, preprocess, rule, answer)
+        self._stages = Stages(model, variables, preprocess, rule, answer_of(top_k))
         self._image = image
         self._shape_of_answer = (top_k,) if top_k else ()
         self._takes_stored_images = preprocess is not None

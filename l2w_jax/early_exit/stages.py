@@ -1,5 +1,6 @@
 """A network with early exits as the functions that run it, one for each stage."""
 
+import functools
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -51,6 +52,13 @@ def most_probable_classes(logits: jax.Array, count: int) -> tuple[jax.Array, jax
     probabilities = jnp.exp(largest - jax.nn.logsumexp(logits, axis=-1, keepdims=True))
     has_answer = rules.has_answer(logits)[..., None]
     return labels, jnp.where(has_answer, probabilities, jnp.nan).astype(jnp.float32)
+
+
+def answer_of(top_k: int | None) -> Answer:
+    """What exits say: the `top_k` most probable classes, or without it the most probable one."""
+    if top_k is None:
+        return most_probable
+    return functools.partial(most_probable_classes, count=top_k)
 
 
 def stage_function(

@@ -56,8 +56,8 @@ def classify_files(network, paths):
                 status = 1
         if images:
             lines = answers(network, np.stack([image for _, image in images]))
-            for line, (path, _) in zip(lines, images, strict=True):
-                print(f"{line}\t{in_one_line(path)}")
+            for (line, *further), (path, _) in zip(lines, images, strict=True):
+                print("\n".join([f"{line}\t{in_one_line(path)}", *further]))
     return status
 
 
@@ -74,13 +74,15 @@ def classify_array(network, paths):
     if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3):
         found = f"{images.dtype} {list(images.shape)}"
         raise ValueError(f"{path}: holds {found}, must hold uint8 [N, {size}, {size}, 3]")
-    for line in answers(network, images):
-        print(line)
+    for lines in answers(network, images):
+        print("\n".join(lines))
     return 0
 
 
 def answers(network, images):
-    """A line of class, confidence and exit for each image."""
+    """For each image a line of class, confidence and exit, and one for each further class."""
     names = network.description["class_names"]
-    for label, exit_index, confidence in zip(*network(images), strict=True):
-        yield f"{in_one_line(names[label])}\t{100 * confidence:.1f}%\texit {exit_index + 1}"
+    for labels, exit_index, confidences in zip(*network(images), strict=True):
+        of_classes = zip(np.atleast_1d(labels), np.atleast_1d(confidences), strict=True)
+        first, *further = (f"{in_one_line(names[i])}\t{100 * p:.1f}%" for i, p in of_classes)
+        yield [f"{first}\texit {exit_index + 1}", *further]

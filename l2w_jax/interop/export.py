@@ -1,7 +1,7 @@
 """Writes a run's network, with its early exits, into a folder that runs without this package.
 
     python -m l2w_jax.interop.export --workdir=RUN --output=FOLDER [--thresholds=FILE]
-        [--format=stablehlo|onnx [--quantize]]
+        [--top-k=N] [--format=stablehlo|onnx [--quantize]]
 
 FOLDER then holds network.json (classes, thresholds, how images become pixels), the network's
 stages, which take any batch size, and a program that classifies images with them: copy it, or begin
@@ -9,7 +9,8 @@ your own from it. With --format=stablehlo the stages are for JAX on a CPU, CUDA 
 variables that they read, and the program is run_exported.py. With --format=onnx they are
 stage_1.onnx and so on, the program is run_onnx.py, and neither needs JAX. With --quantize these
 compute in 8 bits, calibrated with the images that set the run's thresholds, and what that costs
-and saves on its test images is printed.
+and saves on its test images is printed. With --top-k=N the program gives the N most probable
+classes of each image, as `l2w_jax.predict` does.
 
 Thresholds are chosen as by `l2w_jax.predict`: those of --thresholds, or else of
 RUN/thresholds.json; without either, the cheapest with which stopping early lost no accuracy on the
@@ -37,7 +38,15 @@ from l2w_jax.data.augment import evaluated_share
 from l2w_jax.early_exit import rules
 from l2w_jax.early_exit.calibration import calibrated
 from l2w_jax.early_exit.predictor import BATCH_SIZES
-from l2w_jax.early_exit.stages import StageFunction, folded_variables, narrowed, stage_function
+from l2w_jax.early_exit.stages import (
+    Answer,
+    StageFunction,
+    answer_of,
+    folded_variables,
+    most_probable,
+    narrowed,
+    stage_function,
+)
 from l2w_jax.errors import UserError
 from l2w_jax.evaluation.policy import choose_policy
 from l2w_jax.evaluation.results import Evaluation
@@ -73,6 +82,7 @@ def main(argv: Sequence[str]) -> None:
     write, loader = writer(arguments.format)
     config = stored.read_config(arguments.workdir)
     evaluation = Evaluation.load(arguments.workdir)
+    command_line.check_top_k(arguments.top_k, evaluation.class_names)
     policy = choose_policy(arguments.workdir, arguments.thresholds, evaluation)
 
     # Imported late: it brings Orbax, which takes seconds.
@@ -95,6 +105,7 @@ def main(argv: Sequence[str]) -> None:
         image_format,
         evaluation.class_names,
         rules.RULES[policy.rule],
+        arguments.top_k,
     )
     if arguments.quantize:
         from l2w_jax.interop.export_onnx import export_quantized
@@ -196,7 +207,9 @@ def export_network(
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)
     variables = folded_variables(model, network.variables, preprocess, images)
     arrays = {name: np.asarray(array) for name, array in named_arrays(variables).items()}
-    exported_functions = exported_stages(model, variables, preprocess, size, network.rule)
+    exported_functions = exported_stages(
+        model, variables, preprocess, size, network.rule, answer_of(network.top_k)
+    )
     remove_earlier_export(folder)
     names, stages = list(arrays), []
     for k, (exported, read) in enumerate(exported_functions):
@@ -228,13 +241,14 @@ def exported_stages(
     preprocess: Callable[[jax.Array], jax.Array],
     image_size: int,
     rule: rules.Rule,
+    answer: Answer = most_probable,
 ) -> list[tuple[export.Exported, list[int]]]:
     """Each stage as StableHLO for all platforms and batch sizes, from stored images on.
 
     A stage is a function of a list of variables and a list of arrays [n, ...], for the first the
-    images uint8 [n, H, W, 3]. It gives labels int32 [n], confidences float32 [n], scores of the
-    rule float32 [n] and the list for the next stage: plain lists, so that its caller need not know
-    the network's own types.
+    images uint8 [n, H, W, 3]. It gives labels int32 and confidences float32 as the answer does,
+    [n] or [n, k], scores of the rule float32 [n] and the list for the next stage: plain lists, so
+    that its caller need not know the network's own types.
 
     Returns:
         Each stage, with which leaves of the variables it takes.
@@ -244,7 +258,7 @@ def exported_stages(
     variables = jax.eval_shape(lambda: variables)
     stages = []
     for k in range(model.num_exits):
-        function = stage_function(model, k, preprocess, rule)
+        function = stage_function(model, k, preprocess, rule, answer)
         stages.append(_exported(function, variables, features))
         *_, features = jax.eval_shape(function, variables, features)
     return stages
@@ -277,6 +291,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--quantize", action="store_true", help="8 bits, with --format=onnx")
     parser.add_argument("--thresholds", type=Path, help="a file that l2w_jax.thresholds wrote")
+    command_line.add_top_k(parser)
     return parser.parse_args(argv)
 
 

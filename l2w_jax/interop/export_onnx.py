@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from l2w_jax.early_exit.budget import checked_thresholds
 from l2w_jax.early_exit.latency import milliseconds
+from l2w_jax.early_exit.stages import answer_of
 from l2w_jax.files import write_atomically, write_json
 from l2w_jax.interop import quantize
 from l2w_jax.interop.exported_folder import (
@@ -84,7 +85,12 @@ def export_quantized(
 def _models(network: NetworkToExport) -> list[onnx.ModelProto]:
     image_format = network.image_format
     return onnx_stages(
-        network.model, network.variables, image_format.preprocess, image_format.size, network.rule
+        network.model,
+        network.variables,
+        image_format.preprocess,
+        image_format.size,
+        network.rule,
+        answer_of(network.top_k),
     )
 
 

@@ -75,6 +75,7 @@ class NetworkToExport:
         image_format: of the images to come.
         class_names: [C].
         rule: the scores that the thresholds are for.
+        top_k: how many classes to give for each image; without it only the most probable one.
     """
 
     model: MultiExitNetwork
@@ -83,6 +84,7 @@ class NetworkToExport:
     image_format: ImageFormat
     class_names: Sequence[str]
     rule: rules.Rule = rules.confidence
+    top_k: int | None = None
 
 
 def description(network: NetworkToExport) -> dict[str, Any]:

@@ -330,6 +330,19 @@ def _argmax(graph: Graph, eqn: core.JaxprEqn, operand: Value) -> Tensor:
     return _without_axes(name, tensor, [axis], out.dtype)
 
 
+def _top_k(graph: Graph, eqn: core.JaxprEqn, operand: Value) -> list[Tensor]:
+    tensor, outs = graph.plain(operand), [var.aval for var in eqn.outvars]
+    axis = tensor.axes.index(eqn.params["axis"])
+    count = graph.constant(np.array([eqn.params["k"]], np.int64))
+    # Of equal elements both take the one that comes first.
+    largest, places = graph.emit("TopK", [tensor.name, count], outputs=2, axis=axis)
+    places = graph.emit("Cast", [places], to=element_type(outs[1].dtype))
+    return [
+        Tensor(name, out.shape, tensor.axes, out.shape, out.dtype)
+        for name, out in zip((largest, places), outs, strict=True)
+    ]
+
+
 def _cast(graph: Graph, eqn: core.JaxprEqn, operand: Value) -> Value:
     dtype = eqn.params["new_dtype"]
     if operand.dtype == dtype:
@@ -373,5 +386,6 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "slice": onnx_shapes.cut,
     "split": onnx_shapes.split,
     "squeeze": onnx_shapes.reshape,
+    "top_k": _top_k,
     "transpose": onnx_shapes.transpose,
 }

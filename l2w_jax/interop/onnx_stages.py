@@ -10,7 +10,7 @@ import onnx
 from jax import export
 
 from l2w_jax.early_exit import rules
-from l2w_jax.early_exit.stages import folded_variables, stage_function
+from l2w_jax.early_exit.stages import Answer, folded_variables, most_probable, stage_function
 from l2w_jax.errors import UserError
 from l2w_jax.interop.onnx_graph import Graph, Joined, Tensor, Unsupported, Value
 from l2w_jax.interop.onnx_operations import convert
@@ -26,12 +26,14 @@ def onnx_stages(
     preprocess: Callable[[jax.Array], jax.Array],
     image_size: int,
     rule: rules.Rule,
+    answer: Answer = most_probable,
 ) -> list[onnx.ModelProto]:
     """Each stage as an ONNX model, batch norms folded, computed in float32.
 
     The first takes "images" uint8 [n, H, W, 3]; a later one takes, by name, the features of earlier
-    stages that it reads, with one row for each image. Each gives labels int32 [n], confidences and
-    scores float32 [n], and those of its own features that a later stage reads.
+    stages that it reads, with one row for each image. Each gives labels int32 and confidences
+    float32 as the answer does, [n] or [n, k], scores float32 [n], and those of its own features
+    that a later stage reads.
 
     Args:
         model: the network.
@@ -39,6 +41,7 @@ def onnx_stages(
         preprocess: from stored to network input.
         image_size: height and width of an image.
         rule: gives the scores.
+        answer: gives the labels and confidences.
 
     Raises:
         UserError: the network does something that cannot be written this way.
@@ -51,7 +54,7 @@ def onnx_stages(
     features: Any = images
     stages = []
     for k in range(model.num_exits):
-        function = stage_function(model, k, preprocess, rule)
+        function = stage_function(model, k, preprocess, rule, answer)
         try:
             graph, answers, outputs = _converted(k, function, variables, features, inputs)
         except Unsupported as error:

@@ -108,7 +108,8 @@ def answers(stages: Sequence[onnx.ModelProto], images: NDArray[np.uint8]) -> Ans
     sessions, labels, scores = _sessions(stages), [], []
     for batch in _batches(images):
         given = [outputs for _, outputs in _run(sessions, batch)]
-        labels.append([outputs["labels"] for outputs in given])
+        # The first of several classes is the most probable one.
+        labels.append([outputs["labels"].reshape(len(batch), -1)[:, 0] for outputs in given])
         scores.append([outputs["scores"] for outputs in given])
     return Answers(np.concatenate(labels, axis=1), np.concatenate(scores, axis=1))
 

@@ -47,6 +47,7 @@ class ExportedNetwork:
                 stage["file"], lambda content: export.deserialize(bytearray(content)), jax
             )
             if not self._stages:
+                self._shape_of_answer = function.out_avals[0].shape[1:]
                 # What it takes last are the images.
                 exported_files.check_size(folder, self.description, function.in_avals[-1].shape)
             named = zip(stage["variables"], function.in_avals, strict=False)
@@ -55,8 +56,13 @@ class ExportedNetwork:
             self._stages.append(functools.partial(compiled, variables))
 
     def __call__(self, images):
-        """Images uint8 [N, size, size, 3] -> labels [N], exits from 0 [N], confidences [N]."""
-        (labels, exits), confidences = np.zeros((2, len(images)), int), np.zeros(len(images))
+        """Images uint8 [N, size, size, 3] -> labels, exits from 0 [N], confidences.
+
+        Labels and confidences are [N], or [N, k] where k classes of each image are given.
+        """
+        shape = (len(images), *self._shape_of_answer)
+        labels, confidences = np.zeros(shape, int), np.zeros(shape)
+        exits = np.zeros(len(images), int)
         for start in range(0, len(images), self._sizes[-1]):
             left = np.arange(start, min(start + self._sizes[-1], len(images)))
             features = [images[self._padded(left)]]

@@ -37,14 +37,22 @@ class ExportedNetwork:
             for stage in self.description["stages"]
         ]
         exported_files.check_size(folder, self.description, stages[0].get_inputs()[0].shape)
+        self._shape_of_answer = next(
+            array.shape[1:] for array in stages[0].get_outputs() if array.name == "labels"
+        )
         takes = [[array.name for array in stage.get_inputs()] for stage in stages]
         gives = [[array.name for array in stage.get_outputs()] for stage in stages]
         later = [set().union(*takes[k + 1 :]) for k in range(len(stages))]
         self._stages = list(zip(stages, takes, gives, later, strict=True))
 
     def __call__(self, images):
-        """Images uint8 [N, size, size, 3] -> labels [N], exits from 0 [N], confidences [N]."""
-        (labels, exits), confidences = np.zeros((2, len(images)), int), np.zeros(len(images))
+        """Images uint8 [N, size, size, 3] -> labels, exits from 0 [N], confidences.
+
+        Labels and confidences are [N], or [N, k] where k classes of each image are given.
+        """
+        shape = (len(images), *self._shape_of_answer)
+        labels, confidences = np.zeros(shape, int), np.zeros(shape)
+        exits = np.zeros(len(images), int)
         for start in range(0, len(images), BATCH):
             left = np.arange(start, min(start + BATCH, len(images)))
             arrays = {"images": images[left]}

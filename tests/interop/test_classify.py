@@ -50,6 +50,23 @@ def test_more_files_than_a_batch_are_each_classified_once_and_in_order(
     ]
 
 
+def test_further_classes_are_in_lines_below(classify, tmp_path, capsys):
+    def network(images):
+        count = len(images)
+        labels, confidences = np.tile([1, 0], (count, 1)), np.tile([0.875, 0.125], (count, 1))
+        return labels, np.zeros(count, int), confidences
+
+    network.description = BrightnessNetwork().description
+    np.save(tmp_path / "images.npy", np.zeros((2, 8, 8, 3), np.uint8))
+    assert classify.classify_array(network, [str(tmp_path / "images.npy")]) == 0
+    of_one = ["white\t87.5%\texit 1", "black\t12.5%"]
+    assert capsys.readouterr().out.splitlines() == 2 * of_one
+    file = str(tmp_path / "image.png")
+    Image.new("RGB", (8, 8)).save(file)
+    assert classify.classify_files(network, [file]) == 0
+    assert capsys.readouterr().out.splitlines() == [f"{of_one[0]}\t{file}", of_one[1]]
+
+
 def test_an_array_of_other_numbers_than_bytes_is_refused(classify, tmp_path):
     network = BrightnessNetwork()
     np.save(tmp_path / "images.npy", np.zeros((2, 8, 8, 3), np.float32))

@@ -136,6 +136,12 @@ def test_a_run_is_exported_to_onnx(run_folder, tmp_path, capsys):
     }
 
 
+def test_as_many_classes_are_given_as_were_asked_for(run_folder, tmp_path):
+    export.main([f"--workdir={run_folder[0]}", f"--output={tmp_path}", "--top-k=2"])
+    labels, exits, confidences = load(tmp_path, export.LOADER)(IMAGES[:5])
+    assert (labels.shape, exits.shape, confidences.shape) == ((5, 2), (5,), (5, 2))
+
+
 def test_an_export_takes_the_place_of_an_earlier_one(run_folder, tmp_path):
     pytest.importorskip("onnxruntime")
     workdir, _ = run_folder
@@ -206,6 +212,8 @@ def test_faults_are_told_in_one_line(run_folder, tmp_path):
         export.main([f"--workdir={workdir}", f"--output={tmp_path}", f"--thresholds={none}"])
     with pytest.raises(UserError, match="--quantize: needs --format=onnx, not stablehlo"):
         export.main([f"--workdir={workdir}", f"--output={tmp_path}", "--quantize"])
+    with pytest.raises(UserError, match=r"^--top-k=5 is not allowed: must be from 1 to 4, "):
+        export.main([f"--workdir={workdir}", f"--output={tmp_path}", "--top-k=5"])
     (tmp_path / "file").write_text("")
     for output in (tmp_path / "file", tmp_path / "file" / "inner"):
         with pytest.raises(UserError, match=f"{output}: "):

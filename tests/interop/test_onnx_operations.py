@@ -119,6 +119,9 @@ FUNCTIONS = {
         jnp.broadcast_to(CHANNELS - 4, x.shape), x, jnp.broadcast_to(2 - CHANNELS, x.shape)
     ),
     "reductions": lambda x: joined([x.max((1, 2)), x.min((1, 2)), x.sum((1, 2))]),
+    # With ties, of which the first ones count.
+    "the largest and their places": lambda x: joined(lax.top_k(jnp.floor(x), 3)),
+    "the largest of another axis": lambda x: joined(lax.top_k(convolved(x).swapaxes(1, 3), 2)),
     "one of each": lambda x: jax.nn.one_hot(x.mean((1, 2)).argmax(-1), 8) + CHANNELS,
     "repeated": lambda x: jnp.broadcast_to(x.mean((1, 2), keepdims=True), x.shape).sum((1, 2)),
 }

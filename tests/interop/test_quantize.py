@@ -11,6 +11,7 @@ from small_networks import between, lively_variables, network
 
 from l2w_jax.early_exit import rules
 from l2w_jax.early_exit.budget import NOBODY_LEAVES, first_exits
+from l2w_jax.early_exit.stages import answer_of
 from l2w_jax.errors import UserError
 from l2w_jax.interop import export_onnx, quantize
 from l2w_jax.interop.export_onnx import LOADER, export_quantized
@@ -71,6 +72,19 @@ def test_answers_in_8_bits_are_near(written):
     spread = before.scores.std(axis=1)
     assert (np.abs(before.scores - after.scores).mean(axis=1) < 0.3 * spread).all()
     assert sum(s.ByteSize() for s in in_8_bits) < 0.4 * sum(s.ByteSize() for s in stages)
+
+
+def test_of_several_classes_the_first_is_compared_with_the_true_one(tiny_network):
+    model, variables = tiny_network
+    preprocess, images = IMAGE_FORMAT.preprocess, stored_images(70, 0)[:, :8, :8]
+    of_one, of_three = (
+        quantize.answers(
+            onnx_stages(model, variables, preprocess, 8, rules.log_odds, answer_of(top_k)), images
+        )
+        for top_k in (None, 3)
+    )
+    assert len(set(of_one.labels.ravel())) > 1
+    np.testing.assert_array_equal(of_three.labels, of_one.labels)
 
 
 def test_each_output_channel_of_a_convolution_has_its_own_scale_and_seven_of_eight_bits(written):

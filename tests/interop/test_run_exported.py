@@ -77,6 +77,25 @@ def test_thresholds_may_be_infinite(tiny_network, tmp_path):
 @pytest.mark.parametrize(
     ("file_format", "loader"), [("stablehlo", export.LOADER), ("onnx", "run_onnx.py")]
 )
+@pytest.mark.parametrize("top_k", [1, 3])
+def test_the_most_probable_classes_are_those_of_the_predictor(
+    top_k, file_format, loader, tiny_folder, tiny_network, tmp_path
+):
+    if file_format == "onnx":
+        pytest.importorskip("onnxruntime")
+    thresholds = tiny_folder[1].thresholds
+    predictor = EarlyExitPredictor(*tiny_network, thresholds, preprocess, [300], top_k=top_k)
+    write, _ = export.writer(file_format)
+    write(tmp_path, NetworkToExport(*tiny_network, thresholds, FORMAT, "abcd", top_k=top_k))
+    exported = load(tmp_path, loader)
+    check_same(exported(IMAGES), predictor(IMAGES))
+    for answer, of_predictor in zip(exported(IMAGES[:0]), predictor(IMAGES[:0]), strict=True):
+        assert answer.shape == of_predictor.shape
+
+
+@pytest.mark.parametrize(
+    ("file_format", "loader"), [("stablehlo", export.LOADER), ("onnx", "run_onnx.py")]
+)
 def test_an_image_whose_score_is_the_threshold_leaves(file_format, loader, tiny_network, tmp_path):
     if file_format == "onnx":
         pytest.importorskip("onnxruntime")
