@@ -14,6 +14,9 @@ THIS_CHECKOUT = {"PYTHONPATH": f"{_TESTS.parent}{os.pathsep}{_TESTS}"}
 # It compiles as the tests do, see conftest.py.
 ENVIRONMENT = os.environ | THIS_CHECKOUT | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
+# Seconds to wait at most for what takes a moment: a virtual machine may stand still for a minute.
+PATIENCE = 150
+
 
 @contextlib.contextmanager
 def unread(opened=os.pipe):

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from programs import ENVIRONMENT
+from programs import ENVIRONMENT, PATIENCE
 
 from l2w_jax.data import decode, reading
 from l2w_jax.data.bad_images import BadImages
@@ -140,7 +140,7 @@ def test_batches_are_read_before_they_are_asked_for(images, monkeypatch):
     batches = read(images, some_choices(39, 12), 12)
     next(batches)
     for _ in range(3 * 3):
-        assert images.groups.acquire(timeout=20)
+        assert images.groups.acquire(timeout=PATIENCE)
     batches.close()
 
 

@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from programs import unread
+from programs import PATIENCE, unread
 
 from launch import processes
 
@@ -21,7 +21,7 @@ def run_printing(lines):
     printer = threading.Thread(target=processes.print_prefixed, args=("[0] ", process.stdout))
     printer.start()
     try:
-        return process.wait(timeout=30)
+        return process.wait(timeout=PATIENCE)
     finally:
         process.kill()
         printer.join()
@@ -45,7 +45,7 @@ def launched(lines, stdout=subprocess.PIPE, redirection=""):
         env=os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUNBUFFERED": ""},
         stdout=stdout,
         stderr=subprocess.PIPE,
-        timeout=60,
+        timeout=PATIENCE,
     )
     assert completed.stderr == b""
     return completed
@@ -76,7 +76,11 @@ def test_the_status_is_that_of_the_process_where_nobody_reads_whose_it_was(opene
     )
     with unread(opened) as output:
         completed = subprocess.run(
-            [sys.executable, "-c", program], cwd=ROOT, stdout=output, stderr=output, timeout=60
+            [sys.executable, "-c", program],
+            cwd=ROOT,
+            stdout=output,
+            stderr=output,
+            timeout=PATIENCE,
         )
     assert completed.returncode == 75
 

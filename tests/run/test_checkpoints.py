@@ -14,6 +14,7 @@ import numpy as np
 import optax
 import pytest
 from flax import struct
+from programs import PATIENCE
 
 from l2w_jax.errors import RunFailed, RunInterrupted, UserError
 from l2w_jax.run import checkpoints
@@ -298,7 +299,7 @@ def test_a_save_that_fails_says_so_and_leaves_the_last_good_one(run_copy):
     try:
         writer.save(make_state(40))
         # The run goes on meanwhile, and looks now and then.
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE
         with pytest.raises(RunFailed, match=r"of step 40 could not be saved.*of step 30"):
             while time.monotonic() < deadline:
                 writer.check()

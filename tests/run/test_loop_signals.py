@@ -5,6 +5,7 @@ import signal
 import threading
 
 import pytest
+from programs import PATIENCE
 from pytrees import assert_bit_identical
 from scripted_run import (
     STEP_ON_DEVICES,
@@ -49,7 +50,9 @@ def test_a_signal_before_there_is_something_to_save_ends_the_process(
 
     def interrupted():
         send(signal.SIGTERM)()
-        assert ended.wait(timeout=30), "before the batch is there, and so before the first step"
+        assert ended.wait(timeout=PATIENCE), (
+            "before the batch is there, and so before the first step"
+        )
 
     # Who is still there stops where there is something to save.
     with pytest.raises(RunInterrupted, match=f"SIGTERM after step {first_step + 1}, which is"):

@@ -9,17 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from programs import left_unread
+from programs import PATIENCE, left_unread
 
 from l2w_jax.run import stop_signals
 
 ROOT = Path(__file__).parents[2]
 
-
+# It compiles for twice the PATIENCE at least.
 PROGRAM = (sys.executable, "-m", "tests.run.slow_compilation")
-
-# Half of the time that it compiles at least: a busy machine takes seconds for a signal.
-SOON = 30
 
 
 def start(*arguments, before=()):
@@ -40,7 +37,7 @@ def test_with_nothing_to_save_a_signal_ends_a_compilation(number):
     with start() as process:
         process.send_signal(number)
         try:
-            output, error = process.communicate(timeout=SOON)
+            output, error = process.communicate(timeout=PATIENCE)
         finally:
             process.kill()
     assert process.returncode == 75
@@ -55,7 +52,7 @@ def test_so_it_does_where_nobody_reads_the_output_or_the_terminal_is_closed(open
     process = left_unread(PROGRAM, opened, b"compiling", cwd=ROOT)
     try:
         process.send_signal(number)
-        assert process.wait(timeout=SOON) == 75
+        assert process.wait(timeout=PATIENCE) == 75
     finally:
         process.kill()
         process.wait()
