@@ -132,24 +132,20 @@ def answers(
         evaluation: that of the run.
     """
     # Imported late: it brings TensorFlow, which takes seconds.
-    from l2w_jax.data.single import UnreadableImage, read_image
+    from l2w_jax.data.single import UnreadableImage, read_images
 
     class_names = evaluation.class_names
     saved = 1 - np.array(evaluation.mul_adds) / evaluation.mul_adds[-1]
     while chunk := list(itertools.islice(files, FILES_AT_ONCE)):
-        images, errors = {}, {}
-        for file in chunk:
-            try:
-                images[file] = read_image(file, config)
-            except UnreadableImage as error:
-                errors[file] = str(error)
+        read = dict(zip(chunk, read_images(chunk, config), strict=True))
+        images = {file: of for file, of in read.items() if not isinstance(of, UnreadableImage)}
         decided = {}
         if images:
             decisions = predict(np.stack(list(images.values())))
             decided = dict(zip(images, zip(*decisions, strict=True), strict=True))
         for file in chunk:
-            if file in errors:
-                yield {"file": str(file), "error": errors[file]}
+            if file not in decided:
+                yield {"file": str(file), "error": str(read[file])}
             else:
                 labels, exit_index, confidences = decided[file]
                 top = [

@@ -10,13 +10,11 @@ from l2w_jax.config import default_config
 
 
 def main(paths):
-    from l2w_jax.data.single import UnreadableImage, read_image
+    from l2w_jax.data.single import UnreadableImage, read_images
 
-    for path in paths:
-        try:
-            read_image(Path(path), default_config())
-        except UnreadableImage as error:
-            print(error)
+    for read in read_images(list(map(Path, paths)), default_config()):
+        if isinstance(read, UnreadableImage):
+            print(read)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
-"""A single image file, seen as evaluation sees the images of a data set."""
+"""Image files by themselves, seen as evaluation sees the images of a data set."""
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +9,7 @@ from ml_collections import ConfigDict
 
 from l2w_jax.data import decode
 from l2w_jax.data.augment import evaluated_share
+from l2w_jax.data.cores import available_cores
 from l2w_jax.data.formats import BadImage
 from l2w_jax.data.resize import resize
 from l2w_jax.data.tensorflow_import import silent
@@ -16,18 +19,28 @@ class UnreadableImage(Exception):
     """A file that is missing or not an image; the message says which and why in one line."""
 
 
-def read_image(path: Path, config: ConfigDict) -> np.ndarray:
-    """Returns the image as uint8[size, size, 3], size being `config.dataset.image_size`.
+def read_images(paths: Sequence[Path], config: ConfigDict) -> list[np.ndarray | UnreadableImage]:
+    """Each image as uint8[size, size, 3], size being `config.dataset.image_size`.
 
-    Raises:
-        UnreadableImage: the file cannot be read or decoded.
+    A file that cannot be read or decoded gives the error. Each core reads one at a time.
     """
+
+    def read(path: Path) -> np.ndarray | UnreadableImage:
+        try:
+            return _read_image(path, config)
+        except UnreadableImage as error:
+            return error
+
+    with silent(), ThreadPoolExecutor(available_cores()) as threads:
+        return list(threads.map(read, paths))
+
+
+def _read_image(path: Path, config: ConfigDict) -> np.ndarray:
     share = np.array([evaluated_share(config)], np.float32)
     try:
-        with silent():
-            crop, _ = decode.crop_of_perhaps_cut(
-                path.read_bytes(), config.dataset.max_pixels, decode.centre_boxes, share
-            )
+        crop, _ = decode.crop_of_perhaps_cut(
+            path.read_bytes(), config.dataset.max_pixels, decode.centre_boxes, share
+        )
     except OSError as error:
         raise UnreadableImage(f"{path}: cannot be read: {error.strerror}") from error
     except BadImage as error:
