@@ -20,14 +20,11 @@ class UnreadableImage(Exception):
 
 
 def read_images(paths: Sequence[Path], config: ConfigDict) -> list[np.ndarray | UnreadableImage]:
-    """Each image as uint8[size, size, 3], size being `config.dataset.image_size`.
-
-    A file that cannot be read or decoded gives the error. Each core reads one at a time.
-    """
+    """What `read_image` returns or raises for each file; each core reads one at a time."""
 
     def read(path: Path) -> np.ndarray | UnreadableImage:
         try:
-            return _read_image(path, config)
+            return read_image(path, config)
         except UnreadableImage as error:
             return error
 
@@ -35,7 +32,14 @@ def read_images(paths: Sequence[Path], config: ConfigDict) -> list[np.ndarray | 
         return list(threads.map(read, paths))
 
 
-def _read_image(path: Path, config: ConfigDict) -> np.ndarray:
+def read_image(path: Path, config: ConfigDict) -> np.ndarray:
+    """The image as uint8[size, size, 3], size being `config.dataset.image_size`.
+
+    Decoders may write to standard error what is wrong with it.
+
+    Raises:
+        UnreadableImage: the file cannot be read or decoded.
+    """
     share = np.array([evaluated_share(config)], np.float32)
     try:
         crop, _ = decode.crop_of_perhaps_cut(

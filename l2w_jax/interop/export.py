@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import export
 from ml_collections import ConfigDict
@@ -38,15 +37,7 @@ from l2w_jax.data.augment import evaluated_share
 from l2w_jax.early_exit import rules
 from l2w_jax.early_exit.calibration import calibrated
 from l2w_jax.early_exit.predictor import BATCH_SIZES
-from l2w_jax.early_exit.stages import (
-    Answer,
-    StageFunction,
-    answer_of,
-    folded_variables,
-    most_probable,
-    narrowed,
-    stage_function,
-)
+from l2w_jax.early_exit.stages import StageFunction, narrowed
 from l2w_jax.errors import UserError
 from l2w_jax.evaluation.policy import choose_policy
 from l2w_jax.evaluation.results import Evaluation
@@ -58,7 +49,7 @@ from l2w_jax.interop.exported_folder import (
     remove_earlier_export,
     write_programs,
 )
-from l2w_jax.models import MultiExitNetwork, create_network
+from l2w_jax.models import create_network
 from l2w_jax.models.compiler_options import cpu_compiler_options
 from l2w_jax.models.preprocessing import channel_statistics
 
@@ -202,14 +193,9 @@ def export_network(
         OSError: the folder cannot be written.
     """
     about = description(network)
-    model, image_format = network.model, network.image_format
-    size, preprocess = image_format.size, image_format.preprocess
-    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)
-    variables = folded_variables(model, network.variables, preprocess, images)
+    variables = network.folded_variables()
     arrays = {name: np.asarray(array) for name, array in named_arrays(variables).items()}
-    exported_functions = exported_stages(
-        model, variables, preprocess, size, network.rule, answer_of(network.top_k)
-    )
+    exported_functions = exported_stages(network, variables)
     remove_earlier_export(folder)
     names, stages = list(arrays), []
     for k, (exported, read) in enumerate(exported_functions):
@@ -236,29 +222,28 @@ def export_network(
 
 
 def exported_stages(
-    model: MultiExitNetwork,
-    variables: Mapping[str, Any],
-    preprocess: Callable[[jax.Array], jax.Array],
-    image_size: int,
-    rule: rules.Rule,
-    answer: Answer = most_probable,
+    network: NetworkToExport, variables: Mapping[str, Any]
 ) -> list[tuple[export.Exported, list[int]]]:
     """Each stage as StableHLO for all platforms and batch sizes, from stored images on.
 
     A stage is a function of a list of variables and a list of arrays [n, ...], for the first the
-    images uint8 [n, H, W, 3]. It gives labels int32 and confidences float32 as the answer does,
-    [n] or [n, k], scores of the rule float32 [n] and the list for the next stage: plain lists, so
-    that its caller need not know the network's own types.
+    images uint8 [n, H, W, 3]. It gives labels int32 and confidences float32, [n] or [n, top_k],
+    scores of the rule float32 [n] and the list for the next stage: plain lists, so that its caller
+    need not know the network's own types.
+
+    Args:
+        network: what to export.
+        variables: its folded variables; shapes and types are enough.
 
     Returns:
         Each stage, with which leaves of the variables it takes.
     """
     (batch,) = export.symbolic_shape("batch")
-    features: Any = jax.ShapeDtypeStruct((batch, image_size, image_size, 3), jnp.uint8)
+    features: Any = network.stored_images(batch)
     variables = jax.eval_shape(lambda: variables)
     stages = []
-    for k in range(model.num_exits):
-        function = stage_function(model, k, preprocess, rule, answer)
+    for k in range(network.model.num_exits):
+        function = network.stage_function(k)
         stages.append(_exported(function, variables, features))
         *_, features = jax.eval_shape(function, variables, features)
     return stages

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from l2w_jax.early_exit.budget import checked_thresholds
 from l2w_jax.early_exit.latency import milliseconds
-from l2w_jax.early_exit.stages import answer_of
 from l2w_jax.files import write_atomically, write_json
 from l2w_jax.interop import quantize
 from l2w_jax.interop.exported_folder import (
@@ -42,7 +41,7 @@ def export_network(folder: Path, network: NetworkToExport) -> None:
         UserError: the network does something that cannot be written as ONNX.
         OSError: the folder cannot be written.
     """
-    _write(folder, _models(network), description(network))
+    _write(folder, onnx_stages(network), description(network))
 
 
 def export_quantized(
@@ -64,7 +63,7 @@ def export_quantized(
         A summary: accuracies, points of the budgeted curve and time, before and after.
     """
     thresholds = checked_thresholds(network.thresholds, network.model.num_exits)
-    models = _models(network)
+    models = onnx_stages(network)
     every = max(1, len(held_out) // quantize.CALIBRATION_IMAGES)
     in_8_bits = quantize.quantized(models, held_out[::every])
     set_by = [quantize.answers(stages, held_out) for stages in (models, in_8_bits)]
@@ -80,18 +79,6 @@ def export_quantized(
     times = milliseconds(ways, images[:TIMED_IMAGES], repeats=5)
     _write(folder, in_8_bits, description(dataclasses.replace(network, thresholds=anew)))
     return quantize.summary_lines(*outcomes, times.tolist())
-
-
-def _models(network: NetworkToExport) -> list[onnx.ModelProto]:
-    image_format = network.image_format
-    return onnx_stages(
-        network.model,
-        network.variables,
-        image_format.preprocess,
-        image_format.size,
-        network.rule,
-        answer_of(network.top_k),
-    )
 
 
 def _write(folder: Path, models: Sequence[onnx.ModelProto], about: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -16,6 +17,7 @@ from l2w_jax import standard_output
 from l2w_jax.data import cut_jpeg, rgb
 from l2w_jax.early_exit import rules
 from l2w_jax.early_exit.budget import EVERYBODY_LEAVES, NOBODY_LEAVES, checked_thresholds
+from l2w_jax.early_exit.stages import StageFunction, answer_of, folded_variables, stage_function
 from l2w_jax.files import write_atomically
 from l2w_jax.interop.exported_files import FORMAT
 from l2w_jax.models import MultiExitNetwork
@@ -85,6 +87,21 @@ class NetworkToExport:
     class_names: Sequence[str]
     rule: rules.Rule = rules.confidence
     top_k: int | None = None
+
+    def stored_images(self, count: Any) -> jax.ShapeDtypeStruct:
+        """Shape and type of images for the first stage; `count` is a number or a symbol."""
+        size = self.image_format.size
+        return jax.ShapeDtypeStruct((count, size, size, 3), jnp.uint8)
+
+    def folded_variables(self) -> dict[str, Any]:
+        """The variables that the stages are to read, batch norms folded."""
+        preprocess = self.image_format.preprocess
+        return folded_variables(self.model, self.variables, preprocess, self.stored_images(1))
+
+    def stage_function(self, k: int) -> StageFunction:
+        """The function of stage k; the first takes stored images."""
+        preprocess, answer = self.image_format.preprocess, answer_of(self.top_k)
+        return stage_function(self.model, k, preprocess, self.rule, answer)
 
 
 def description(network: NetworkToExport) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A network with early exits as ONNX models, one for each stage, for any batch size."""
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,52 +10,34 @@ import numpy as np
 import onnx
 from jax import export
 
-from l2w_jax.early_exit import rules
-from l2w_jax.early_exit.stages import Answer, folded_variables, most_probable, stage_function
 from l2w_jax.errors import UserError
+from l2w_jax.interop.exported_folder import NetworkToExport
 from l2w_jax.interop.onnx_graph import Graph, Joined, Tensor, Unsupported, Value
 from l2w_jax.interop.onnx_operations import convert
-from l2w_jax.models import MultiExitNetwork
 
 # What each stage gives beside features.
 ANSWERS = ("labels", "confidences", "scores")
 
 
-def onnx_stages(
-    model: MultiExitNetwork,
-    variables: Mapping[str, Any],
-    preprocess: Callable[[jax.Array], jax.Array],
-    image_size: int,
-    rule: rules.Rule,
-    answer: Answer = most_probable,
-) -> list[onnx.ModelProto]:
-    """Each stage as an ONNX model, batch norms folded, computed in float32.
+def onnx_stages(network: NetworkToExport) -> list[onnx.ModelProto]:
+    """Each stage as an ONNX model, batch norms folded, computed in float32 whatever its type.
 
     The first takes "images" uint8 [n, H, W, 3]; a later one takes, by name, the features of earlier
     stages that it reads, with one row for each image. Each gives labels int32 and confidences
-    float32 as the answer does, [n] or [n, k], scores float32 [n], and those of its own features
-    that a later stage reads.
-
-    Args:
-        model: the network.
-        variables: its {"params", "batch_stats"}.
-        preprocess: from stored to network input.
-        image_size: height and width of an image.
-        rule: gives the scores.
-        answer: gives the labels and confidences.
+    float32, [n] or [n, top_k], scores float32 [n], and those of its own features that a later stage
+    reads.
 
     Raises:
         UserError: the network does something that cannot be written this way.
     """
-    model = model.clone(dtype=jnp.float32)
+    network = dataclasses.replace(network, model=network.model.clone(dtype=jnp.float32))
     (batch,) = export.symbolic_shape("batch")
-    images = jax.ShapeDtypeStruct((batch, image_size, image_size, 3), jnp.uint8)
-    variables = folded_variables(model, variables, preprocess, images)
+    images, variables = network.stored_images(batch), network.folded_variables()
     inputs: list[Value] = [Tensor("images", images.shape, (0, 1, 2, 3), images.shape, images.dtype)]
     features: Any = images
     stages = []
-    for k in range(model.num_exits):
-        function = stage_function(model, k, preprocess, rule, answer)
+    for k in range(network.model.num_exits):
+        function = network.stage_function(k)
         try:
             graph, answers, outputs = _converted(k, function, variables, features, inputs)
         except Unsupported as error:

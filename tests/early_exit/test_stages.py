@@ -8,12 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from exported_networks import image_format
 from flax import linen as nn
 
 from l2w_jax.early_exit import EarlyExitPredictor
 from l2w_jax.early_exit.budget import NOBODY_LEAVES
 from l2w_jax.early_exit.stages import most_probable, most_probable_classes
 from l2w_jax.interop.export import exported_stages
+from l2w_jax.interop.exported_folder import NetworkToExport
 from l2w_jax.models import MultiExitNetwork
 
 IMAGES = np.random.default_rng(0).normal(0, 1, (8, 4, 4, 3)).astype(np.float32)
@@ -70,7 +72,8 @@ def test_an_array_that_is_handed_on_without_an_axis_of_images_is_refused(shape, 
 def test_an_array_without_an_axis_of_images_cannot_be_exported_either():
     model = TwoExits(more=jnp.ones((8, 2)))
     with pytest.raises(ValueError, match="its first axis must be the images'"):
-        exported_stages(model, variables_of(model), jnp.float32, 4, lambda logits: logits[..., 0])
+        network = NetworkToExport(model, variables_of(model), [0, 0], image_format(4), "abcde")
+        exported_stages(network, network.variables)
 
 
 # The last rules out every class.

@@ -1,5 +1,6 @@
 """Eight bits change the answers a little and the thresholds with them."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -11,7 +12,6 @@ from small_networks import between, lively_variables, network
 
 from l2w_jax.early_exit import rules
 from l2w_jax.early_exit.budget import NOBODY_LEAVES, first_exits
-from l2w_jax.early_exit.stages import answer_of
 from l2w_jax.errors import UserError
 from l2w_jax.interop import export_onnx, quantize
 from l2w_jax.interop.export_onnx import LOADER, export_quantized
@@ -19,6 +19,7 @@ from l2w_jax.interop.exported_folder import ImageFormat, NetworkToExport, load_p
 from l2w_jax.interop.onnx_stages import onnx_stages
 
 IMAGE_FORMAT = ImageFormat(32, 1.0, [0.5] * 3, [0.25] * 3)
+SMALL_FORMAT = dataclasses.replace(IMAGE_FORMAT, size=8)
 
 
 def stored_images(count, seed):
@@ -27,8 +28,11 @@ def stored_images(count, seed):
     return (bright + generator.integers(0, 56, (count, 32, 32, 3))).astype(np.uint8)
 
 
-def stages_of(model, variables):
-    return onnx_stages(model, variables, IMAGE_FORMAT.preprocess, 32, rules.log_odds)
+def stages_of(model, variables, image_format=IMAGE_FORMAT, top_k=None):
+    thresholds, names = [0] * model.num_exits, "abcdefghij"
+    return onnx_stages(
+        NetworkToExport(model, variables, thresholds, image_format, names, rules.log_odds, top_k)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -75,12 +79,9 @@ def test_answers_in_8_bits_are_near(written):
 
 
 def test_of_several_classes_the_first_is_compared_with_the_true_one(tiny_network):
-    model, variables = tiny_network
-    preprocess, images = IMAGE_FORMAT.preprocess, stored_images(70, 0)[:, :8, :8]
+    images = stored_images(70, 0)[:, :8, :8]
     of_one, of_three = (
-        quantize.answers(
-            onnx_stages(model, variables, preprocess, 8, rules.log_odds, answer_of(top_k)), images
-        )
+        quantize.answers(stages_of(*tiny_network, SMALL_FORMAT, top_k), images)
         for top_k in (None, 3)
     )
     assert len(set(of_one.labels.ravel())) > 1
@@ -148,8 +149,7 @@ def test_limits_are_taken_from_images_of_all_over_the_held_out_ones(
     shades = np.linspace(0, 256, count, endpoint=False).astype(np.uint8)
     held_out = np.broadcast_to(shades[:, None, None, None], (count, 8, 8, 3))
     test = held_out[::100], np.zeros(len(held_out[::100]), np.int32)
-    image_format = ImageFormat(8, 1.0, [0.5] * 3, [0.25] * 3)
-    exported = NetworkToExport(*tiny_network, [0, 0, 0], image_format, "abcd", rules.log_odds)
+    exported = NetworkToExport(*tiny_network, [0, 0, 0], SMALL_FORMAT, "abcd", rules.log_odds)
     export_quantized(tmp_path, exported, held_out, test, [1e6, 2e6, 3e6])
     (images,) = taken
     assert quantize.CALIBRATION_IMAGES <= len(images) < 2 * quantize.CALIBRATION_IMAGES
@@ -160,16 +160,14 @@ def test_a_network_that_resizes_to_the_same_size_runs_in_8_bits():
     one_scale = {"scale_list": (1, 1), "growth_factors": (2, 1), "bottleneck_factors": (2, 1)}
     model = network("ranet").clone(**one_scale)
     variables = lively_variables(model, np.zeros((1, 8, 8, 3), np.float32))
-    stages = onnx_stages(model, variables, IMAGE_FORMAT.preprocess, 8, rules.log_odds)
+    stages = stages_of(model, variables, SMALL_FORMAT)
     images = stored_images(8, 0)[:, :8, :8]
     in_8_bits = quantize.quantized(stages, images)
     assert quantize.answers(in_8_bits, images).labels.shape == (model.num_exits, 8)
 
 
 def test_files_of_the_tools_that_find_no_room_are_told_in_one_line(tiny_network, monkeypatch):
-    model, variables = tiny_network
-    preprocess = ImageFormat(8, 1.0, [0.5] * 3, [0.25] * 3).preprocess
-    stages = onnx_stages(model, variables, preprocess, 8, rules.log_odds)
+    stages = stages_of(*tiny_network, SMALL_FORMAT)
     fill_temporary_folder(monkeypatch)
     with pytest.raises(UserError, match=r"^TMPDIR=.*: No space left on device$"):
         quantize.quantized(stages, np.zeros((8, 8, 8, 3), np.uint8))
@@ -188,8 +186,7 @@ def test_the_time_before_is_told_before_the_time_in_8_bits(tiny_network, tmp_pat
     )
     monkeypatch.setattr(export_onnx, "milliseconds", lambda ways, images, repeats: np.array(ways))
     images = np.zeros((4, 8, 8, 3), np.uint8)
-    image_format = ImageFormat(8, 1.0, [0.5] * 3, [0.25] * 3)
-    exported = NetworkToExport(*tiny_network, [0, 0, 0], image_format, "abcd", rules.log_odds)
+    exported = NetworkToExport(*tiny_network, [0, 0, 0], SMALL_FORMAT, "abcd", rules.log_odds)
     lines = export_quantized(
         tmp_path, exported, images, (images, np.zeros(4, np.int32)), [1e6, 2e6, 3e6]
     )
