@@ -130,6 +130,8 @@ def _read_batches(
                 raise reading.error
             yield reading.batches.pop(number)
     finally:
+        # First of all, since threads that are still at work would find no reading.
+        ends = None
         del _readings[key]
 
 

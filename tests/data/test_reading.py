@@ -5,6 +5,7 @@ import itertools
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from pathlib import Path
 
@@ -142,6 +143,27 @@ def test_batches_are_read_before_they_are_asked_for(images, monkeypatch):
     for _ in range(3 * 3):
         assert images.groups.acquire(timeout=PATIENCE)
     batches.close()
+
+
+def test_a_thread_that_is_at_work_finds_the_reading_that_is_closed(images, monkeypatch):
+    """TensorFlow would print its error, with a traceback."""
+    begin, at_work, without_reading = reading._begin, threading.Event(), []
+
+    def slowly(key, number):
+        at_work.set()
+        time.sleep(0.1)
+        at_work.clear()
+        if int(key) not in reading._readings:
+            without_reading.append(number)
+        return begin(key, number)
+
+    monkeypatch.setattr(reading, "_begin", slowly)
+    batches = read(images, some_choices(8, 1000), 1000)
+    next(batches)
+    while not at_work.is_set():
+        next(batches)
+    batches.close()
+    assert not without_reading
 
 
 def test_nothing_is_kept_of_what_has_been_read(images):
