@@ -138,7 +138,9 @@ def answers(
     saved = 1 - np.array(evaluation.mul_adds) / evaluation.mul_adds[-1]
     while chunk := list(itertools.islice(files, FILES_AT_ONCE)):
         read = dict(zip(chunk, read_images(chunk, config), strict=True))
-        images = {file: of for file, of in read.items() if not isinstance(of, UnreadableImage)}
+        images = {
+            file: image for file, image in read.items() if not isinstance(image, UnreadableImage)
+        }
         decided = {}
         if images:
             decisions = predict(np.stack(list(images.values())))

@@ -132,9 +132,9 @@ MISTAKES = {
 def test_a_mistake_is_one_clear_line(mistake, workdir, capsys, monkeypatch):
     monkeypatch.chdir(workdir.parent)
     arguments, expected = MISTAKES[mistake]
-    started = time.process_time()
+    started = time.monotonic()
     assert run_main(f"--workdir={workdir}", *arguments) == 2
-    assert time.process_time() - started < 20
+    assert time.monotonic() - started < 20
     captured = capsys.readouterr()
     assert captured.out == ""
     assert len(captured.err.splitlines()) == 1

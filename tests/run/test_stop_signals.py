@@ -1,8 +1,10 @@
 """A signal ends what has nothing to save at once, also while a function in C does not return."""
 
+import contextlib
 import ctypes
 import os
 import pty
+import resource
 import signal
 import subprocess
 import sys
@@ -17,6 +19,18 @@ ROOT = Path(__file__).parents[2]
 
 # It compiles for twice the PATIENCE at least.
 PROGRAM = (sys.executable, "-m", "tests.run.slow_compilation")
+
+# Of a processor's seconds, since a busy machine takes its time: what compiles on uses them all.
+SOON = 30
+
+
+@contextlib.contextmanager
+def ending_soon():
+    """Checks that programs which end inside have taken little of the processor's time."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    yield
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime - before.ru_utime < SOON
 
 
 def start(*arguments, before=()):
@@ -34,7 +48,7 @@ def start(*arguments, before=()):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_with_nothing_to_save_a_signal_ends_a_compilation(number):
-    with start() as process:
+    with ending_soon(), start() as process:
         process.send_signal(number)
         try:
             output, error = process.communicate(timeout=PATIENCE)
@@ -49,13 +63,14 @@ def test_with_nothing_to_save_a_signal_ends_a_compilation(number):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("opened", [os.pipe, pty.openpty])
 def test_so_it_does_where_nobody_reads_the_output_or_the_terminal_is_closed(opened, number):
-    process = left_unread(PROGRAM, opened, b"compiling", cwd=ROOT)
-    try:
-        process.send_signal(number)
-        assert process.wait(timeout=PATIENCE) == 75
-    finally:
-        process.kill()
-        process.wait()
+    with ending_soon():
+        process = left_unread(PROGRAM, opened, b"compiling", cwd=ROOT)
+        try:
+            process.send_signal(number)
+            assert process.wait(timeout=PATIENCE) == 75
+        finally:
+            process.kill()
+            process.wait()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
