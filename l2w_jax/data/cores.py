@@ -1,4 +1,7 @@
-"""How many cores this process may use, which is not how many the machine has."""
+"""How many cores this process may use, which is not how many the machine has.
+
+Needs Python alone, since it is also copied into exported folders.
+"""
 
 import math
 import os

@@ -4,10 +4,12 @@ Needs Python 3.10 or newer, numpy, and for image files Pillow.
 """
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import standard_output
+from cores import available_cores
 from standard_output import in_one_line
 
 BATCH = 256
@@ -37,27 +39,35 @@ def main(network_class):
 def classify_files(network, paths):
     """Prints what image files show and where they left; reports those that are not images.
 
-    Returns the exit status: 1 if one was not an image.
+    Each core reads one file at a time. Returns the exit status: 1 if one was not an image.
     """
     from image_files import read_image
 
+    def read(path):
+        image_format = network.description["image_format"]
+        about = [image_format[name] for name in ("size", "centre_share", "max_pixels")]
+        try:
+            return read_image(path, *about)
+        except Exception as error:  # Pillow raises many kinds
+            return error
+
     status = 0
-    image_format = network.description["image_format"]
-    about = [image_format[name] for name in ("size", "centre_share", "max_pixels")]
-    for start in range(0, len(paths), BATCH):
-        images = []
-        for path in paths[start : start + BATCH]:
-            try:
-                images.append((path, read_image(path, *about)))
-            except Exception as error:  # Pillow raises many kinds
-                reason = getattr(error, "strerror", None) or error
-                fault = f"{path}: cannot be read as an image: {reason}"
-                standard_output.tell(in_one_line(fault))
-                status = 1
-        if images:
-            lines = answers(network, np.stack([image for _, image in images]))
-            for (line, *further), (path, _) in zip(lines, images, strict=True):
-                print("\n".join([f"{line}\t{in_one_line(path)}", *further]))
+    with ThreadPoolExecutor(available_cores()) as threads:
+        for start in range(0, len(paths), BATCH):
+            images = []
+            batch = paths[start : start + BATCH]
+            for path, image in zip(batch, threads.map(read, batch), strict=True):
+                if isinstance(image, Exception):
+                    reason = getattr(image, "strerror", None) or image
+                    fault = f"{path}: cannot be read as an image: {reason}"
+                    standard_output.tell(in_one_line(fault))
+                    status = 1
+                else:
+                    images.append((path, image))
+            if images:
+                lines = answers(network, np.stack([image for _, image in images]))
+                for (line, *further), (path, _) in zip(lines, images, strict=True):
+                    print("\n".join([f"{line}\t{in_one_line(path)}", *further]))
     return status
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from l2w_jax import standard_output
-from l2w_jax.data import cut_jpeg, rgb
+from l2w_jax.data import cores, cut_jpeg, rgb
 from l2w_jax.early_exit import rules
 from l2w_jax.early_exit.budget import EVERYBODY_LEAVES, NOBODY_LEAVES, checked_thresholds
 from l2w_jax.early_exit.stages import StageFunction, answer_of, folded_variables, stage_function
@@ -28,6 +28,7 @@ _HERE = Path(__file__).parent
 # The modules that the exported programs consist of; each runs without this package.
 _MODULES = (
     _HERE / "classify.py",
+    Path(cores.__file__),
     Path(cut_jpeg.__file__),
     _HERE / "exported_files.py",
     _HERE / "image_files.py",

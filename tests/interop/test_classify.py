@@ -1,10 +1,12 @@
 """The command of an exported network, by itself."""
 
 import sys
+import threading
 
 import numpy as np
 import pytest
 from PIL import Image
+from programs import PATIENCE
 
 from l2w_jax.interop.exported_folder import load_program, write_programs
 
@@ -48,6 +50,22 @@ def test_more_files_than_a_batch_are_each_classified_once_and_in_order(
         f"{name}\t50.0%\texit {1 + (name == 'white')}\t{file}"
         for name, file in zip(names, files, strict=True)
     ]
+
+
+def test_each_core_reads_an_image(classify, tmp_path, monkeypatch):
+    # Whoever waits alone waits in vain.
+    all_at_once = threading.Barrier(3, timeout=PATIENCE)
+    import image_files
+
+    def together(*arguments):
+        all_at_once.wait()
+        return np.zeros((8, 8, 3), np.uint8)
+
+    monkeypatch.setattr(classify, "available_cores", lambda: 3)
+    monkeypatch.setattr(image_files, "read_image", together)
+    network = BrightnessNetwork()
+    assert classify.classify_files(network, [str(tmp_path / f"{i}.png") for i in range(6)]) == 0
+    assert network.batches == [6]
 
 
 def test_further_classes_are_in_lines_below(classify, tmp_path, capsys):

@@ -125,6 +125,7 @@ def test_a_run_is_exported_to_onnx(run_folder, tmp_path, capsys):
     assert capsys.readouterr().out == f"{tmp_path}: 3 stages of step 60, and run_onnx.py\n"
     assert {path.name for path in tmp_path.iterdir()} == {
         "classify.py",
+        "cores.py",
         "cut_jpeg.py",
         "exported_files.py",
         "image_files.py",
