@@ -84,13 +84,12 @@ def learning_rates(config: ConfigDict, total_steps: int) -> Callable[[jax.Array]
         total_steps: T, iterations of the whole run.
     """
     factor_at = learning_rate_factor(config.optimizer, total_steps)
+    # Read here: by the time a step is traced, the configuration may be that of another one.
+    of_network, of_predictor = config.optimizer.learning_rate, config.weighting.learning_rate
 
     def rates_at(step: jax.Array) -> LearningRates:
         factor = factor_at(step)
-        return LearningRates(
-            network=config.optimizer.learning_rate * factor,
-            predictor=config.weighting.learning_rate * factor,
-        )
+        return LearningRates(network=of_network * factor, predictor=of_predictor * factor)
 
     return rates_at
 

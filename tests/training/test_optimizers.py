@@ -7,11 +7,13 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
+from l2w_jax.config import default_config
 from l2w_jax.training import optimizers
 from l2w_jax.training.optimizers import (
     adam,
     descend,
     learning_rate_factor,
+    learning_rates,
     network_optimizer,
     sgd,
 )
@@ -98,3 +100,11 @@ def test_warm_up_rises_evenly_to_the_schedule(schedule):
     for step in range(8):
         assert factor(step) == pytest.approx((step + 1) / 8 * without(step))
     assert [factor(step) for step in range(8, 40)] == [without(step) for step in range(8, 40)]
+
+
+def test_rates_stay_when_the_configuration_is_changed_for_another_step():
+    config = default_config()
+    rates_at = learning_rates(config, 10)
+    before = rates_at(0)
+    config.optimizer.learning_rate, config.weighting.learning_rate = 7.0, 8.0
+    assert rates_at(0) == before == (pytest.approx(0.8), pytest.approx(1e-4))
