@@ -9,9 +9,15 @@ from l2w_jax.data.formats import image_endings
 from l2w_jax.errors import UserError
 from l2w_jax.standard_output import in_one_line
 
+# Folders that systems make among a user's, with thumbnails, copies or nothing in them: archives of
+# macOS, Synology's storage, Windows and Linux. As a class, each would be one more to learn.
+_OF_SYSTEMS = frozenset(
+    {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
+)
+
 
 def entries(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
-    """Lists a folder in alphabetical order, without hidden files.
+    """Lists a folder in alphabetical order, without what is hidden or a system's own.
 
     Raises:
         UserError: it cannot be read.
@@ -19,7 +25,11 @@ def entries(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as found:
             return sorted(
-                (entry for entry in found if not entry.name.startswith(".")),
+                (
+                    entry
+                    for entry in found
+                    if not entry.name.startswith(".") and entry.name not in _OF_SYSTEMS
+                ),
                 key=lambda entry: entry.name,
             )
     except OSError as error:

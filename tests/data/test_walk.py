@@ -28,6 +28,19 @@ def test_folders_are_walked_to_the_bottom_in_alphabetical_order(folder):
     assert found(folder) == ["a/d.webp", "a/deep/er/c.PNG", "b.jpg"]
 
 
+@pytest.mark.parametrize("name", [".ipynb_checkpoints", "__MACOSX", "@eaDir"])
+def test_folders_that_systems_make_are_left_out(name, folder):
+    (folder / "a" / name).mkdir()
+    (folder / "a" / name / "thumbnail.jpg").touch()
+    assert found(folder) == ["a/d.webp", "a/deep/er/c.PNG", "b.jpg"]
+    assert [entry.name for entry in walk.entries(folder / "a")] == [
+        "README",
+        "d.webp",
+        "deep",
+        "notes.txt",
+    ]
+
+
 def test_an_ending_is_shown_in_one_line_and_moves_no_cursor():
     assert walk.ending("a.\n\x1b[2J") == r".\n\x1b[2j"
 
