@@ -3,6 +3,7 @@
 import ast
 import difflib
 import re
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,18 +47,18 @@ def parse(argv: Sequence[str]) -> Arguments:
     except UserError:
         raise
     except flags.IllegalFlagValueError as error:
-        raise UserError(_of_wrong_type(others) or _last_line(error)) from error
+        fault = _of_wrong_type(others) or _of_config_file(config_argument, error)
+        raise UserError(fault or _last_line(error)) from error
     except flags.Error as error:
         raise UserError(_last_line(error)) from error
     except SyntaxError as error:
         raise UserError(f"{error.filename}: line {error.lineno}: {error.msg}") from error
     except AttributeError as error:
-        lacks = "get_config" in str(error)
-        reason = "must define get_config(variant)" if lacks else _last_line(error)
-        raise UserError(f"--config={config_argument}: {reason}") from error
+        lacks = f"--config={config_argument}: must define get_config(variant)"
+        raise UserError(_of_config_file(config_argument, error) or lacks) from error
     except Exception as error:
-        # Whatever the code in the configuration file raises.
-        raise UserError(f"--config={config_argument}: {_last_line(error)}") from error
+        fault = _of_config_file(config_argument, error)
+        raise UserError(fault or f"--config={config_argument}: {_last_line(error)}") from error
     if not isinstance(values.config, ConfigDict):
         raise UserError(f"--config={config_argument}: get_config() must return a ConfigDict")
     model = values.config.get("model")
@@ -174,6 +175,23 @@ def _is_like(default: Any, text: str) -> bool:
     except (ValueError, SyntaxError):
         return False
     return True
+
+
+def _of_config_file(config_argument: str, error: BaseException) -> str:
+    """Says at which line the code of the configuration file failed, and how; "" where it did not.
+
+    absl raises anew what that code raises as a TypeError or ValueError.
+    """
+    path = config_argument.partition(":")[0]
+    raised: BaseException | None = error
+    while raised is not None:
+        frames = traceback.extract_tb(raised.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == path]
+        if lines:
+            what = "".join(traceback.format_exception_only(raised))
+            return f"{path}: line {lines[-1]}: {' '.join(what.split())}"
+        raised = raised.__context__
+    return ""
 
 
 def _default_workdir(config_argument: str) -> Path:

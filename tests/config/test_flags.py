@@ -72,3 +72,23 @@ def test_the_order_of_arguments_does_not_matter(named):
 def test_the_workdir_has_the_name_of_the_config(config, expected):
     assert parse(["main", f"--config={config}"]).workdir == Path(expected)
     assert parse(["main", "--config", config]).workdir == Path(expected)
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("{}['lr']", "KeyError: 'lr'"),
+        ("assert False", "AssertionError"),
+        # absl takes these two for a wrong value of --config.
+        ("raise ValueError('first\\nsecond')", "ValueError: first second"),
+        ("float([])", "TypeError: float() argument must be a string or a real number, not 'list'"),
+    ],
+)
+def test_a_fault_in_a_configuration_file_is_told_in_one_line_with_its_place(
+    code, expected, tmp_path
+):
+    path = tmp_path / "own.py"
+    path.write_text(f"def get_config(variant):\n    return part()\ndef part():\n    {code}\n")
+    with pytest.raises(UserError) as refusal:
+        parse(["main", f"--config={path}:some,variant"])
+    assert str(refusal.value) == f"{path}: line 4: {expected}"
