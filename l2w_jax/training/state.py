@@ -1,6 +1,7 @@
 """What training carries from one iteration to the next."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import flax.struct
@@ -118,6 +119,27 @@ def untrained_state(config: ConfigDict, rng: jax.Array, images: Images | None = 
 def abstract_state(config: ConfigDict) -> TrainState:
     """Shapes and types of `untrained_state`, as `jax.ShapeDtypeStruct`s: nothing is drawn."""
     return jax.eval_shape(lambda rng: untrained_state(config, rng), jax.random.key(config.seed))
+
+
+def filled_fields(weighting: ConfigDict) -> tuple[str, ...]:
+    """The fields of a `TrainState` that are empty unless `config.weighting` needs them."""
+    is_needed = {
+        "wpn_params": weighting.kind in PREDICTED_KINDS,
+        "wpn_opt_state": weighting.kind == "meta",
+        "previous_params": is_pipelined(weighting),
+    }
+    return tuple(name for name, needed in is_needed.items() if needed)
+
+
+def check_filled(state: TrainState, names: Sequence[str]) -> None:
+    """Raises ValueError where one of the fields with these names is empty."""
+    for name in names:
+        if not jax.tree.leaves(getattr(state, name)):
+            raise ValueError(
+                f"state.{name} is empty; must be as create_train_state makes it with the "
+                "step's config.weighting (`replace` then puts in a trained network's params and "
+                "batch_stats)"
+            )
 
 
 def initial_opt_state(optimizer: optax.GradientTransformation, params: Any) -> optax.OptState:

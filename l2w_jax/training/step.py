@@ -5,7 +5,6 @@ weigh it from the other (`half_step`). Plain training is one update on the whole
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
 
 import jax
@@ -28,7 +27,7 @@ from l2w_jax.training.optimizers import (
     network_optimizer,
 )
 from l2w_jax.training.pipelined import late_meta_update, select, split_previous
-from l2w_jax.training.state import TrainState
+from l2w_jax.training.state import TrainState, check_filled, filled_fields
 from l2w_jax.training.weighting import Weighting, create_weighting, is_pipelined
 
 Metrics = dict[str, jax.Array]
@@ -119,8 +118,9 @@ def make_train_step(
         ValueError: a field of the configuration is not possible (`validate_training`), or its
             schedule is not for this network; or `total_steps` is not a whole number, 1 or more. The
             function raises it where `apply_in_training` or `cross_entropy` does, and where the
-            samples of a device have no two equal halves, a half cannot be divided into
-            `optimizer.accumulation` parts, or a "pipelined" step's batch lacks "previous".
+            state was made for another weighting, the samples of a device have no two equal halves,
+            a half cannot be divided into `optimizer.accumulation` parts, or a "pipelined" step's
+            batch lacks "previous".
     """
     validate_training(config)
     if not float(total_steps).is_integer() or total_steps < 1:
@@ -130,8 +130,14 @@ def make_train_step(
         update = plain_step
     else:
         update = pipelined_half_step if is_pipelined(config.weighting) else half_step
+    filled = filled_fields(config.weighting)
+
+    def checked_update(state: TrainState, batch: Batch, i: jax.Array) -> tuple[TrainState, Metrics]:
+        check_filled(state, filled)
+        return update(training, state, batch, i)
+
     num_updates = updates_per_iteration(config.weighting.kind)
-    return TrainStep(functools.partial(update, training), num_updates, axis_name)
+    return TrainStep(checked_update, num_updates, axis_name)
 
 
 def create_training(

@@ -132,3 +132,33 @@ def test_images_of_a_shape_that_the_state_is_not_for_are_told_where_to_give_it()
     message = r"images have shape \(\d, 6, 4, 1\), .*; create_train_state\(config, rng, images\) "
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(make_train_step(config, total_steps=10), state, batch)
+
+
+@pytest.mark.parametrize(
+    ("of_state", "of_step", "field"),
+    [
+        ({"kind": "none"}, {"kind": "meta"}, "wpn_params"),
+        ({"kind": "fixed"}, {"kind": "frozen"}, "wpn_params"),
+        ({"kind": "frozen"}, {"kind": "meta"}, "wpn_opt_state"),
+        ({"schedule": "exact"}, {"schedule": "pipelined"}, "previous_params"),
+    ],
+)
+def test_a_state_of_another_weighting_is_refused(
+    small_config, make_batch, of_state, of_step, field, x64
+):
+    small_config.weighting.update(of_state)
+    state = create_train_state(small_config, jax.random.key(0))
+    small_config.weighting.update(of_step)
+    batch = make_batch(0, 8)
+    with pytest.raises(ValueError, match=f"^state.{field} is empty; must be as create_train_state"):
+        jax.eval_shape(make_train_step(small_config, 10), state, {**batch, "previous": batch})
+
+
+def test_a_state_takes_over_what_was_trained_without_weights(small_config, make_batch, x64):
+    small_config.weighting.kind = "none"
+    trained = create_train_state(small_config, jax.random.key(0))
+    small_config.weighting.kind = "meta"
+    state = create_train_state(small_config, jax.random.key(1))
+    state = state.replace(params=trained.params, batch_stats=trained.batch_stats)
+    found, _ = jax.eval_shape(make_train_step(small_config, 10), state, make_batch(0, 8))
+    assert jax.tree.structure(found) == jax.tree.structure(state)
