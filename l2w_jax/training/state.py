@@ -94,14 +94,15 @@ def untrained_state(config: ConfigDict, rng: jax.Array, images: Images | None = 
             f"network's top-level parts, {some(sorted(params))}"
         )
 
+    filled = filled_fields(config.weighting)
     wpn_params, wpn_opt_state = {}, ()
-    if config.weighting.kind in PREDICTED_KINDS:
+    if "wpn_params" in filled:
         predictor = create_predictor(config.weighting, model)
         of_exits = jax.ShapeDtypeStruct((1, model.num_exits), jnp.float32)
         read = functools.partial(predictor_inputs, config.weighting.input)
         inputs = jax.eval_shape(read, of_exits, of_exits)
         wpn_params = initial_variables(predictor, wpn_rng, inputs)["params"]
-    if config.weighting.kind == "meta":
+    if "wpn_opt_state" in filled:
         wpn_opt_state = initial_opt_state(adam(config.weighting.weight_decay), wpn_params)
     optimizer = network_optimizer(config.optimizer, model.frozen)
     return TrainState(
@@ -112,7 +113,7 @@ def untrained_state(config: ConfigDict, rng: jax.Array, images: Images | None = 
         wpn_params=wpn_params,
         wpn_opt_state=wpn_opt_state,
         # Copies, since the step is given the buffers of both to reuse.
-        previous_params=jax.tree.map(jnp.copy, params) if is_pipelined(config.weighting) else (),
+        previous_params=jax.tree.map(jnp.copy, params) if "previous_params" in filled else (),
     )
 
 
