@@ -120,8 +120,9 @@ class EarlyExitPredictor:
 
         Raises:
             ValueError: the images have another shape or type, are no numbers, or one holds NaN or
-                infinity; `top_k` is more than there are classes; an answer is not finite; or the
-                network hands on an array whose first axis is not the images'.
+                infinity; `top_k` is more than there are classes; an answer or a score of the rule
+                is not finite; or the network hands on an array whose first axis is not the
+                images'.
         """
         images = self._checked(images)
         shape = (len(images), *self._shape_of_answer)
@@ -177,6 +178,11 @@ class EarlyExitPredictor:
             in_use = image_of_row != EMPTY
             if not np.isfinite(confidences[in_use]).all():
                 raise ValueError(f"the network's answer at exit {k + 1} is not finite")
+            # It would not leave at the last exit either, and have no answer.
+            if not (np.abs(scores[in_use]) < rules.NOBODY_LEAVES).all():
+                raise ValueError(
+                    f"the rule's score at exit {k + 1} is NaN or infinite, or 1e8 or more"
+                )
             leaving = in_use & (scores >= threshold)
             image = image_of_row[leaving]
             decisions.labels[image] = labels[leaving]

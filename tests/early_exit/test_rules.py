@@ -167,6 +167,17 @@ def test_the_predictor_follows_any_rule(tiny_network, rule):
     np.testing.assert_array_equal(decisions.exits[clear], first_exits(scores, thresholds)[clear])
 
 
+# NaN as from an entropy in which a probability of 0 has a logarithm.
+@pytest.mark.parametrize("score", [np.nan, np.inf, -np.inf])
+def test_a_rule_that_gives_no_score_is_refused(tiny_network, score):
+    def rule(logits):
+        return jnp.full(len(logits), score)
+
+    predict = EarlyExitPredictor(*tiny_network, [0, 0, 0], rule=rule)
+    with pytest.raises(ValueError, match=r"^the rule's score at exit 1 is NaN or infinite"):
+        predict(np.zeros((3, 8, 8, 3), np.float32))
+
+
 @pytest.mark.parametrize("q", [1, 2])
 def test_a_network_that_is_sure_lets_as_many_leave_as_are_asked_for(sure_logits, q):
     confidences = np.asarray(rules.confidence(sure_logits))
