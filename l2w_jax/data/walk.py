@@ -9,10 +9,18 @@ from l2w_jax.data.formats import image_endings
 from l2w_jax.errors import UserError
 from l2w_jax.standard_output import in_one_line
 
-# Folders that systems make among a user's, with thumbnails, copies or nothing in them: archives of
-# macOS, Synology's storage, Windows and Linux. As a class, each would be one more to learn.
+# Folders that systems make among a user's: archives of macOS, Synology's storage, Windows, Linux.
+# They hold thumbnails, which would be trained on beside test images that they show, what was
+# deleted, or nothing.
 _OF_SYSTEMS = frozenset(
-    {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
+    {
+        "__MACOSX",
+        "@eaDir",
+        "#recycle",
+        "$RECYCLE.BIN",
+        "System Volume Information",
+        "lost+found",
+    }
 )
 
 
