@@ -54,7 +54,7 @@ def leaving_by_shots(evaluation: Evaluation) -> list[dict[str, Any]]:
 def leaving_by_group(
     evaluation: Evaluation, members: Mapping[str, NDArray[np.integer]]
 ) -> list[dict[str, Any]]:
-    """How groups of test images fare when held-out images leave at each exit in equal numbers.
+    """How groups of test images fare when those that set thresholds leave in equal numbers.
 
     Args:
         evaluation: with images that set thresholds.

@@ -85,6 +85,12 @@ def test_images_of_an_earlier_evaluation_are_said_to_set_the_thresholds(two_runs
     assert images == "180 (holdout, of an earlier evaluation)"
 
 
+def test_training_images_that_set_thresholds_are_not_called_held_out(two_runs):
+    dataclasses.replace(Evaluation.load(two_runs[0]), thresholds_from="train").save(two_runs[0])
+    assert "by which held-out" not in (text := write_report(two_runs).read_text())
+    assert "when held-out" not in text
+
+
 def test_exits_above_the_curve_are_said_to_be(tmp_path):
     folder = write_run(tmp_path / "run")
     evaluation = Evaluation.load(folder)
@@ -205,7 +211,7 @@ def test_an_evaluation_without_images_for_thresholds_is_shown(two_runs):
     page = read(two_runs)
     assert ["learned", "3", "73.25", "4.50", "360", "none", "40"] in page.rows
     text = (folder / "report.html").read_text()
-    assert text.count("evaluated without held-out images") == 4
+    assert text.count("evaluated without images that set thresholds") == 4
     assert [path.name for path in (folder / "plots").iterdir()] == ["accuracy.png"]
 
 
