@@ -1,7 +1,7 @@
 """A small MSDNet with learned sample weights on scikit-learn's handwritten digits (no download).
 
 1,797 real images, enlarged to 16x16: 1,257 to train on, 180 held out, 360 to test on. No figure of
-a paper; it shows the whole method in a minute or two on two CPU cores, and
+a paper; it shows the whole method in a minute or so on two CPU cores, and
 `configs/results/README.md` has what came out.
 
     bash launch/local.sh --config=configs/digits_msdnet.py            # learned weights

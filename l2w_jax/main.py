@@ -5,7 +5,8 @@ __doc__ = """Trains a multi-exit network with learned sample weights, and evalua
         [--workdir=FOLDER] [--mode=train|evaluate]
 
 The same command again goes on where the run stopped. Training ends with the evaluation that
---mode=evaluate does by itself: of the checkpoint with the best held-out top-1 at the last exit.
+--mode=evaluate does by itself: of the checkpoint with the best held-out top-1 at the last exit, or
+where no images are held out, of the newest.
 
 l2w_jax/config/defaults.py lists every field with its default.
 

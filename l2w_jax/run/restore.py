@@ -24,6 +24,8 @@ from l2w_jax.training.state import abstract_state
 def restore_best(config: ConfigDict, workdir: Path) -> TrainState:
     """The state to evaluate: of the checkpoint with the best held-out top-1 at the last exit.
 
+    Where no checkpoint has been scored, it is the newest.
+
     Raises:
         UserError: the configuration is not possible; there is no checkpoint, all are damaged, or
             they are of another network.
