@@ -3,9 +3,10 @@
     python -m l2w_jax.compare RUN|FILE.json ... [--output=FILE.png] [--save=FILE.json]
         [--images=test|holdout] [--ways=NAME,NAME ...]
 
-The runs must have been evaluated. Those whose configurations differ in the seed alone are one way
-of training, named by the first one's folder without the -NUMBER that it may end in; they must have
-been evaluated on the same images. The first table has, for each way, the mean and the standard
+The runs must have been evaluated. Those whose configurations differ in the seed alone, besides
+data_dir, logs, checkpoints and what else changes no number, are one way of training, named by the
+first one's folder without the -NUMBER that it may end in; they must have been evaluated on the same
+images. The first table has, for each way, the mean and the standard
 deviation over its runs of top-1 at every exit, and of top-1 with images leaving early: at 40, 60
 and 80% of the mul-adds of the last exit, and on average between 20 and 80%. The second has each
 way's average gain over the first one, by pairs of runs of the same seed, with the 95% interval of
