@@ -54,8 +54,10 @@ def parse(argv: Sequence[str]) -> Arguments:
     except SyntaxError as error:
         raise UserError(f"{error.filename}: line {error.lineno}: {error.msg}") from error
     except AttributeError as error:
-        lacks = f"--config={config_argument}: must define get_config(variant)"
-        raise UserError(_of_config_file(config_argument, error) or lacks) from error
+        lacks = "get_config" in str(error)
+        reason = "must define get_config(variant)" if lacks else _last_line(error)
+        fault = _of_config_file(config_argument, error)
+        raise UserError(fault or f"--config={config_argument}: {reason}") from error
     except Exception as error:
         fault = _of_config_file(config_argument, error)
         raise UserError(fault or f"--config={config_argument}: {_last_line(error)}") from error
