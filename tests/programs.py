@@ -10,12 +10,12 @@ _TESTS = Path(__file__).parent
 # Else a program would import what is installed, which may be another checkout.
 THIS_CHECKOUT = {"PYTHONPATH": f"{_TESTS.parent}{os.pathsep}{_TESTS}"}
 
+# Seconds to wait at most for what takes a moment: a virtual machine may stand still for a minute.
+PATIENCE = 150
+
 # What such a program is started with, unless a test has it run without the project.
 # It compiles as the tests do, see conftest.py.
 ENVIRONMENT = os.environ | THIS_CHECKOUT | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-
-# Seconds to wait at most for what takes a moment: a virtual machine may stand still for a minute.
-PATIENCE = 150
 
 
 @contextlib.contextmanager

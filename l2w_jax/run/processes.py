@@ -3,6 +3,7 @@
 A launcher gives every process the same command and sets JAX_COORDINATOR_ADDRESS (host:port of
 process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID, or, where JAX finds these out by itself (TPU pods,
 Slurm), L2W_DISTRIBUTED=auto. All processes need the same view of the run folder.
+L2W_HEARTBEAT_TIMEOUT is after how many seconds of silence a process counts as dead, 30 if not set.
 """
 
 import collections
@@ -24,8 +25,9 @@ from l2w_jax import standard_output
 from l2w_jax.errors import RunFailed, RunInterrupted, UserError, first_line
 from l2w_jax.run import slurm, stop_signals
 
-# A process that died is noticed after this many seconds.
+# Seconds. A machine that stands still for longer, as a virtual one may, has its run ended.
 _HEARTBEAT_TIMEOUT = 30
+_HEARTBEAT_TIMEOUTS = range(1, 24 * 3600 + 1)
 
 # How XLA's message on a computation that could not end begins: with the name of a status.
 _FAILED_COMPUTATION = re.compile(
@@ -47,11 +49,12 @@ def joined() -> Iterator[None]:
     Inside, SIGTERM and SIGINT end the process at once, until training has something to save.
 
     If one of several processes fails inside, it ends at once, with its error as the last line, and
-    the others notice within a minute. In an orderly end JAX would wait for them, and they for it.
+    the others notice within the heartbeat timeout at the latest. In an orderly end JAX would wait
+    for them, and they for it.
 
     Raises:
-        UserError: the launcher's settings are incomplete, the other processes do not answer, JAX
-            cannot use its devices, or not all processes have equally many.
+        UserError: the launcher's settings are incomplete or wrong, the other processes do not
+            answer, JAX cannot use its devices, or not all processes have equally many.
     """
     _join()
     try:
@@ -180,10 +183,20 @@ def _join() -> None:
     # What CPU devices of several processes need to average over; other devices ignore it.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
-        jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT, **settings)
+        jax.distributed.initialize(heartbeat_timeout_seconds=_heartbeat_timeout(), **settings)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"{_failure_to_join(error)}: {first_line(error)}") from error
     _sigterm_listener = stop_signals.Listener()
+
+
+def _heartbeat_timeout() -> int:
+    value = os.environ.get("L2W_HEARTBEAT_TIMEOUT", str(_HEARTBEAT_TIMEOUT))
+    if not (value.isdecimal() and int(value) in _HEARTBEAT_TIMEOUTS):
+        raise UserError(
+            f"L2W_HEARTBEAT_TIMEOUT: {value!r} is not allowed: must be a whole number of seconds "
+            f"from {_HEARTBEAT_TIMEOUTS[0]} to {_HEARTBEAT_TIMEOUTS[-1]}"
+        )
+    return int(value)
 
 
 def _failure_to_join(error: Exception) -> str:

@@ -96,7 +96,8 @@ def test_a_fault_in_a_configuration_file_is_told_in_one_line_with_its_place(
 
 def test_what_returns_no_configuration_is_not_told_to_lack_get_config(tmp_path):
     path = tmp_path / "own.py"
-    path.write_text("def get_config(variant):\n    return None\n")
-    with pytest.raises(UserError, match=r"own\.py:some: .*NoneType.*seed") as refusal:
+    lines = "from ml_collections import FrozenConfigDict\n\ndef get_config(variant):\n"
+    path.write_text(lines + "    return FrozenConfigDict({'seed': 0})\n")
+    with pytest.raises(UserError, match=r"own\.py:some: FrozenConfigDict is immutable") as refusal:
         parse(["main", f"--config={path}:some", "--config.seed=1"])
     assert "must define" not in str(refusal.value)

@@ -117,6 +117,7 @@ def test_a_joined_process_that_is_alone_saves_when_it_is_stopped(number, tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("default_heartbeat_timeout")
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_dead_process_takes_the_others_with_it_and_the_run_goes_on(victim, one_process, tmp_path):
     process = launch(2, 2, tmp_path / "run", TINY_DELAY="0.2")
@@ -136,6 +137,7 @@ def test_a_dead_process_takes_the_others_with_it_and_the_run_goes_on(victim, one
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("default_heartbeat_timeout")
 def test_a_process_that_freezes_is_not_waited_for_and_the_run_goes_on(tmp_path):
     """As when a host's network is gone: nobody hears that the connection is."""
     process = launch(2, 1, tmp_path / "run", TINY_DELAY="0.2")
@@ -255,6 +257,7 @@ def test_damage_that_all_processes_see_costs_them_its_step_only(folders):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("default_heartbeat_timeout")
 def test_a_process_that_dies_while_it_reads_is_told_as_gone_and_nothing_as_damaged(folders):
     record = folders / "1" / "checkpoints" / "20" / "record" / "metadata"
     record.unlink()

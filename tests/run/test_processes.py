@@ -91,6 +91,27 @@ def test_settings_of_a_launcher_that_lack_some_are_refused(monkeypatch):
         pytest.fail("ran alone")
 
 
+@pytest.mark.parametrize(("setting", "seconds"), [(None, 30), ("150", 150)])
+def test_silence_for_as_long_as_is_set_makes_a_process_dead(setting, seconds, monkeypatch):
+    monkeypatch.delenv("L2W_HEARTBEAT_TIMEOUT", raising=False)
+    if setting:
+        monkeypatch.setenv("L2W_HEARTBEAT_TIMEOUT", setting)
+    given = {}
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **settings: given.update(settings))
+    with processes.joined():
+        pass
+    assert given["heartbeat_timeout_seconds"] == seconds
+    monkeypatch.setattr(processes, "_sigterm_listener", None)
+
+
+@pytest.mark.parametrize("setting", ["", "0", "-1", "1.5", "86401", "half a minute"])
+def test_an_impossible_heartbeat_timeout_is_refused(setting, monkeypatch):
+    monkeypatch.setenv("L2W_HEARTBEAT_TIMEOUT", setting)
+    allowed = f"^L2W_HEARTBEAT_TIMEOUT: '{setting}' is not allowed: .* seconds from 1 to 86400$"
+    with pytest.raises(UserError, match=allowed), processes.joined():
+        pytest.fail("joined")
+
+
 @pytest.fixture
 def statuses(monkeypatch):
     """Those that one of several processes, which this one is taken for, would end with at once."""
