@@ -113,6 +113,11 @@ def between(scores, share):
     return np.float32([row[at : at + 2].mean() for row, at in zip(near, widest, strict=True)])
 
 
+def no_number(logits):
+    """A rule of one's own that is broken. NaN is not less than any threshold."""
+    return jax.numpy.nan * rules.confidence(logits)
+
+
 def scores_of(rule, logits):
     """By the rule of this name, from logits of all exits [K, N, C]: [K, N]."""
     return np.asarray(rules.RULES[rule](logits))

@@ -69,7 +69,7 @@ class ExportedNetwork:
             for k, threshold in enumerate(self.description["thresholds"]):
                 *answers, features = self._stages[k](features)
                 label, confidence, score = (np.asarray(a)[: len(left)] for a in answers)
-                if not np.isfinite(confidence).all():
+                if not all(np.isfinite(values).all() for values in (confidence, score)):
                     raise ValueError(f"the network's answer at exit {k + 1} is not finite")
                 labels[left], exits[left], confidences[left] = label, k, confidence
                 stays = np.flatnonzero(score < threshold)

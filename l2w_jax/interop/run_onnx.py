@@ -59,7 +59,7 @@ class ExportedNetwork:
             for k, (stage, takes, gives, later) in enumerate(self._stages):
                 results = stage.run(gives, {name: arrays[name] for name in takes})
                 arrays |= zip(gives, results, strict=True)
-                if not np.isfinite(arrays["confidences"]).all():
+                if not all(np.isfinite(arrays[name]).all() for name in ("confidences", "scores")):
                     raise ValueError(f"the network's answer at exit {k + 1} is not finite")
                 labels[left], exits[left] = arrays["labels"], k
                 confidences[left] = arrays["confidences"]

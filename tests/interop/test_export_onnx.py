@@ -20,6 +20,7 @@ from small_networks import (
     between,
     lively_variables,
     network,
+    no_number,
     scores_of,
     thresholds_between,
 )
@@ -260,4 +261,12 @@ def test_a_network_whose_answer_is_not_finite_is_refused(broken, tiny_network, t
     export_onnx.export_network(tmp_path, NetworkToExport(model, variables, *arguments))
     run = load_program(tmp_path, export_onnx.LOADER).ExportedNetwork(tmp_path)
     with pytest.raises(ValueError, match=f"answer at exit {broken + 1} is not finite"):
+        run(stored_images(3, 8))
+
+
+def test_a_rule_that_gives_no_number_is_refused(tiny_network, tmp_path):
+    arguments = ([NOBODY_LEAVES] * 3, image_format(8), CLASSES[:4], no_number)
+    export_onnx.export_network(tmp_path, NetworkToExport(*tiny_network, *arguments))
+    run = load_program(tmp_path, export_onnx.LOADER).ExportedNetwork(tmp_path)
+    with pytest.raises(ValueError, match="answer at exit 1 is not finite"):
         run(stored_images(3, 8))

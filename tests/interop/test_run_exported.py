@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 from exported_networks import check_same, image_format, load, preprocess, stored_images
-from small_networks import between, scores_of, thresholds_between
+from small_networks import between, no_number, scores_of, thresholds_between
 
 from l2w_jax.early_exit import EarlyExitPredictor, rules
 from l2w_jax.early_exit.calibration import calibrated
@@ -219,3 +219,10 @@ def test_a_network_whose_answer_is_not_finite_is_refused(tiny_folder, tmp_path):
     (folder / "network.json").write_text(json.dumps(description))
     with pytest.raises(ValueError, match="exit 1 is not finite"):
         load(folder, export.LOADER)(IMAGES[:3])
+
+
+def test_a_rule_that_gives_no_number_is_refused(tiny_network, tmp_path):
+    network = NetworkToExport(*tiny_network, [np.inf, np.inf, 0], FORMAT, "abcd", no_number)
+    export.export_network(tmp_path, network)
+    with pytest.raises(ValueError, match="answer at exit 1 is not finite"):
+        load(tmp_path, export.LOADER)(IMAGES[:3])
