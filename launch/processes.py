@@ -26,6 +26,9 @@ SECONDS_BETWEEN_LOOKS = 0.1
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command line; returns the exit status."""
+    if argv[1:] in (["--help"], ["-h"]):
+        print(__doc__)
+        return 0
     if len(argv) < 2 or not argv[1].isdecimal() or int(argv[1]) < 1:
         standard_output.tell("usage: python launch/processes.py N --config=configs/NAME.py ...")
         return 2

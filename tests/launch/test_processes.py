@@ -63,6 +63,13 @@ def test_a_signal_leaves_none_behind_that_starts_later(monkeypatch):
     assert [process.poll() for process in started_all] == [-signal.SIGTERM] * 3
 
 
+def test_help_is_printed_for_whoever_asks():
+    command = [sys.executable, str(ROOT / "launch" / "processes.py"), "--help"]
+    completed = subprocess.run(command, capture_output=True, text=True)
+    assert (completed.returncode, completed.stderr) == (0, "")
+    assert "python launch/processes.py N --config" in completed.stdout
+
+
 @pytest.mark.parametrize("number", ["two", "0", "\N{SUPERSCRIPT TWO}"])
 def test_a_wrong_number_is_refused(number):
     completed = subprocess.run(
