@@ -1,4 +1,5 @@
-"""Runs one command of this project as N processes on this machine.
+# Assigned, because it is what --help prints: python -OO drops docstrings, but not this.
+__doc__ = """Runs one command of this project as N processes on this machine.
 
     python launch/processes.py N --config=configs/NAME.py [...]
 
@@ -27,7 +28,8 @@ SECONDS_BETWEEN_LOOKS = 0.1
 def main(argv: Sequence[str]) -> int:
     """Runs the command line; returns the exit status."""
     if argv[1:] in (["--help"], ["-h"]):
-        print(__doc__)
+        with standard_output.faults_told():
+            print(__doc__)
         return 0
     if len(argv) < 2 or not argv[1].isdecimal() or int(argv[1]) < 1:
         standard_output.tell("usage: python launch/processes.py N --config=configs/NAME.py ...")
