@@ -12,7 +12,8 @@ that is not an image, or cannot be read, is reported, with --json as an object w
 "error"; the rest are classified all the same, and the exit status is 1.
 
 Thresholds are those of --thresholds, or else of RUN/thresholds.json; without either, the cheapest
-with which stopping early lost no accuracy on the run's held-out images.
+with which stopping early lost no accuracy on the run's held-out images, or on its training images
+where its `dataset.thresholds_from` is "train".
 """
 
 import argparse

@@ -10,14 +10,15 @@
 
 --risk promises that at most one point of accuracy is lost against the full network, with 95%
 confidence, for images of the kind that were held out (`early_exit.guarantee` says how). Means are
-taken over the held-out images of the run's last evaluation; --latency-ms is for images that come
-one at a time. --rule says what decides (`early_exit.rules`): the log-odds of the most probable
-class, its probability, the entropy, the margin to the second class, or patience, the number of
-exits that agree. With --calibrate each exit gets a temperature, fitted on a third of the held-out
-images, so that its confidences say how often it is right; the other images set the thresholds.
-Writes RUN/thresholds.json, which the other commands use, and with --calibrate adds to
-RUN/evaluation.json what the temperatures do to the calibration error of test images; with
---output=FILE it writes FILE and leaves the run as it is.
+taken over the images that the run's last evaluation set thresholds with: those held out, unless
+`dataset.thresholds_from` is "train". --latency-ms is for images that come one at a time. --rule
+says what decides (`early_exit.rules`): the log-odds of the most probable class, its probability,
+the entropy, the margin to the second class, or patience, the number of exits that agree. With
+--calibrate each exit gets a temperature, fitted on a third of the held-out images, so that its
+confidences say how often it is right; the other images set the thresholds. Writes
+RUN/thresholds.json, which the other commands use, and with --calibrate adds to RUN/evaluation.json
+what the temperatures do to the calibration error of test images; with --output=FILE it writes FILE
+and leaves the run as it is.
 """
 
 import argparse

@@ -14,7 +14,8 @@ classes of each image, as `l2w_jax.predict` does.
 
 Thresholds are chosen as by `l2w_jax.predict`: those of --thresholds, or else of
 RUN/thresholds.json; without either, the cheapest with which stopping early lost no accuracy on the
-run's held-out images. In 8 bits they are set anew, so that as many held-out images leave as before.
+images that set the run's thresholds. In 8 bits they are set anew, so that as many of these images
+leave at each exit as before.
 """
 
 import argparse
